@@ -1,0 +1,96 @@
+# `make demo` and `make test` set everything up by themselves on Debian and Ubuntu with Python 3.11 or newer.
+# Where packages come from is pip's and apt's own configuration.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PIP_INSTALL = $(VENV)/bin/python -m pip install --no-input -c constraints.txt -e
+
+# $(call apt_install,PACKAGES): with sudo when we are not root; a sentence where there is no way.
+define apt_install
+	as_root=""; \
+	if [ "$$(id -u)" != 0 ]; then as_root=sudo; fi; \
+	for tool in apt-get $$as_root; do \
+		command -v "$$tool" >/dev/null || { \
+			echo "There is no $$tool here: install $(1) by this system's own means, then run make again." >&2; \
+			exit 1; \
+		}; \
+	done; \
+	install="$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(1)"; \
+	$$install </dev/null || { $$as_root apt-get update </dev/null && $$install </dev/null; } || { \
+		echo "apt-get could not install $(1): see above, install it by hand, then run make again." >&2; \
+		exit 1; \
+	}
+endef
+
+.PHONY: help
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: demo
+demo: $(VENV)/.demo broker ## set up, then run a broker, an agent and a few jobs on this machine
+	$(VENV)/bin/edge-agent demo
+
+.PHONY: test
+test: $(VENV)/.dev broker ## set up, then run the tests
+	$(VENV)/bin/python -m pytest
+
+.PHONY: check
+check: $(VENV)/.dev ## set up, then lint, formatting and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+.PHONY: bench
+bench: $(VENV)/.dev broker ## measure, for about 20 minutes, on a machine with nothing else to do
+	for name in idle first_chunk intake claim restart dispatch throughput; do \
+		$(VENV)/bin/python -m tests.bench.$$name; \
+	done
+
+.PHONY: chaos
+chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad messages, half an hour of load
+	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 SOAK_S=1800 \
+		$(VENV)/bin/python -m pytest -s tests/chaos
+
+.PHONY: schemas
+schemas: $(VENV)/.dev ## write the JSON Schemas anew after a change of the payloads
+	$(VENV)/bin/python -m edge_agent.mqtt.payloads edge_agent/mqtt/schemas
+
+.PHONY: clean
+clean: ## remove everything make has made here
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What can run the tests can run the demo too.
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(PIP_INSTALL) '.[cpu,demo,dev]'
+	touch $(VENV)/.demo $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(PIP_INSTALL) '.[cpu,demo]'
+	touch $@
+
+# Debian keeps a part of Python's venv in a package of its own.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: install one," \
+			"then run make PYTHON=python3.11 (or what it is called)." >&2; \
+		exit 1; \
+	}
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+		echo "This Python cannot make virtual environments; it needs: apt-get install python3-venv" >&2; \
+		$(call apt_install,python3-venv); \
+	}
+	$(PYTHON) -m venv $(VENV)
+
+# Debian puts mosquitto where a user's PATH often does not look.
+.PHONY: broker
+broker:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; \
+	command -v mosquitto >/dev/null && command -v mosquitto_pub >/dev/null || { \
+		$(call apt_install,mosquitto mosquitto-clients); \
+	}

@@ -1,0 +1,367 @@
+"""The composition root: builds everything, starts it in order, stops it in order. Nothing else builds anything."""
+
+import os
+import random
+import signal
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from edge_agent import __version__
+from edge_agent.dispatcher import IDLE_S, Dispatcher
+from edge_agent.engine.messages import Ready
+from edge_agent.engine.supervisor import EngineStatus, Listener, Served, Supervisor
+from edge_agent.health.birth import birth_certificate
+from edge_agent.health.reporter import Reporter
+from edge_agent.health.snapshot import condition, free_bytes
+from edge_agent.health.systemd import Notifier
+from edge_agent.jobs.job import Failure, Job
+from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Queue, StorageError
+from edge_agent.jobs.store import Operation, Store
+from edge_agent.log import get_logger
+from edge_agent.models.load import prepare
+from edge_agent.mqtt.intake import Intake
+from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
+from edge_agent.mqtt.outbox import Outbox
+from edge_agent.mqtt.payloads import EngineReading, Info
+from edge_agent.mqtt.presence import Announcer, Condition
+from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound, Publication, Speech
+from edge_agent.settings import Settings
+from edge_agent.state_dir import locked, open_queue
+from hardware.probe import probe
+
+TICK_S = 1.0
+"""How often the main thread looks after engines and feeds the watchdog when nothing wakes it."""
+STUCK_S = IDLE_S + 60.0
+"""A thread that shows no sign of life for so long is stuck; the watchdog is not fed any more."""
+SETTLE_S = 5.0
+"""How long the last results, states and the farewell may take to reach the broker."""
+STORAGE_RETRY_S = 5.0
+RECEIVE_BYTES_MAX = 8 * PAYLOAD_BYTES_MAX
+"""What is too large for a job but not for this is answered; the broker drops what is larger."""
+
+log = get_logger()
+
+
+class Agent:
+    """One agent, from settings to exit. `run` returns the exit status.
+
+    Threads: `main` (signals, engines, watchdog), `store`, `dispatcher`, `outbox`, `reporter`, paho's, two per engine.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._notifier = Notifier()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._crashed = threading.Event()
+        self._draining = False
+        self._deaf: tuple[str, ...] = ()
+        self._boot_id = uuid.uuid4().hex
+        self._machine = probe()
+        self._topics = Topics(settings.mqtt.root, settings.agent.id)
+        self._pace = Pace()
+
+    def run(self) -> int:
+        """Work until SIGTERM or SIGINT; a second one hurries. Raises SettingsError when they cannot work here."""
+        self._install_hooks()
+        with locked(self._settings.agent.state_dir) as state_dir:
+            queue = self._open_queue(state_dir)
+            if queue is None:
+                return 0
+            self._build(queue, state_dir)
+            self._start()
+            self._attend_until(self._stopping)
+            if self._crashed.is_set():
+                return self._abandon()
+            self._stop()
+        return 0
+
+    # Building
+
+    def _build(self, queue: Queue, state_dir: Path) -> None:
+        settings, topics = self._settings, self._topics
+        speech = Speech(topics)
+        self._store = Store(
+            queue,
+            tell=lambda changes: self._tell(queue, changes),
+            keep_finished_s=settings.queue.keep_finished_s,
+            keep_finished_jobs=settings.queue.keep_finished_jobs,
+        )
+        self._link = Link(
+            access(settings),
+            filters=(topics.commands, topics.event("presence")),
+            kept=(topics.event("presence"),),
+            callbacks=Callbacks(
+                receive=self._receive,
+                up=self._up,
+                down=self._down,
+                answered=lambda mid, reason: self._outbox.answered(mid, reason),  # noqa: PLW0108 - built below
+                subscribed=self._subscribed,
+                will=lambda conn_seq: self._announcer.will(conn_seq),  # noqa: PLW0108 - built below
+            ),
+        )
+        self._outbox = Outbox(
+            link=self._link,
+            store=self._store,
+            speech=speech,
+            pace=self._pace,
+            keep_text=settings.privacy.keep_text,
+            chance=random.random,
+        )
+        self._dispatcher = Dispatcher(
+            models=[serve.name for serve in settings.models.serve],
+            store=self._store,
+            outbox=self._outbox,
+            supervisor=lambda: self._supervisor,
+            pace=self._pace,
+        )
+        self._supervisor = Supervisor(
+            [
+                Served(serve.name, serve.backend, partial(lambda serve: prepare(serve, probe()), serve))
+                for serve in settings.models.serve
+            ],
+            listener=Listener(event=self._dispatcher.said, up=self._engine_up, lost=self._engine_lost),
+            wake=self._wake.set,
+        )
+        self._announcer = Announcer(
+            topics,
+            boot_id=self._boot_id,
+            condition=self._condition,
+            describe=self._describe,
+            say=self._outbox.say,
+        )
+        self._intake = Intake(
+            topics=topics,
+            speech=speech,
+            settings=settings.queue,
+            store=self._store,
+            link=self._link,
+            outbox=self._outbox,
+            roster=self._supervisor,
+            pace=self._pace,
+            cancel_running=self._dispatcher.cancel,
+            free_bytes=lambda: free_bytes(state_dir),
+        )
+        self._reporter = Reporter(
+            topics=topics,
+            boot_id=self._boot_id,
+            period_s=settings.telemetry.period_s,
+            state_dir=state_dir,
+            store=self._store,
+            engines=self._supervisor.statuses,
+            reading=self._reading,
+            condition=self._condition,
+            connections=lambda: self._link.connections,
+            refresh=self._announcer.refresh,
+            say=self._report,
+        )
+
+    # Order of start and stop
+
+    def _start(self) -> None:
+        """Start what is needed before what needs it: rows, who runs and tells them, who brings them."""
+        self._store.start()
+        models = [serve.name for serve in self._settings.models.serve]
+        self._store.do(lambda queue: queue.disown(models))
+        self._outbox.start()
+        self._dispatcher.start()
+        self._link.start()
+        self._reporter.start()
+        self._notifier.ready()
+        log.info("agent.started", agent=self._settings.agent.id, version=__version__, boot_id=self._boot_id)
+
+    def _stop(self) -> None:
+        """Stop in the order of the flow: let jobs end, say so and good-bye, then close what they stood on."""
+        self._draining = True
+        self._notifier.stopping()
+        log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
+        self._announcer.refresh()
+        self._drain()
+        self._dispatcher.stop()
+        self._reporter.stop()
+        self._await_rows()
+        self._announcer.farewell("stopped")
+        if self._link.connected and not self._outbox.settle(SETTLE_S):
+            log.warning(
+                "agent.unsettled",
+                next="results that did not reach the broker are published after the next start",
+            )
+        self._link.stop()
+        self._outbox.stop()
+        self._supervisor.stop()
+        self._store.stop()
+        log.info("agent.stopped")
+
+    def _await_rows(self) -> None:
+        """Let what ended be committed, and announced; a full disk is not waited for."""
+        try:
+            self._store.ask(lambda _queue: None, timeout_s=SETTLE_S)
+        except TimeoutError:
+            log.warning("agent.unwritten", next="what the disk did not take yet is run again after the next start")
+
+    def _drain(self) -> None:
+        """Let running jobs finish within their time, while their engines are still looked after."""
+        end_s = time.monotonic() + self._settings.agent.drain_s
+        while time.monotonic() < end_s and not self._hurry.is_set():
+            if self._dispatcher.drain(min(TICK_S, max(0.0, end_s - time.monotonic()))):
+                return
+            self._supervisor.attend()
+            self._notifier.alive()
+
+    def _abandon(self) -> int:
+        """End at once after a crash: everything that matters is on disk, the service manager starts us again."""
+        log.error("agent.crashed", next="the service manager starts the agent again; no accepted job is lost")
+        os._exit(1)
+
+    # The main thread
+
+    def _attend_until(self, event: threading.Event) -> None:
+        while not event.is_set():
+            self._supervisor.attend()
+            self._feed()
+            self._wake.wait(TICK_S)
+            self._wake.clear()
+
+    def _feed(self) -> None:
+        oldest_s = min(self._dispatcher.beat_s, self._store.beat_s)
+        if time.monotonic() - oldest_s < STUCK_S:
+            self._notifier.alive()
+        condition = self._condition()
+        running = sum(self._dispatcher.running(serve.name) for serve in self._settings.models.serve)
+        where = "connected" if self._link.connected else "no broker"
+        self._notifier.status(
+            f"{condition.health}, {where}, {running} running" + "".join(f"; {r}" for r in condition.reasons)
+        )
+
+    def _install_hooks(self) -> None:
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            if self._stopping.is_set():
+                self._hurry.set()
+            self._stopping.set()
+            self._wake.set()
+
+        def on_crash(crash: threading.ExceptHookArgs) -> None:
+            # Frames and type only: an exception's message may carry somebody's prompt.
+            frames = [
+                f"{frame.name} {frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(crash.exc_traceback)
+            ]
+            thread = crash.thread.name if crash.thread else "?"
+            log.error("thread.crashed", thread=thread, error=crash.exc_type.__name__, frames=frames)
+            self._crashed.set()
+            self._stopping.set()
+            self._wake.set()
+
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+        threading.excepthook = on_crash
+
+    def _open_queue(self, folder: Path) -> Queue | None:
+        """Open the queue, waiting for room on the disk; None when told to stop meanwhile."""
+        while not self._stopping.is_set():
+            try:
+                return open_queue(folder, age_step_s=self._settings.queue.age_step_s)
+            except StorageError as error:
+                log.error("queue.unwritable", reason=str(error), next="free disk space or mend the folder's rights")
+                self._notifier.status(f"waits: the queue cannot be written ({error})")
+                self._notifier.alive()
+                self._stopping.wait(STORAGE_RETRY_S)
+        return None
+
+    # What parts of the agent tell each other
+
+    def _tell(self, queue: Queue, changes: Sequence[Job]) -> None:
+        self._outbox.announce(queue, changes)
+        self._dispatcher.look()
+
+    def _report(self, publication: Publication) -> None:
+        """Say how we are while somebody hears it: a report of an hour ago is no news, and must push no state out."""
+        if self._link.connected:
+            self._outbox.say(publication)
+
+    def _receive(self, inbound: Inbound, receipt: Receipt) -> None:
+        if inbound.topic == self._topics.event("presence"):
+            self._announcer.seen(inbound)
+            # Nothing to store, but acknowledged in its turn: MQTT 5 wants the order of arrival.
+            acknowledge = partial(self._acknowledge, receipt)
+            self._store.put(Operation(lambda _queue: None, acknowledge, refuse=acknowledge))
+        else:
+            self._intake.receive(inbound, receipt)
+
+    def _acknowledge(self, receipt: Receipt, _outcome: object) -> None:
+        self._link.ack(receipt)
+
+    def _up(self, conn_seq: int) -> None:
+        self._announcer.birth(conn_seq)
+        self._outbox.wake()
+
+    def _down(self, reason: str) -> None:
+        if reason == "duplicate_agent":
+            self._announcer.note_duplicate()
+
+    def _subscribed(self, refused: tuple[str, ...]) -> None:
+        self._deaf = refused
+        self._announcer.refresh()
+
+    def _engine_up(self, model: str, ready: Ready) -> None:
+        self._dispatcher.up(model, ready)
+        self._announcer.refresh()
+
+    def _engine_lost(self, model: str, failure: Failure) -> None:
+        self._dispatcher.lost(model, failure)
+        self._announcer.refresh()
+
+    def _condition(self) -> Condition:
+        return condition(
+            engines=self._supervisor.statuses(),
+            draining=self._draining,
+            disk_full=self._store.disk_full,
+            duplicate=self._announcer.duplicate,
+            deaf=self._deaf,
+        )
+
+    def _reading(self, engine: EngineStatus) -> EngineReading:
+        process = self._supervisor.process(engine.model)
+        return EngineReading(
+            model=engine.model,
+            state=engine.phase,
+            running=self._dispatcher.running(engine.model),
+            anonymous_bytes=process.anonymous_bytes() if process else None,
+            prompt_per_second=_rounded(process.prefill_per_s) if process else None,
+            generate_per_second=_rounded(process.generate_per_s) if process else None,
+        )
+
+    def _describe(self, conn_seq: int) -> Info:
+        engines = self._supervisor.statuses()
+        return birth_certificate(self._settings, self._machine, engines, boot_id=self._boot_id, conn_seq=conn_seq)
+
+
+def access(settings: Settings) -> Access:
+    """Return how an agent reaches its broker. Raises SettingsError when the password cannot be read."""
+    mqtt = settings.mqtt
+    return Access(
+        host=mqtt.host,
+        port=mqtt.port,
+        client_id=settings.agent.id,
+        username=mqtt.username,
+        password=mqtt.password(),
+        tls=mqtt.uses_tls,
+        tls_ca_file=mqtt.tls_ca_file,
+        tls_cert_file=mqtt.tls_cert_file,
+        tls_key_file=mqtt.tls_key_file,
+        keepalive_s=mqtt.keepalive_s,
+        session_expiry_s=mqtt.session_expiry_s,
+        receive_bytes_max=RECEIVE_BYTES_MAX,
+    )
+
+
+def _rounded(per_second: float | None) -> float | None:
+    return per_second if per_second is None else round(per_second, 1)

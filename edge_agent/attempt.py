@@ -1,0 +1,118 @@
+"""One attempt at a job while it occupies a lane: what the engine is asked, and what came of it."""
+
+from dataclasses import dataclass, field
+
+from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Turn
+from edge_agent.engine.supervisor import EngineStatus
+from edge_agent.jobs.job import Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
+from edge_agent.jobs.request import Request
+from edge_agent.mqtt.chunks import ChunkStream
+
+
+def job_id(job: Job) -> JobId:
+    """Return the engine's name for the present attempt at a job."""
+    return JobId(f"{job.row}.{job.attempt}")
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Kept by the dispatcher; times in `_s` are monotonic seconds.
+
+    `over`: the outcome is decided, but the engine has not let go of the job yet.
+    """
+
+    job: Job
+    stream: ChunkStream
+    begun_s: float
+    deadline_s: float
+    progress_s: float
+    load_ms: float
+    texts: list[str] = field(default_factory=list)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    first_token_ms: float | None = None
+    over: bool = False
+
+    @property
+    def id(self) -> JobId:
+        """The engine's name for this attempt."""
+        return job_id(self.job)
+
+    @property
+    def generation(self) -> Generation:
+        """What the engine is asked."""
+        request = Request.model_validate_json(self.job.request or "")
+        return Generation(
+            job_id=self.id,
+            turns=tuple(Turn(message.role, message.text) for message in request.conversation),
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            seed=request.seed,
+            repetition_penalty=request.repetition_penalty,
+            stop=request.stops,
+        )
+
+    def add(self, text: str, tokens: int, *, age_ms: float) -> None:
+        """Take in what the engine generated, the job being so old."""
+        if self.first_token_ms is None:
+            self.first_token_ms = age_ms
+        self.texts.append(text)
+        self.tokens += tokens
+
+    def outcome(
+        self,
+        state: JobState,
+        *,
+        engine: EngineStatus,
+        last_seq: int,
+        age_ms: float,
+        failure: Failure | None = None,
+        finished: Finished | None = None,
+    ) -> Outcome:
+        """Return what becomes of the job; `finished` is the engine's account when it was asked to the end."""
+        reason = FinishReason.CANCELED if state is JobState.CANCELED else finished and finished.reason
+        return Outcome(
+            text="".join(self.texts),
+            finish_reason=reason or None,
+            last_seq=last_seq,
+            error=failure,
+            usage=self._usage(finished),
+            timings=self._timings(finished, age_ms),
+            backend=engine.backend,
+            device=engine.device or None,
+        )
+
+    def _usage(self, finished: Finished | None) -> Usage:
+        """Return what the engine counted, or what was seen when it did not come to the end."""
+        prompt_tokens = finished.usage.prompt_tokens if finished else self.prompt_tokens
+        completion_tokens = finished.usage.completion_tokens if finished else self.tokens
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=finished.usage.cached_tokens if finished else 0),
+        )
+
+    def _timings(self, finished: Finished | None, age_ms: float) -> Timings:
+        queue_ms = ((self.job.claimed_s or 0.0) - self.job.accepted_s) * 1000
+        timings = {
+            "queue_ms": queue_ms,
+            "load_ms": min(self.load_ms, queue_ms),
+            "first_token_ms": self.first_token_ms,
+            "total_ms": age_ms,
+        }
+        if finished is not None:
+            computed = finished.usage.prompt_tokens - finished.usage.cached_tokens
+            timings |= {
+                "prompt_ms": finished.prompt_ms,
+                "generate_ms": finished.generate_ms,
+                "prompt_per_second": _per_second(computed, finished.prompt_ms),
+                "generate_per_second": _per_second(finished.usage.completion_tokens, finished.generate_ms),
+            }
+        return Timings(**{name: value if value is None else round(value, 1) for name, value in timings.items()})
+
+
+def _per_second(count: int, took_ms: float) -> float | None:
+    return count / took_ms * 1000 if took_ms else None

@@ -1,0 +1,83 @@
+"""The options of every command that talks to a broker, and what they amount to."""
+
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from edge_agent import settings
+from edge_agent.errors import SettingsError
+from edge_agent.mqtt.link import Access
+from edge_agent.mqtt.topics import CLIENT
+from edge_agent.mqtt.wire import faults
+from edge_agent.settings import MqttSection
+
+PANEL = "Broker"
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        envvar=settings.ENV_CONFIG,
+        help="Settings file to take the broker from.",
+        rich_help_panel=PANEL,
+        dir_okay=False,
+    ),
+]
+Host = Annotated[str | None, typer.Option(help="Name or address of the broker.", rich_help_panel=PANEL)]
+Port = Annotated[int | None, typer.Option(help="Its port.", rich_help_panel=PANEL)]
+Username = Annotated[str | None, typer.Option(help="MQTT user name.", rich_help_panel=PANEL)]
+PasswordFile = Annotated[Path | None, typer.Option(help="File with the password.", rich_help_panel=PANEL)]
+Root = Annotated[str | None, typer.Option(help="First levels of every topic.", rich_help_panel=PANEL)]
+Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS.", rich_help_panel=PANEL)]
+TlsCaFile = Annotated[Path | None, typer.Option(help="Certificates that may sign the broker's.", rich_help_panel=PANEL)]
+TlsCertFile = Annotated[Path | None, typer.Option(help="Our certificate.", rich_help_panel=PANEL)]
+TlsKeyFile = Annotated[Path | None, typer.Option(help="Its key.", rich_help_panel=PANEL)]
+
+
+def broker_section(config: Path | None, **given: Any) -> MqttSection:
+    """Return the broker's settings: from the file and the environment, what was given on the command line first.
+
+    Ends the command with a sentence when they cannot be used.
+    """
+    try:
+        section = settings.load(config).mqtt
+        chosen = {name: value for name, value in given.items() if value not in (None, False)}
+        return MqttSection.model_validate(section.model_dump() | chosen)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
+    except ValidationError as error:
+        raise typer.BadParameter(faults(error)) from None
+
+
+def requester(section: MqttSection) -> str:
+    """Return the requester's name in topics: the broker's user name, else one made from the login name."""
+    if section.username is not None and CLIENT.match(section.username):
+        return section.username
+    login = re.sub(r"[^a-z0-9_-]", "", os.environ.get("USER", "").lower()).lstrip("-_")
+    return f"cli-{login or 'user'}"[:63]
+
+
+def access(section: MqttSection, name: str) -> Access:
+    """Return how a command reaches the broker: a session of its own, so that two commands never collide."""
+    try:
+        password = section.password()
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
+    return Access(
+        host=section.host,
+        port=section.port,
+        client_id=f"{name[:50]}-{secrets.token_hex(4)}",
+        username=section.username,
+        password=password,
+        tls=section.uses_tls,
+        tls_ca_file=section.tls_ca_file,
+        tls_cert_file=section.tls_cert_file,
+        tls_key_file=section.tls_key_file,
+        keepalive_s=section.keepalive_s,
+        session_expiry_s=0,
+        clean_start=True,
+    )

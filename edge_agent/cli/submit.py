@@ -1,0 +1,95 @@
+"""`edge-agent submit`: send one job and follow it."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from edge_agent.cli import broker_options as broker
+from edge_agent.cli.follow import follow
+from edge_agent.errors import EdgeAgentError
+from edge_agent.mqtt.client import EdgeClient
+
+CONNECT_S = 10.0
+errors = Console(stderr=True, highlight=False)
+
+PANEL = "Job"
+
+
+def submit(
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    *,
+    agent: Annotated[str, typer.Option(help="Id of the agent that shall answer.")],
+    system: Annotated[str | None, typer.Option(help="A system prompt.", rich_help_panel=PANEL)] = None,
+    model: Annotated[str, typer.Option(help="Which of its models.", rich_help_panel=PANEL)] = "auto",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", rich_help_panel=PANEL)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 always gives the same answer.", rich_help_panel=PANEL)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability to sample from.", rich_help_panel=PANEL)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Number of tokens to sample from; 0: all.", rich_help_panel=PANEL)] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=PANEL)] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Ends the answer before this text; may be repeated.", rich_help_panel=PANEL),
+    ] = None,
+    priority: Annotated[int, typer.Option(help="0 … 9, highest first.", rich_help_panel=PANEL)] = 5,
+    ttl_s: Annotated[
+        float, typer.Option(help="How long the job may wait and run, in seconds.", rich_help_panel=PANEL)
+    ] = 600,
+    timeout_s: Annotated[float, typer.Option(help="How long it may run, in seconds.", rich_help_panel=PANEL)] = 300,
+    json: Annotated[bool, typer.Option("--json", help="Print every message of the agent as a line of JSON.")] = False,
+    config: broker.Config = None,
+    host: broker.Host = None,
+    port: broker.Port = None,
+    username: broker.Username = None,
+    password_file: broker.PasswordFile = None,
+    root: broker.Root = None,
+    tls: broker.Tls = False,
+    tls_ca_file: broker.TlsCaFile = None,
+    tls_cert_file: broker.TlsCertFile = None,
+    tls_key_file: broker.TlsKeyFile = None,
+) -> None:
+    """Send a prompt to an agent and print its answer as it comes.
+
+    The answer goes to standard output, everything else to standard error. Ends with 0 when the job succeeded.
+    """
+    section = broker.broker_section(
+        config,
+        host=host,
+        port=port,
+        username=username,
+        password_file=password_file,
+        root=root,
+        tls=tls,
+        tls_ca_file=tls_ca_file,
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    messages = [{"role": "system", "content": system}] if system else []
+    job: dict[str, Any] = {
+        "messages": [*messages, {"role": "user", "content": text}],
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "priority": priority,
+        "ttl_s": ttl_s,
+        "timeout_s": timeout_s,
+    }
+    if seed is not None:
+        job["seed"] = seed
+    if stop:
+        job["stop"] = stop
+    name = broker.requester(section)
+    with EdgeClient(broker.access(section, name), name=name, root=section.root) as client:
+        if not client.wait_connected(CONNECT_S):
+            errors.print(f"no broker answers at {section.host}:{section.port}", style="red")
+            raise typer.Exit(1)
+        try:
+            handle = client.submit(agent, **job)
+        except EdgeAgentError as error:
+            raise typer.BadParameter(error.message) from None
+        if not follow(handle, json=json):
+            raise typer.Exit(1)

@@ -1,0 +1,88 @@
+"""`edge-agent synth`: write a model of the Phi-3.5 architecture without a download."""
+
+import sys
+import time
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import rich
+import typer
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+
+class Size(StrEnum):
+    """Which model: a tiny one, one of the true sizes, or the small trained one."""
+
+    TINY = "tiny"
+    FULL = "full"
+    DEMO = "demo"
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(help="The folder to make; it must not hold anything yet.")],
+    *,
+    size: Annotated[
+        Size,
+        typer.Option(help="tiny: 1 MB. full: 2.8 GB, the true sizes. demo: trained, answers with sense."),
+    ] = Size.TINY,
+    say: Annotated[str | None, typer.Option(help="Words to answer every prompt with, each token at most once.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+    layers: Annotated[int | None, typer.Option(min=1, help="Other than the size's own number.")] = None,
+    block_size: Annotated[int, typer.Option(help="Weights per scale: 16, 32, 64, 128 or 256.")] = 32,
+) -> None:
+    """Write a model that onnxruntime-genai loads, with random, scripted or trained weights."""
+    started_s = time.monotonic()
+    try:
+        if size is Size.DEMO:
+            _refuse(say=say is not None, seed=seed != 0, layers=layers is not None, block_size=block_size != 32)
+            _build_demo(out)
+        else:
+            _build_text(out, size=size, say=say, seed=seed, layers=layers, block_size=block_size)
+    except ImportError as error:
+        rich.print(Text(str(error)), file=sys.stderr)
+        raise typer.Exit(1) from error
+    except (FileExistsError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    rich.print(_table(out, elapsed_s=time.monotonic() - started_s))
+
+
+def _refuse(**given: bool) -> None:
+    for option in (name for name, is_given in given.items() if is_given):
+        raise typer.BadParameter(f"--{option.replace('_', '-')} has no meaning for the trained demo model")
+
+
+def _build_demo(out: Path) -> None:
+    from edge_agent.synth import build_demo  # noqa: PLC0415 - other verbs live without numpy and onnx
+
+    build_demo(out)
+
+
+def _build_text(out: Path, *, size: Size, say: str | None, seed: int, layers: int | None, block_size: int) -> None:
+    from edge_agent.synth import FULL, TINY, build_text  # noqa: PLC0415 - other verbs live without numpy and onnx
+
+    shape = FULL if size is Size.FULL else TINY
+    shape = replace(shape, layers=shape.layers if layers is None else layers)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("layers", total=shape.layers)
+        build_text(
+            out,
+            shape=shape,
+            say=say,
+            seed=seed,
+            block_size=block_size,
+            progress=lambda done, _total: bar.update(task, completed=done),
+        )
+
+
+def _table(out: Path, *, elapsed_s: float) -> Table:
+    table = Table("file", title=f"{out}, written in {elapsed_s:.1f} s", show_footer=True)
+    sizes_bytes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    table.columns[0].footer = "total"
+    table.add_column("bytes", justify="right", footer=f"{sum(sizes_bytes.values()):,}")
+    for name, size_bytes in sizes_bytes.items():
+        table.add_row(name, f"{size_bytes:,}")
+    return table

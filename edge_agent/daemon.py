@@ -1,0 +1,22 @@
+"""What `edge-agent run` does, without the command line: the daemon's process never loads that."""
+
+import sys
+from pathlib import Path
+
+from edge_agent import log, settings
+from edge_agent.errors import SettingsError
+
+EXIT_SETTINGS = 2
+
+
+def main(config: Path | None) -> int:
+    """Run the agent with a settings file; return the exit status: 0 after an orderly stop, 2 for unusable settings."""
+    from edge_agent.agent import Agent  # noqa: PLC0415 - settings are judged before the rest is loaded
+
+    try:
+        loaded = settings.load(config)
+        log.configure(format=loaded.log.format, level=loaded.log.level)
+        return Agent(loaded).run()
+    except SettingsError as error:
+        sys.stderr.write(f"edge-agent: the settings cannot be used:\n{error}\n")
+        return EXIT_SETTINGS

@@ -1,0 +1,362 @@
+"""Keeps engines full: claims jobs, hands them over, turns what engines say into chunks and results.
+
+One thread. Whatever takes long (a commit, a message) is handed to somebody else and comes back as an event, so that
+the next token never waits for the disk.
+"""
+
+import contextlib
+import queue as stdlib_queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from edge_agent.attempt import Attempt, job_id
+from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, JobId, Progress, Ready, Start, Text
+from edge_agent.engine.supervisor import Supervisor
+from edge_agent.errors import Code
+from edge_agent.jobs.job import Failure, Job, JobState
+from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Queue
+from edge_agent.jobs.store import Store
+from edge_agent.log import get_logger
+from edge_agent.mqtt.outbox import Outbox
+
+PROGRESS_S = 10.0
+"""How often a running job repeats its state."""
+IDLE_S = 60.0
+
+log = get_logger()
+
+
+@dataclass(slots=True)
+class Lanes:
+    """What one model's engine is doing."""
+
+    running: dict[JobId, Attempt] = field(default_factory=dict)
+    claiming: bool = False
+    ready_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    model: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class _Up:
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    model: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    model: str
+    jobs: Sequence[Job]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """There may be jobs to claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """Hand back what still runs and end."""
+
+
+_Note = _Said | _Up | _Lost | _Claimed | _Cancel | _Look | _Stop
+
+
+class Dispatcher:
+    """Runs jobs. The methods called by others (`said`, `up`, `lost`, `cancel`, `look`) only leave notes."""
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[str],
+        store: Store,
+        outbox: Outbox,
+        supervisor: Callable[[], Supervisor],
+        pace: Pace,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lanes = {model: Lanes() for model in models}
+        self._store = store
+        self._outbox = outbox
+        self._supervisor = supervisor
+        self._pace = pace
+        self._now_s = now_s
+        self._notes: stdlib_queue.SimpleQueue[_Note] = stdlib_queue.SimpleQueue()
+        self._draining = False
+        self._idle = threading.Event()
+        self._stopped = False
+        self.beat_s = now_s()
+        self._thread = threading.Thread(target=self._run, name="dispatcher")
+
+    def start(self) -> None:
+        """Begin to claim."""
+        self._thread.start()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Claim no more; wait for what runs to finish; return whether all did."""
+        self._draining = True
+        self._notes.put(_Look())
+        return self._idle.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Put back what still runs, its strike returned, and end."""
+        self._notes.put(_Stop())
+        self._thread.join()
+        while not self._notes.empty():  # what was claimed while it stopped
+            if isinstance(note := self._notes.get(), _Claimed):
+                self._give_back(note.jobs)
+
+    # Notes from other threads
+
+    def said(self, model: str, event: Event) -> None:
+        """An engine said something of a job."""
+        self._notes.put(_Said(model, event))
+
+    def up(self, model: str, _ready: Ready) -> None:
+        """An engine is ready."""
+        self._notes.put(_Up(model))
+
+    def lost(self, model: str, failure: Failure) -> None:
+        """An engine is gone, and with it the jobs in it."""
+        self._notes.put(_Lost(model, failure))
+
+    def cancel(self, job: Job) -> None:
+        """A requester wants a running job to end."""
+        self._notes.put(_Cancel(job))
+
+    def look(self) -> None:
+        """There may be something to claim."""
+        self._notes.put(_Look())
+
+    def running(self, model: str) -> int:
+        """Return how many jobs an engine has; a reading for reports."""
+        return len(self._lanes[model].running)
+
+    # The thread
+
+    def _run(self) -> None:
+        while not self._stopped:
+            with contextlib.suppress(stdlib_queue.Empty):
+                self._take(self._notes.get(timeout=self._patience_s()))
+            self.beat_s = self._now_s()
+            self._watch_time()
+            for model in self._lanes:
+                self._fill(model)
+            if self._draining and not any(lanes.running or lanes.claiming for lanes in self._lanes.values()):
+                self._idle.set()
+
+    def _all_running(self) -> list[Attempt]:
+        return [run for lanes in self._lanes.values() for run in lanes.running.values()]
+
+    def _patience_s(self) -> float:
+        due_s = [min(run.deadline_s, run.progress_s) for run in self._all_running() if not run.over]
+        return max(0.0, min(due_s, default=self._now_s() + IDLE_S) - self._now_s())
+
+    def _take(self, note: _Note) -> None:
+        match note:
+            case _Said(model, event):
+                self._hear(self._lanes[model], event)
+            case _Up(model):
+                self._lanes[model].ready_s = self._store.now_s()
+            case _Lost(model, failure):
+                self._bereave(self._lanes[model], failure)
+            case _Claimed(model, jobs):
+                self._lanes[model].claiming = False
+                for job in jobs:
+                    self._begin(model, job)
+            case _Cancel(job):
+                self._cancel(job)
+            case _Stop():
+                self._hand_back()
+            case _Look():
+                pass
+
+    def _fill(self, model: str) -> None:
+        """Ask for as many jobs as there are free lanes."""
+        lanes = self._lanes[model]
+        process = self._supervisor().process(model)
+        if self._draining or lanes.claiming or process is None or process.ready is None:
+            return
+        free = process.ready.limits.parallel - len(lanes.running)
+        if free <= 0 or any(run.job.alone for run in lanes.running.values()):
+            return
+        lanes.claiming = True
+        idle = not lanes.running
+
+        def claim(queue: Queue) -> list[Job]:
+            jobs: list[Job] = []
+            while len(jobs) < free and (job := queue.claim(model, idle=idle and not jobs)):
+                jobs.append(job)
+                if job.alone:
+                    break
+            return jobs
+
+        def claimed(jobs: list[Job]) -> None:
+            if self._stopped:
+                self._give_back(jobs)
+            elif jobs:
+                self._notes.put(_Claimed(model, jobs))
+            else:
+                lanes.claiming = False
+
+        self._store.do(claim, claimed)
+
+    def _begin(self, model: str, job: Job) -> None:
+        process = self._supervisor().process(model)
+        if process is None:  # it died between the claim and now; the job never reached it
+            self._give_back([job])
+            return
+        lanes = self._lanes[model]
+        now_s = self._now_s()
+        waited_s = max(0.0, lanes.ready_s - job.accepted_s)
+        run = Attempt(
+            job=job,
+            stream=self._outbox.open(job),
+            begun_s=now_s,
+            deadline_s=now_s + min(job.timeout_s, max(0.0, job.expires_s - self._store.now_s())),
+            progress_s=now_s + PROGRESS_S,
+            load_ms=waited_s * 1000,
+        )
+        lanes.running[run.id] = run
+        process.start(Start(run.generation))
+        log.info("job.started", job_id=job.job_id, client=job.client, row=job.row, attempt=job.attempt)
+
+    def _hear(self, lanes: Lanes, event: Event) -> None:
+        run = lanes.running.get(event.job_id)
+        if run is None:
+            return
+        match event:
+            case Progress(_, unprocessed, _, _) if not run.tokens:  # later ones speak of a sequence computed anew
+                run.prompt_tokens = max(run.prompt_tokens, unprocessed)
+            case Text(_, text, tokens):
+                if not run.over:
+                    self._write(run, text, tokens)
+            case Finished() as finished:
+                del lanes.running[run.id]
+                if not run.over:
+                    self._finish(run, finished)
+            case Failed(_, code, message):
+                del lanes.running[run.id]
+                if not run.over:
+                    self._end(run, JobState.FAILED, failure=Failure.because(code, message))
+
+    def _write(self, run: Attempt, text: str, tokens: int) -> None:
+        run.add(text, tokens, age_ms=self._age_ms(run.job))
+        self._outbox.write(run.stream, text, tokens)
+
+    def _finish(self, run: Attempt, finished: Finished) -> None:
+        self._pace.note(run.job.model, self._now_s() - run.begun_s, lanes=max(1, self._parallel(run.job.model)))
+        if finished.reason is FinishReason.CANCELED:
+            failure = Failure.because(Code.CANCELED, "canceled while it ran")
+            self._end(run, JobState.CANCELED, failure=failure, finished=finished)
+        else:
+            self._end(run, JobState.SUCCEEDED, finished=finished)
+
+    def _parallel(self, model: str) -> int:
+        limits = self._supervisor().status(model).limits
+        return limits.parallel if limits else 1
+
+    def _cancel(self, job: Job) -> None:
+        run = self._lanes[job.model].running.get(job_id(job))
+        if run is not None and not run.over:
+            self._stop_run(run, JobState.CANCELED, Failure.because(Code.CANCELED, "canceled while it ran"))
+
+    def _watch_time(self) -> None:
+        now_s = self._now_s()
+        for run in self._all_running():
+            if run.over:
+                continue
+            if now_s >= run.deadline_s:
+                self._time_out(run)
+            elif now_s >= run.progress_s:
+                run.progress_s = now_s + PROGRESS_S
+                self._outbox.progress(run.job, tokens=run.tokens)
+
+    def _time_out(self, run: Attempt) -> None:
+        if self._store.now_s() >= run.job.expires_s:
+            failure = Failure.because(Code.EXPIRED, "ttl_s: the job's time to live ended while it ran")
+            self._stop_run(run, JobState.EXPIRED, failure)
+        else:
+            failure = Failure.because(Code.TIMEOUT, "timeout_s: the job ran longer than that")
+            self._stop_run(run, JobState.FAILED, failure)
+
+    def _stop_run(self, run: Attempt, state: JobState, failure: Failure) -> None:
+        """Decide a job's outcome now; the engine lets go of it when it hears of it."""
+        run.over = True
+        self._end(run, state, failure=failure)
+        process = self._supervisor().process(run.job.model)
+        if process is not None:
+            process.cancel(run.id)
+
+    def _end(
+        self,
+        run: Attempt,
+        state: JobState,
+        *,
+        failure: Failure | None = None,
+        finished: Finished | None = None,
+    ) -> None:
+        last_seq = self._outbox.close(run.stream)
+        outcome = run.outcome(
+            state,
+            engine=self._supervisor().status(run.job.model),
+            last_seq=last_seq,
+            age_ms=self._age_ms(run.job),
+            failure=failure,
+            finished=finished,
+        )
+        self._store.do(lambda queue: queue.end(run.job, state, outcome))
+        log.info(
+            "job.ended",
+            job_id=run.job.job_id,
+            client=run.job.client,
+            row=run.job.row,
+            state=state,
+            code=failure.code if failure else None,
+            tokens=run.tokens,
+        )
+
+    def _age_ms(self, job: Job) -> float:
+        return (self._store.now_s() - job.accepted_s) * 1000
+
+    def _bereave(self, lanes: Lanes, failure: Failure) -> None:
+        jobs = [run.job for run in lanes.running.values() if not run.over]
+        others = len(lanes.running) - len(jobs)
+        for run in lanes.running.values():
+            self._outbox.close(run.stream)
+        lanes.running.clear()
+        if jobs:
+            self._store.do(lambda queue: queue.bereave(jobs, failure, others=others))
+
+    def _hand_back(self) -> None:
+        self._stopped = self._draining = True  # or it would claim again what it hands back
+        running = [run for run in self._all_running() if not run.over]
+        for run in running:
+            self._outbox.close(run.stream)
+        self._give_back([run.job for run in running])
+
+    def _give_back(self, jobs: Sequence[Job]) -> None:
+        """Put jobs back in their place; they ended through no fault of theirs."""
+
+        def requeue(queue: Queue) -> None:
+            for job in jobs:
+                queue.requeue(job, give_back=True)
+
+        self._store.do(requeue)

@@ -1,0 +1,126 @@
+"""The contract every backend keeps, and the registry that finds one.
+
+Pull, one step at a time: the child's loop asks for a step, sends its events, looks for
+commands, asks again. So batching, cancelling and joining mid-way need no threads.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.engine.messages import Event, Generation, JobId, Limits
+from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What to load and within what bounds.
+
+    `context_tokens` bounds prompt and answer of one sequence together; `parallel` is the
+    number of sequences at once; `threads` is the number of compute threads.
+    """
+
+    path: Path
+    backend: str
+    context_tokens: int
+    parallel: int
+    threads: int
+
+
+class LoadedModel(Protocol):
+    """A model in memory, answering generations step by step.
+
+    `start` may be called whenever fewer than `limits.parallel` generations are under way.
+    """
+
+    @property
+    def limits(self) -> Limits:
+        """What the model can take, never more than its ModelSpec asked for."""
+
+    @property
+    def library(self) -> str:
+        """Name and version of the library, as `name version`."""
+
+    @property
+    def device(self) -> str:
+        """What it runs on, such as `cpu` or `cuda`."""
+
+    def start(self, generation: Generation) -> None:
+        """Validate and count tokens only, no compute. `max_tokens` beyond the context is cut to what fits.
+
+        Raises EdgeAgentError, with Code.PROMPT_TOO_LONG and the counts when the prompt leaves no room for an answer.
+        """
+
+    def step(self) -> Iterable[Event]:
+        """Advance every decoding generation by one token and compute at most one piece of one prompt.
+
+        The work is done while the events are iterated, each yielded as it happens: a `Progress` comes *before* the
+        call it announces. Iterate to the end. Nothing to do gives no events. An error in one generation is a
+        `Failed` event, not an exception; an exception means the engine is broken.
+        """
+
+    def cancel(self, job_id: JobId) -> Iterable[Event]:
+        """Stop a generation: its `Finished` event with reason `canceled`, or nothing if it is not under way."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+Load = Callable[[ModelSpec], LoadedModel]
+
+_BACKENDS = {"onnx": "edge_agent.engine.onnx:load"}
+_TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1"}
+"""The onnxruntime-genai wheel reports its use to its makers unless this is set before its import."""
+_LIBRARIES = {"onnx": ("onnxruntime_genai", "cpu")}
+_MARKS = {
+    "onnx": "genai_config.json",
+    "openvino": "openvino_language_model.xml",
+    "openvino-text": "openvino_model.xml",
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the backends there are."""
+    return tuple(_BACKENDS)
+
+
+def backend_of(folder: Path) -> str:
+    """Return the backend whose files lie in a model folder. Raises EdgeAgentError MODEL_MISSING when there is none."""
+    if not folder.is_dir():
+        raise EdgeAgentError(
+            Code.MODEL_MISSING, f"{folder} is not a folder; put a model there or mend models.serve.path"
+        )
+    for name, mark in _MARKS.items():
+        if (folder / mark).is_file():
+            return name.removesuffix("-text")
+    raise EdgeAgentError(
+        Code.MODEL_MISSING,
+        f"{folder} holds neither genai_config.json (onnx) nor openvino_model.xml (openvino); "
+        "point models.serve.path at a build",
+    )
+
+
+def find(name: str) -> Load:
+    """Return the load function of a backend, and import its library, with its telemetry off.
+
+    Raises BackendMissingError with the install line when its library is absent, EdgeAgentError UNSUPPORTED when there
+    is no such backend.
+    """
+    if name not in _BACKENDS:
+        raise EdgeAgentError(Code.UNSUPPORTED, f"no backend {name!r} in this version; there is: {', '.join(_BACKENDS)}")
+    os.environ.update(_TELEMETRY_OFF)
+    module, function = _BACKENDS[name].split(":")
+    try:
+        load: Load = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        library, extra = _LIBRARIES[name]
+        if error.name != library:
+            raise
+        raise BackendMissingError(
+            f"{library} is not installed; install it with: pip install 'edge-slm-agent[{extra}]' "
+            f"(from a checkout: pip install '.[{extra}]')"
+        ) from error
+    return load

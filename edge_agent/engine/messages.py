@@ -1,0 +1,238 @@
+"""What crosses the socket between the agent and an engine child: length-prefixed JSON.
+
+Each message is a frozen dataclass; its class name travels as `"type"`. A frame is a
+4-byte big-endian length and that many bytes of UTF-8 JSON.
+"""
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NewType
+
+from edge_agent.errors import Code
+
+JobId = NewType("JobId", str)
+"""One attempt at one job, as the engine knows it: `"{row}.{attempt}"`. Never used twice."""
+
+FRAME_BYTES_MAX = 4 * 1024 * 1024
+"""A frame longer than this is a broken peer: a request is at most 128 kB, JSON escapes at most sextuple it."""
+
+_LENGTH = struct.Struct(">I")
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELED = "canceled"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation: `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Everything an engine needs to answer one job.
+
+    `temperature` 0 means greedy; `top_k` 0 means no limit; `seed` None means a fresh one;
+    `stop` strings end the text before their first occurrence.
+    """
+
+    job_id: JobId
+    turns: tuple[Turn, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a loaded model can take; `context_tokens` counts prompt and answer, `parallel` sequences at once."""
+
+    context_tokens: int
+    parallel: int
+    images_per_prompt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens counted by the engine; `completion_tokens` includes the end-of-turn token when the model produced one."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+# From the agent to the engine
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The first message to an engine: what to load, as in ModelSpec."""
+
+    path: str
+    backend: str
+    context_tokens: int
+    parallel: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin this generation."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop this job; answered by `Finished` with reason `canceled` unless it has ended already."""
+
+    job_id: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Unload and exit."""
+
+
+# From the engine to the agent
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and warm. `library` is `name version`; `load_ms` covers load and warm-up."""
+
+    limits: Limits
+    load_ms: float
+    library: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be loaded; the child exits. The message says what to do next."""
+
+    code: Code
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A piece of prefill was computed, or is about to be: `unprocessed_tokens` are still to come.
+
+    `prefill_tokens` were computed in `prefill_ms` since the last such message (0 when none were). Also comes while
+    text is generated, when the model must compute the whole sequence anew.
+    """
+
+    job_id: JobId
+    unprocessed_tokens: int
+    prefill_tokens: int = 0
+    prefill_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """New text and the number of tokens computed for it; never part of a stop string or of a character.
+
+    The text is empty when its tokens complete no character or may begin a stop string: then it still is a sign of
+    life. The tokens of all Text messages of a job sum up to its `completion_tokens`.
+    """
+
+    job_id: JobId
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The generation ended in order. All its text was sent before.
+
+    `prompt_ms` runs from the first piece of prefill to the last, `generate_ms` from there to the end, by the clock:
+    both include the share of neighbours.
+    """
+
+    job_id: JobId
+    reason: FinishReason
+    usage: Usage
+    prompt_ms: float
+    generate_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """This job failed; the engine and its other jobs go on."""
+
+    job_id: JobId
+    code: Code
+    message: str
+
+
+type_names: dict[str, type] = {
+    t.__name__: t for t in (Load, Start, Cancel, Close, Ready, LoadFailed, Progress, Text, Finished, Failed)
+}
+
+Command = Load | Start | Cancel | Close
+Event = Progress | Text | Finished | Failed
+Message = Command | Event | Ready | LoadFailed
+
+
+def encode(message: Message) -> bytes:
+    """Return the frame of a message."""
+    fields = dataclasses.asdict(message)
+    fields["type"] = type(message).__name__
+    body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Message:
+    """Return the message in a frame's body. Raises ValueError, KeyError or TypeError when the peer is not ours."""
+    fields: dict[str, Any] = json.loads(body)
+    kind = type_names[fields.pop("type")]
+    if kind is Start:
+        generation = fields["generation"]
+        turns = tuple(Turn(**turn) for turn in generation.pop("turns"))
+        stop = tuple(generation.pop("stop"))
+        return Start(Generation(turns=turns, stop=stop, **generation))
+    if kind is Ready:
+        return Ready(**fields | {"limits": Limits(**fields["limits"])})
+    if kind is Finished:
+        return Finished(**fields | {"reason": FinishReason(fields["reason"]), "usage": Usage(**fields["usage"])})
+    if kind in (Failed, LoadFailed):
+        fields["code"] = Code(fields["code"])
+    message: Message = kind(**fields)
+    return message
+
+
+class FrameReader:
+    """Cuts a byte stream into frame bodies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the bodies completed by these bytes. Raises ValueError for a frame over FRAME_BYTES_MAX."""
+        self._buffer += chunk
+        bodies = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > FRAME_BYTES_MAX:
+                raise ValueError(f"a frame of {length} bytes is over the limit of {FRAME_BYTES_MAX}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            bodies.append(bytes(self._buffer[_LENGTH.size : end]))
+            del self._buffer[:end]
+        return bodies

@@ -1,0 +1,34 @@
+"""How a prompt is cut into pieces, so that a cancel is heard and other streams go on in between (pure)."""
+
+PIECE_S = 1.0
+"""A piece should take no longer than this while others generate: it is how long their streams stall."""
+PIECE_ALONE_S = 3.0
+"""The same while nobody else does: it is how late a cancel may be heard by the engine. Each piece reads all weights
+once more, so fewer are faster: at 30 tokens/s a prompt of 70 tokens is one piece and not three."""
+PIECE_TOKENS_MIN = 32
+"""Smaller pieces cost speed: each one reads all weights once."""
+PIECE_TOKENS_MAX = 512
+"""Larger ones gain none, and the logits and attention scores of a piece grow with it."""
+LONGROPE_TOKENS = 4097
+"""The length at which Phi-3.5 changes its rotary factors: one more than the original context of its config.json.
+
+The factors are chosen per call by the length reached, and keys computed with the short ones are wrong beyond. So the
+first call of a longer prompt must reach this length. When a *generated* text reaches it, onnxruntime-genai computes
+the whole sequence again, in one call. Measured: cut so, the logits equal those of one call bit for bit or to the last
+digit; cut otherwise, the text is another one.
+"""
+
+
+def piece_tokens(*, position: int, prompt_tokens: int, tokens_per_s: float | None, longrope: bool, alone: bool) -> int:
+    """Return the number of tokens to compute next.
+
+    `position` tokens are computed already; `tokens_per_s` is the speed of the last piece, None before the first;
+    `alone` when no other sequence generates.
+    """
+    if longrope and position == 0 and prompt_tokens > LONGROPE_TOKENS:
+        return LONGROPE_TOKENS
+    wanted = int((tokens_per_s or 0.0) * (PIECE_ALONE_S if alone else PIECE_S))
+    # Whole multiples, so that the library sees few different shapes and its memory arena stays small.
+    even = max(PIECE_TOKENS_MIN, min(wanted // PIECE_TOKENS_MIN * PIECE_TOKENS_MIN, PIECE_TOKENS_MAX))
+    left = prompt_tokens - position
+    return left if left < even + PIECE_TOKENS_MIN else even  # a short rest is not worth a piece of its own

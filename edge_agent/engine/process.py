@@ -1,0 +1,206 @@
+"""The parent's end of one engine child: its process, its socket, and two threads so that a full pipe blocks nobody."""
+
+import os
+import queue as stdlib_queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.messages import (
+    Cancel,
+    Close,
+    Command,
+    Event,
+    Failed,
+    Finished,
+    FrameReader,
+    JobId,
+    Load,
+    LoadFailed,
+    Message,
+    Progress,
+    Ready,
+    Start,
+    decode,
+    encode,
+)
+from edge_agent.log import get_logger
+
+RECEIVE_BYTES = 65_536
+SPEED_WEIGHT = 0.3
+"""Share of the newest measurement in a running mean."""
+
+log = get_logger()
+
+
+class EngineProcess:
+    """A running engine child; call `listen` once to talk with it.
+
+    `tell` gets every message and `gone` the end of the process, both on the thread `engine-in`. Must be made on a
+    thread that lives as long as the child shall: the child dies with the thread that made it.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        tell: Callable[["EngineProcess", Event | Ready | LoadFailed], None],
+        gone: Callable[["EngineProcess"], None],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spec = spec
+        self._tell = tell
+        self._gone = gone
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._unprocessed: dict[JobId, int] = {}
+        self._heard_s = now_s()
+        self.prefill_per_s: float | None = None
+        """Prompt tokens computed in a second, a running mean; None before any were."""
+        self.generate_per_s: float | None = None
+        """Tokens generated in a second, likewise."""
+        self.ready: Ready | None = None
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        with theirs:
+            self._child = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "edge_agent.engine.child"),
+                    *("--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
+                ],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+            )
+        self._outbox: stdlib_queue.SimpleQueue[bytes | None] = stdlib_queue.SimpleQueue()
+        self._in = threading.Thread(target=self._receive, name="engine-in")
+        self._out = threading.Thread(target=self._send, name="engine-out")
+        self._outbox.put(encode(Load(str(spec.path), spec.backend, spec.context_tokens, spec.parallel, spec.threads)))
+
+    def listen(self) -> None:
+        """Begin to talk with the child; callbacks come from now on."""
+        self._in.start()
+        self._out.start()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has work it must report on."""
+        with self._lock:
+            return bool(self._unprocessed)
+
+    @property
+    def silent_s(self) -> float:
+        """How long nothing came from it, or since it was given something to do."""
+        return self._now_s() - self._heard_s
+
+    @property
+    def unprocessed_tokens(self) -> int:
+        """Prompt tokens it has still to compute; an upper bound before it has counted them."""
+        with self._lock:
+            return sum(self._unprocessed.values())
+
+    def start(self, start: Start) -> None:
+        """Give it a job."""
+        characters = sum(len(turn.text) for turn in start.generation.turns)
+        with self._lock:
+            if not self._unprocessed:
+                self._heard_s = self._now_s()
+            self._unprocessed[start.generation.job_id] = characters
+        self.send(start)
+
+    def cancel(self, job_id: JobId) -> None:
+        """Ask it to stop a job."""
+        self.send(Cancel(job_id))
+
+    def send(self, command: Command) -> None:
+        """Hand it a command; returns at once."""
+        self._outbox.put(encode(command))
+
+    def close(self, timeout_s: float) -> None:
+        """Ask it to unload and exit; kill it when it does not."""
+        self.send(Close())
+        try:
+            self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            log.warning("engine.killed", pid=self.pid, reason="did not exit in time")
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once and wait until it is gone."""
+        self._child.kill()
+        self._child.wait()
+        self._outbox.put(None)
+        self._in.join()
+        self._out.join()
+        self._socket.close()
+
+    def exit_reason(self) -> str:
+        """Return how it ended, as `exit 1` or `SIGKILL`; call after it has."""
+        code = self._child.wait(timeout=10)
+        return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+    def anonymous_bytes(self) -> int | None:
+        """Return the memory it holds that no file backs; None when it cannot be read."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return None
+        for line in status.splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+        return None
+
+    def _send(self) -> None:
+        while (frame := self._outbox.get()) is not None:
+            try:
+                self._socket.sendall(frame)
+            except OSError:  # the child is gone, which engine-in sees too
+                return
+
+    def _receive(self) -> None:
+        frames = FrameReader()
+        while True:
+            try:
+                chunk = self._socket.recv(RECEIVE_BYTES)
+            except OSError:
+                break
+            if not chunk:
+                break
+            for body in frames.feed(chunk):
+                self._take(decode(body))
+        self._gone(self)
+
+    def _take(self, message: Message) -> None:
+        with self._lock:
+            self._heard_s = self._now_s()
+            match message:
+                case Progress(job_id, unprocessed, tokens, milliseconds):
+                    self._unprocessed[job_id] = unprocessed
+                    if tokens and milliseconds:
+                        self.prefill_per_s = _mean(self.prefill_per_s, tokens / milliseconds * 1000)
+                case Finished(job_id, _, usage, _, generate_ms):
+                    self._unprocessed.pop(job_id, None)
+                    if usage.completion_tokens and generate_ms:
+                        self.generate_per_s = _mean(self.generate_per_s, usage.completion_tokens / generate_ms * 1000)
+                case Failed():
+                    self._unprocessed.pop(message.job_id, None)
+                case Ready():
+                    self.ready = message
+                case _:
+                    pass
+        self._tell(self, message)  # type: ignore[arg-type]  # the child sends no commands
+
+
+def _mean(mean: float | None, newest: float) -> float:
+    return newest if mean is None else mean + SPEED_WEIGHT * (newest - mean)

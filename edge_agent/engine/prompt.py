@@ -1,0 +1,54 @@
+"""From the turns of a conversation to a prompt in which only the chat template speaks control tokens."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from edge_agent.engine.messages import Turn
+from edge_agent.errors import Code, EdgeAgentError
+
+ROLES = ("system", "user", "assistant")
+_NUL, _REPLACEMENT = "\0", "\N{REPLACEMENT CHARACTER}"
+
+
+class SpecialTokens:
+    """The strings that a tokenizer turns into control tokens, such as `<|end|>`."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        # A look-ahead, so that every occurrence is broken, also those that overlap.
+        self._first_character = re.compile(f"(?={'|'.join(map(re.escape, tokens)) or '(?!)'}).", re.DOTALL)
+
+    @classmethod
+    def read(cls, folder: Path) -> "SpecialTokens":
+        """Return those that a model folder's tokenizer.json names.
+
+        Raises EdgeAgentError MODEL_ERROR when it cannot be read: without it no prompt is safe.
+        """
+        try:
+            tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            return cls(token["content"] for token in tokenizer["added_tokens"] if token["special"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EdgeAgentError(
+                Code.MODEL_ERROR, f"tokenizer.json in {folder} cannot be read ({error!r}); fetch the model again"
+            ) from error
+
+    def break_in(self, text: str) -> str:
+        """Return the text with a space after the first character of each: they become plain words, nothing is lost."""
+        return self._first_character.sub(lambda match: f"{match[0]} ", text)
+
+
+def messages_json(turns: Sequence[Turn], special_tokens: SpecialTokens) -> str:
+    """Return the turns as the JSON that chat templates take, with nothing in them that the tokenizer obeys.
+
+    Raises EdgeAgentError BAD_REQUEST for an unknown role: it would be pasted into a control token.
+    """
+    for turn in turns:
+        if turn.role not in ROLES:
+            raise EdgeAgentError(Code.BAD_REQUEST, f"messages: role must be one of {', '.join(ROLES)}")
+    return json.dumps([{"role": turn.role, "content": _plain(turn.text, special_tokens)} for turn in turns])
+
+
+def _plain(text: str, special_tokens: SpecialTokens) -> str:
+    # The library's strings end at a NUL: the rest of the text, and of the template, would be lost.
+    return special_tokens.break_in(text.replace(_NUL, _REPLACEMENT))

@@ -1,0 +1,73 @@
+"""What can go wrong, with the codes that cross the wire.
+
+The sender's fault is answered with a code and a sentence that names the field; the job's
+fault is recorded in its result; our own fault is no `EdgeAgentError`: it crashes the daemon.
+"""
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Stable error codes of the protocol."""
+
+    BAD_REQUEST = "bad_request"
+    PAYLOAD_TOO_LARGE = "payload_too_large"
+    RETAINED = "retained"
+    BAD_RESPONSE_TOPIC = "bad_response_topic"
+    DUPLICATE_ID = "duplicate_id"
+    UNKNOWN_JOB = "unknown_job"
+    UNKNOWN_MODEL = "unknown_model"
+    UNSUPPORTED = "unsupported"
+    NO_FIT = "no_fit"
+    MODEL_MISSING = "model_missing"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    QUEUE_FULL = "queue_full"
+    STORAGE_FULL = "storage_full"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+    TIMEOUT = "timeout"
+    MODEL_ERROR = "model_error"
+    OUT_OF_MEMORY = "out_of_memory"
+    ENGINE_DIED = "engine_died"
+    SHUTTING_DOWN = "shutting_down"
+    INTERNAL = "internal"
+
+
+RETRYABLE = frozenset(
+    {
+        Code.QUEUE_FULL,
+        Code.STORAGE_FULL,
+        Code.SHUTTING_DOWN,
+        Code.ENGINE_DIED,
+        Code.OUT_OF_MEMORY,
+        Code.NO_FIT,
+    }
+)
+"""Codes after which the same request may succeed later."""
+
+
+class EdgeAgentError(Exception):
+    """An error with a code that a requester can act on.
+
+    The message says what to do next, names the field at fault and never repeats its value.
+    `retry_after_s` is a hint for retryable codes, in seconds.
+    """
+
+    def __init__(self, code: Code, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.code in RETRYABLE
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message names the key and says how to mend it."""
+
+
+class BackendMissingError(Exception):
+    """A backend's library is not installed; the message carries the install line."""

@@ -1,0 +1,1 @@
+"""How the agent is: readings, reports, the service manager."""

@@ -1,0 +1,43 @@
+"""The service manager: readiness, a status line, the watchdog. Does nothing where there is none."""
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+class Notifier:
+    """Speaks sd_notify(3) over the socket named in `NOTIFY_SOCKET`."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        microseconds = environ.get("WATCHDOG_USEC", "")
+        ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self.watchdog_s = int(microseconds) / 1e6 if microseconds.isdigit() and ours else None
+        """How often the manager wants to hear of us, in seconds; None: not at all."""
+        self._last_status = ""
+
+    def ready(self) -> None:
+        """Say that start-up is over."""
+        self._send("READY=1")
+
+    def stopping(self) -> None:
+        """Say that we are on our way out."""
+        self._send("STOPPING=1")
+
+    def alive(self) -> None:
+        """Feed the watchdog."""
+        if self.watchdog_s is not None:
+            self._send("WATCHDOG=1")
+
+    def status(self, line: str) -> None:
+        """Show a line in `systemctl status`, when it is a new one."""
+        if line != self._last_status:
+            self._last_status = line
+            self._send(f"STATUS={line}")
+
+    def _send(self, text: str) -> None:
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(text.encode(), self._address)

@@ -1,0 +1,150 @@
+"""What became of a request: the job's states as data, and its outcome."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from edge_agent.errors import RETRYABLE, Code, EdgeAgentError
+
+
+class JobState(StrEnum):
+    """Where a stored job is. A refused request is never stored."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED}),
+    # Back to the queue only by a restart, a retry or a fallback.
+    JobState.RUNNING: frozenset({JobState.QUEUED}) | TERMINAL,
+} | dict.fromkeys(TERMINAL, frozenset())
+
+
+def sources(target: JobState) -> tuple[JobState, ...]:
+    """Return the states from which a job may come to this one."""
+    return tuple(state for state, targets in TRANSITIONS.items() if target in targets)
+
+
+class Frozen(BaseModel):
+    """A value that is stored as JSON or published."""
+
+    # The library else keeps up to 16,384 short strings it has read, answers among them.
+    model_config = ConfigDict(frozen=True, extra="forbid", cache_strings="keys")
+
+
+class Failure(Frozen):
+    """Why a job was refused or ended badly."""
+
+    code: Code
+    message: str
+    retryable: bool
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: EdgeAgentError) -> "Failure":
+        """Return what a requester is told of an error."""
+        return cls(
+            code=error.code,
+            message=error.message,
+            retryable=error.retryable,
+            retry_after_s=error.retry_after_s,
+        )
+
+    @classmethod
+    def because(cls, code: Code, message: str) -> "Failure":
+        """Return a failure that no exception carried."""
+        return cls(code=code, message=message, retryable=code in RETRYABLE)
+
+
+class PromptTokensDetails(Frozen):
+    """How the prompt's tokens came about: `cached_tokens` of them were not computed again."""
+
+    cached_tokens: int
+
+
+class Usage(Frozen):
+    """Tokens, as OpenAI counts them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Timings(Frozen):
+    """How long what took. Absent: not measured.
+
+    `queue_ms` from acceptance to the last claim; `load_ms` of it waiting for the model; `first_token_ms` from
+    acceptance to the first text; `prompt_ms`, `generate_ms` inside the engine; `total_ms` from acceptance to the end.
+    """
+
+    queue_ms: float | None = None
+    load_ms: float | None = None
+    prompt_ms: float | None = None
+    first_token_ms: float | None = None
+    generate_ms: float | None = None
+    total_ms: float | None = None
+    prompt_per_second: float | None = None
+    generate_per_second: float | None = None
+
+
+class Outcome(Frozen):
+    """How a job ended, in everything but its state.
+
+    `text` holds what was generated (`text_truncated`: not all of it), `error` why it ended badly.
+    """
+
+    text: str = ""
+    text_truncated: bool | None = None
+    finish_reason: str | None = None
+    last_seq: int = -1
+    error: Failure | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    variant: str | None = None
+    revision: str | None = None
+    backend: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An accepted request: one row of the queue.
+
+    Times ending in `_s` are seconds on the queue's clock, which no change of the wall clock moves.
+    `request` and `outcome` are JSON; `request` is None once erased, `outcome` until the job has ended. `strikes`
+    counts claims that were not given back.
+    """
+
+    row: int
+    client: str
+    job_id: str
+    model: str
+    state: JobState
+    state_seq: int
+    attempt: int
+    strikes: int
+    max_attempts: int
+    alone: bool
+    cancel_requested: bool
+    stream: bool
+    priority: int
+    rank: float
+    accepted_s: float
+    expires_s: float
+    timeout_s: float
+    claimed_s: float | None
+    finished_s: float | None
+    request: str | None
+    outcome: str | None
+    correlation: bytes | None
+    traceparent: str | None
+    metadata: str

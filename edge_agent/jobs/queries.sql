@@ -1,0 +1,116 @@
+-- Every statement of the queue, by name. {job} stands for the columns of the Job type, in its order.
+
+-- name: find
+SELECT {job} FROM jobs WHERE client = :client AND job_id = :job_id
+
+-- name: digest
+SELECT digest FROM jobs WHERE client = :client AND job_id = :job_id
+
+-- name: insert
+INSERT INTO jobs (client, job_id, digest, model, state, state_seq, max_attempts, stream, priority, rank, accepted_s, expires_s,
+                  timeout_s, finished_s, request, request_bytes, outcome, correlation, traceparent, metadata, deliver_s)
+VALUES (:client, :job_id, :digest, :model, :state, 1, :max_attempts, :stream, :priority, :rank, :accepted_s, :expires_s,
+        :timeout_s, :finished_s, :request, :request_bytes, :outcome, :correlation, :traceparent, :metadata, :finished_s)
+RETURNING {job}
+
+-- name: claim
+UPDATE jobs
+   SET state = 'running', state_seq = state_seq + 1, attempt = attempt + 1, strikes = strikes + 1, claimed_s = :now
+ WHERE row = (SELECT row FROM (SELECT row, alone FROM jobs
+                                WHERE state = 'queued' AND model = :model AND expires_s > :now
+                                ORDER BY rank, row LIMIT 1)
+               WHERE alone = 0 OR :idle)
+RETURNING {job}
+
+-- name: requeue
+UPDATE jobs
+   SET state = 'queued', state_seq = state_seq + 1, strikes = strikes - :given_back, alone = max(alone, :alone)
+ WHERE row = :row AND attempt = :attempt AND state IN ({to_queued}) AND NOT cancel_requested
+RETURNING {job}
+
+-- name: end
+UPDATE jobs
+   SET state = :state, state_seq = state_seq + 1, outcome = :outcome, finished_s = :now, deliver_s = :now
+ WHERE row = :row AND attempt = :attempt AND state IN (SELECT value FROM json_each(:sources))
+RETURNING {job}
+
+-- name: request_cancel
+UPDATE jobs SET cancel_requested = 1 WHERE row = :row AND state = 'running'
+
+-- name: remember_cancel
+INSERT INTO cancels (client, job_id, at_s) VALUES (:client, :job_id, :now)
+ON CONFLICT DO UPDATE SET at_s = excluded.at_s
+
+-- name: take_cancel
+DELETE FROM cancels WHERE client = :client AND job_id = :job_id RETURNING 1
+
+-- name: expiring
+SELECT {job} FROM jobs WHERE state = 'queued' AND expires_s <= :now ORDER BY expires_s LIMIT :limit
+
+-- name: unserved
+SELECT {job} FROM jobs WHERE state = 'queued' AND model NOT IN (SELECT value FROM json_each(:models))
+
+-- name: next_expiry
+SELECT min(expires_s) FROM jobs WHERE state = 'queued'
+
+-- name: running
+SELECT {job} FROM jobs WHERE state = 'running' ORDER BY row
+
+-- name: unfinished
+SELECT count(*), coalesce(sum(request_bytes), 0) FROM jobs WHERE state IN ('queued', 'running')
+
+-- name: count_running
+SELECT count(*) FROM jobs WHERE state = 'running'
+
+-- name: ahead
+SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'queued' AND model = :model AND (rank, row) < (:rank, :row) LIMIT :limit)
+
+-- name: first_queued
+SELECT {job} FROM jobs WHERE state = 'queued' AND model = :model ORDER BY rank, row LIMIT :limit
+
+-- name: oldest_queued
+SELECT accepted_s FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER BY row LIMIT 1
+
+-- name: owed
+SELECT {job}, deliver_s, deliver_tries FROM jobs WHERE deliver_s <= :now ORDER BY deliver_s, row LIMIT :limit
+
+-- name: next_owed
+SELECT min(deliver_s) FROM jobs WHERE deliver_s > :now
+
+-- name: owe
+UPDATE jobs SET deliver_s = :now, deliver_tries = 0 WHERE row = :row AND finished_s IS NOT NULL
+
+-- name: delivered
+UPDATE jobs SET deliver_s = NULL WHERE row = :row AND deliver_s = :due_s
+
+-- name: erase
+UPDATE jobs SET request = NULL, outcome = :outcome, metadata = '{{}}' WHERE row = :row AND deliver_s IS NULL
+
+-- name: defer
+UPDATE jobs SET deliver_s = :deliver_s, deliver_tries = deliver_tries + 1 WHERE row = :row AND deliver_s = :due_s
+
+-- name: prune_age
+DELETE FROM jobs WHERE row IN (SELECT row FROM jobs WHERE finished_s <= :before_s AND deliver_s IS NULL
+                                ORDER BY finished_s LIMIT :limit)
+
+-- name: finished_count
+SELECT count(*) FROM jobs WHERE finished_s IS NOT NULL
+
+-- name: prune_count
+DELETE FROM jobs WHERE row IN (SELECT row FROM jobs WHERE finished_s IS NOT NULL AND deliver_s IS NULL
+                                ORDER BY finished_s LIMIT :limit)
+
+-- name: prune_cancels
+DELETE FROM cancels WHERE at_s <= :before_s
+
+-- name: prune_cancel_count
+DELETE FROM cancels WHERE (client, job_id) IN
+       (SELECT client, job_id FROM cancels ORDER BY at_s DESC LIMIT -1 OFFSET :keep)
+
+-- name: read_clock
+SELECT boot_id, offset_s, queue_s, wall_s FROM clock
+
+-- name: write_clock
+INSERT INTO clock (one, boot_id, offset_s, queue_s, wall_s) VALUES (1, :boot_id, :offset_s, :queue_s, :wall_s)
+ON CONFLICT DO UPDATE SET boot_id = excluded.boot_id, offset_s = excluded.offset_s, queue_s = excluded.queue_s,
+                          wall_s = excluded.wall_s

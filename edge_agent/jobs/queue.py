@@ -1,0 +1,467 @@
+"""The durable queue: one SQLite file, one row per job, one statement per change.
+
+Everything here happens inside `with queue.transaction()`, on the thread that owns the queue (see store.py). Rows
+that changed are collected and handed out when the transaction has committed, so that nothing is said before it is true.
+"""
+
+import dataclasses
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic_core import to_json
+
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.clock import Anchor, Clock
+from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
+from edge_agent.jobs.request import Request
+
+SCHEMA_VERSION = 1
+SCRIPTS = resources.files(__package__)
+"""Where `schema.sql`, `queries.sql` and, one per later version, `migrate_VERSION.sql` lie."""
+RESULT_KEPT_S = 86_400.0
+"""A result is published until the broker answers, but no longer than this (its expiry in the protocol)."""
+CANCELS_MAX = 10_000
+"""Cancels remembered for jobs that have not come; beyond it the oldest are forgotten."""
+ROWS_AT_ONCE = 200
+"""Bound on the rows one housekeeping statement touches, so that intake never waits long."""
+
+
+class SchemaTooNewError(Exception):
+    """The database was written by a newer version; the message says what to do."""
+
+
+class DamagedError(Exception):
+    """The database file is damaged."""
+
+
+class StorageError(Exception):
+    """The disk is full or the folder cannot be written; nothing of the transaction happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Unfinished jobs and the bytes of their requests."""
+
+    jobs: int
+    request_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A result that is to be published since `due_s`; `tries` were refused by the broker."""
+
+    job: Job
+    due_s: float
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What came with a request and goes back with every answer, and how long it may live (seconds)."""
+
+    client: str
+    ttl_s: float
+    correlation: bytes | None = None
+    traceparent: str | None = None
+
+
+def _load_queries() -> dict[str, str]:
+    columns = ", ".join(field.name for field in dataclasses.fields(Job))
+    to_queued = ", ".join(f"'{state}'" for state in sources(JobState.QUEUED))
+    text = SCRIPTS.joinpath("queries.sql").read_text(encoding="utf-8")
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return {name: sql.strip().format(job=columns, to_queued=to_queued) for name, sql in pairs}
+
+
+SQL = _load_queries()
+
+_STORAGE_FAULTS = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+)
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn SQLite's errors into ours; any other is our own fault and crashes."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if primary in _STORAGE_FAULTS:
+            raise StorageError(str(error)) from error
+        if primary in _DAMAGE:
+            raise DamagedError(str(error)) from error
+        raise
+
+
+def _job(row: Sequence[Any]) -> Job:
+    job = Job(*row)
+    return dataclasses.replace(
+        job,
+        state=JobState(job.state),
+        alone=bool(job.alone),
+        cancel_requested=bool(job.cancel_requested),
+        stream=bool(job.stream),
+    )
+
+
+class Queue:
+    """The jobs of one agent.
+
+    `age_step_s` is how many seconds of waiting weigh as much as one step of priority; `clock` makes the queue's clock
+    from what it showed at last. Opening creates the file or brings its schema up to date. Raises SchemaTooNewError,
+    DamagedError or StorageError.
+    """
+
+    def __init__(
+        self, file: Path, *, age_step_s: float = 60.0, clock: Callable[[Anchor | None], Clock] = Clock
+    ) -> None:
+        self._age_step_s = age_step_s
+        self._make_clock = clock
+        self._changes: list[Job] = []
+        with _translated():
+            # One owner at a time, the store's thread; opened and closed by the main one.
+            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False, cached_statements=64)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _open(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA secure_delete = ON")
+        self._db.execute("PRAGMA cache_size = -2048")
+        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise DamagedError(found)
+        self._migrate()
+        row = self._db.execute(SQL["read_clock"]).fetchone()
+        self.clock = self._make_clock(Anchor(*row) if row else None)
+        self._backlog = Backlog(*self._db.execute(SQL["unfinished"]).fetchone())
+
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise SchemaTooNewError(
+                f"the queue has schema version {version}, this program knows {SCHEMA_VERSION}; "
+                "install the newer program again, or move the file away to begin with an empty queue"
+            )
+        while version < SCHEMA_VERSION:
+            name = "schema.sql" if version == 0 else f"migrate_{version + 1}.sql"
+            script = SCRIPTS.joinpath(name).read_text(encoding="utf-8")
+            version = SCHEMA_VERSION if version == 0 else version + 1
+            self._db.executescript(f"BEGIN IMMEDIATE;\n{script}\n; PRAGMA user_version = {version}; COMMIT;")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[list[Job]]:
+        """Commit everything done inside at once, or nothing of it.
+
+        Yields the list of changed rows, complete when the block has ended. Raises StorageError, DamagedError.
+        """
+        backlog = self._backlog
+        self._changes = []
+        with _translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._changes
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._backlog = backlog
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # Taking jobs in
+
+    @property
+    def backlog(self) -> Backlog:
+        """Unfinished jobs and their bytes."""
+        return self._backlog
+
+    def repeated(self, request: Request, client: str) -> Job | None:
+        """Return the job if this very request was accepted before, ready to answer again.
+
+        Raises EdgeAgentError DUPLICATE_ID when another request had the same id.
+        """
+        key = {"client": client, "job_id": request.job_id}
+        found = self._db.execute(SQL["digest"], key).fetchone()
+        if found is None:
+            return None
+        if found[0] != request.digest():
+            raise EdgeAgentError(Code.DUPLICATE_ID, "job_id: was used for another request; take a new one")
+        return self.recall(client, request.job_id)
+
+    def recall(self, client: str, job_id: str) -> Job | None:
+        """Return a job, its result owed again if it has one; None if there is no such job."""
+        found = self._db.execute(SQL["find"], {"client": client, "job_id": job_id}).fetchone()
+        if found is None:
+            return None
+        job = _job(found)
+        if job.state in TERMINAL:
+            self._db.execute(SQL["owe"], {"row": job.row, "now": self.clock.now_s()})
+        return job
+
+    def accept(self, request: Request, envelope: Envelope, *, model: str) -> Job:
+        """Store a request that was not seen before. A cancel that came first wins."""
+        now_s = self.clock.now_s()
+        key = {"client": envelope.client, "job_id": request.job_id}
+        canceled = self._db.execute(SQL["take_cancel"], key).fetchone() is not None
+        body = request.to_json()
+        row = self._db.execute(
+            SQL["insert"],
+            key
+            | {
+                "digest": request.digest(),
+                "model": model,
+                "state": JobState.CANCELED if canceled else JobState.QUEUED,
+                "max_attempts": request.max_attempts,
+                "stream": request.stream,
+                "priority": request.priority,
+                "rank": now_s - request.priority * self._age_step_s,
+                "accepted_s": now_s,
+                "expires_s": now_s + min(request.ttl_s, envelope.ttl_s),
+                "timeout_s": request.timeout_s,
+                "finished_s": now_s if canceled else None,
+                "request": body,
+                "request_bytes": len(body.encode()),
+                "outcome": _canceled(0.0).model_dump_json(exclude_none=True) if canceled else None,
+                "correlation": envelope.correlation,
+                "traceparent": envelope.traceparent,
+                "metadata": to_json(request.metadata).decode(),
+            },
+        ).fetchone()
+        job = self._changed(row)
+        if not canceled:
+            self._count(job, 1)
+        return job
+
+    # Running them
+
+    def claim(self, model: str, *, idle: bool) -> Job | None:
+        """Give the first job of a model to an engine, or None.
+
+        A job that must run alone is given only to an idle engine; until then nobody overtakes it.
+        """
+        row = self._db.execute(SQL["claim"], {"model": model, "now": self.clock.now_s(), "idle": idle}).fetchone()
+        return None if row is None else self._changed(row)
+
+    def end(self, job: Job, state: JobState, outcome: Outcome) -> Job | None:
+        """End this attempt of a job with its result; None when something else ended or moved it first."""
+        row = self._db.execute(
+            SQL["end"],
+            {
+                "row": job.row,
+                "attempt": job.attempt,
+                "state": state,
+                "sources": to_json(sources(state)).decode(),
+                "outcome": outcome.model_dump_json(exclude_none=True),
+                "now": self.clock.now_s(),
+            },
+        ).fetchone()
+        if row is None:
+            return None
+        self._count(job, -1)
+        return self._changed(row)
+
+    def requeue(self, job: Job, *, give_back: bool, alone: bool = False) -> Job | None:
+        """Put a running job back in its place; `give_back` returns the strike of this claim.
+
+        One that was asked to be canceled meanwhile ends so instead. None when something else moved it first.
+        """
+        row = self._db.execute(
+            SQL["requeue"],
+            {
+                "row": job.row,
+                "attempt": job.attempt,
+                "given_back": int(give_back),
+                "alone": int(alone),
+            },
+        ).fetchone()
+        if row is not None:
+            return self._changed(row)
+        current = self._current(job)
+        if current is None or not current.cancel_requested:
+            return None
+        return self.end(job, JobState.CANCELED, _canceled(self._age_ms(current)))
+
+    def bereave(self, jobs: Sequence[Job], failure: Failure, *, others: int = 0) -> None:
+        """Deal with the jobs that were in an engine when it died, beside `others` whose outcome was decided already.
+
+        Of several nobody knows whose fault it was: each runs again alone and gets its strike back. One that was
+        alone keeps it, and fails when that was its last.
+        """
+        for job in jobs:
+            current = self._current(job)
+            if current is None or current.attempt != job.attempt or current.state is not JobState.RUNNING:
+                continue
+            several = len(jobs) + others > 1
+            if several or current.cancel_requested or current.strikes < current.max_attempts:
+                self.requeue(current, give_back=several, alone=True)
+            else:
+                timings = Timings(total_ms=self._age_ms(current))
+                self.end(current, JobState.FAILED, Outcome(error=failure, timings=timings))
+
+    def recover(self) -> None:
+        """Deal with the jobs that were running when the agent died, as when their engine had. Call once, first."""
+        self.remember_clock()
+        failure = Failure.because(Code.ENGINE_DIED, "the agent or its engine died each time this job ran")
+        running = [_job(row) for row in self._db.execute(SQL["running"])]
+        for model in {job.model for job in running}:
+            self.bereave([job for job in running if job.model == model], failure)
+
+    def disown(self, models: Sequence[str]) -> None:
+        """End the waiting jobs of models that are not among these: nobody would ever run them."""
+        for job in map(_job, self._db.execute(SQL["unserved"], {"models": to_json(list(models)).decode()}).fetchall()):
+            failure = Failure.because(Code.UNKNOWN_MODEL, "model: this agent does not serve it any more")
+            self.end(job, JobState.FAILED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
+
+    def cancel(self, client: str, job_id: str) -> Job | None:
+        """Cancel a job at once if it waits, note the wish if it runs, remember it if the job is unknown.
+
+        Returns the job as it was before; one that had ended has its result owed again.
+        """
+        job = self.recall(client, job_id)
+        if job is None:
+            self._db.execute(SQL["remember_cancel"], {"client": client, "job_id": job_id, "now": self.clock.now_s()})
+        elif job.state is JobState.QUEUED:
+            self.end(job, JobState.CANCELED, _canceled(self._age_ms(job)))
+        elif job.state is JobState.RUNNING:
+            self._db.execute(SQL["request_cancel"], {"row": job.row})
+        return job
+
+    def expire(self) -> float | None:
+        """End the waiting jobs whose time has passed; return when the next one's will, on the queue's clock."""
+        expiring = self._db.execute(SQL["expiring"], {"now": self.clock.now_s(), "limit": ROWS_AT_ONCE}).fetchall()
+        for job in map(_job, expiring):
+            failure = Failure.because(Code.EXPIRED, "ttl_s: the job waited longer than its time to live")
+            self.end(job, JobState.EXPIRED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
+        (next_s,) = self._db.execute(SQL["next_expiry"]).fetchone()
+        return None if next_s is None else float(next_s)
+
+    # Delivering results
+
+    def owed(self, limit: int) -> list[Owed]:
+        """Return the results to publish now, longest due first; give up those tried for RESULT_KEPT_S."""
+        now_s = self.clock.now_s()
+        due = []
+        for *row, due_s, tries in self._db.execute(SQL["owed"], {"now": now_s, "limit": limit}).fetchall():
+            owed = Owed(_job(row), due_s, tries)
+            if tries and now_s - (owed.job.finished_s or now_s) > RESULT_KEPT_S:
+                self.delivered(owed)
+            else:
+                due.append(owed)
+        return due
+
+    def next_owed_s(self) -> float | None:
+        """Return when the next result will be due that is not due yet, on the queue's clock."""
+        (due_s,) = self._db.execute(SQL["next_owed"], {"now": self.clock.now_s()}).fetchone()
+        return None if due_s is None else float(due_s)
+
+    def delivered(self, owed: Owed) -> None:
+        """Note that the broker took a result; one asked for again since then stays owed."""
+        self._db.execute(SQL["delivered"], {"row": owed.job.row, "due_s": owed.due_s})
+
+    def deferred(self, owed: Owed, delay_s: float) -> None:
+        """Note that the broker refused a result; try again later."""
+        deliver_s = self.clock.now_s() + delay_s
+        self._db.execute(SQL["defer"], {"row": owed.job.row, "due_s": owed.due_s, "deliver_s": deliver_s})
+
+    def erase(self, job: Job) -> None:
+        """Forget prompt, answer and metadata of a delivered job; what it took and how it ended stays.
+
+        One whose result was asked for again since stays as it is.
+        """
+        outcome = Outcome.model_validate_json(job.outcome or "{}")
+        if outcome.text:
+            outcome = outcome.model_copy(update={"text": "", "text_truncated": True})
+        self._db.execute(SQL["erase"], {"row": job.row, "outcome": outcome.model_dump_json(exclude_none=True)})
+
+    # Knowing about them
+
+    def position(self, job: Job, limit: int) -> int | None:
+        """Return a waiting job's place, 1 for the next; None when it is beyond `limit`."""
+        arguments = {"model": job.model, "rank": job.rank, "row": job.row, "limit": limit}
+        (ahead,) = self._db.execute(SQL["ahead"], arguments).fetchone()
+        return ahead + 1 if ahead < limit else None
+
+    def first(self, model: str, limit: int) -> list[Job]:
+        """Return the first waiting jobs of a model, in order."""
+        return [_job(row) for row in self._db.execute(SQL["first_queued"], {"model": model, "limit": limit})]
+
+    def unfinished(self) -> dict[JobState, int]:
+        """Return how many jobs wait and how many run."""
+        (running,) = self._db.execute(SQL["count_running"]).fetchone()
+        return {JobState.QUEUED: self._backlog.jobs - running, JobState.RUNNING: running}
+
+    def oldest_age_s(self) -> float | None:
+        """Return how long the longest waiting job has waited."""
+        oldest = self._db.execute(SQL["oldest_queued"]).fetchone()
+        return None if oldest is None else self.clock.now_s() - float(oldest[0])
+
+    # Housekeeping
+
+    def prune(self, *, keep_s: float, keep_jobs: int) -> bool:
+        """Forget finished jobs beyond age and number, and old cancels, at most ROWS_AT_ONCE rows a statement.
+
+        Returns whether that bound was reached, so that there may be more to forget.
+        """
+        now_s = self.clock.now_s()
+        aged = self._db.execute(SQL["prune_age"], {"before_s": now_s - keep_s, "limit": ROWS_AT_ONCE}).rowcount
+        (finished,) = self._db.execute(SQL["finished_count"]).fetchone()
+        limit = min(max(0, finished - keep_jobs), ROWS_AT_ONCE)
+        surplus = self._db.execute(SQL["prune_count"], {"limit": limit}).rowcount
+        self._db.execute(SQL["prune_cancels"], {"before_s": now_s - keep_s})
+        self._db.execute(SQL["prune_cancel_count"], {"keep": CANCELS_MAX})
+        self.remember_clock()
+        return ROWS_AT_ONCE in (aged, surplus)
+
+    def remember_clock(self) -> None:
+        """Store where the queue's clock stands, for the next start."""
+        self._db.execute(SQL["write_clock"], dataclasses.asdict(self.clock.anchor()))
+
+    def _current(self, job: Job) -> Job | None:
+        row = self._db.execute(SQL["find"], {"client": job.client, "job_id": job.job_id}).fetchone()
+        return None if row is None else _job(row)
+
+    def _age_ms(self, job: Job) -> float:
+        return (self.clock.now_s() - job.accepted_s) * 1000
+
+    def _changed(self, row: Sequence[Any]) -> Job:
+        job = _job(row)
+        self._changes.append(job)
+        return job
+
+    def _count(self, job: Job, sign: int) -> None:
+        size = len((job.request or "").encode())
+        self._backlog = Backlog(self._backlog.jobs + sign, self._backlog.request_bytes + sign * size)
+
+
+def _canceled(age_ms: float) -> Outcome:
+    return Outcome(
+        error=Failure.because(Code.CANCELED, "canceled before an engine had answered it"),
+        finish_reason="canceled",
+        timings=Timings(total_ms=age_ms),
+    )

@@ -1,0 +1,193 @@
+"""What was asked: the body of a job, validated, with the spellings people already use."""
+
+import hashlib
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+from pydantic_core import to_json
+
+METADATA_BYTES_MAX = 4096
+METADATA_DEPTH_MAX = 8
+
+JobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""The requester's name for a job: its idempotency key, unique per client."""
+
+TTL_DEFAULT_S = 600
+TIMEOUT_DEFAULT_S = 300
+
+
+class Strict(BaseModel):
+    """Untrusted input: no unknown fields, no coercion, no NaN."""
+
+    # The library else keeps up to 16,384 short strings it has read, prompts among them, long after their erasure.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, cache_strings="keys")
+
+
+BRANCH_TEXT, BRANCH_LIST, BRANCH_OBJECT = "<text>", "<list>", "<object>"
+"""Tags of a field that may be a bare string or something richer; they show in error locations only."""
+
+_BRANCHES: dict[type, str] = {str: BRANCH_TEXT, list: BRANCH_LIST, tuple: BRANCH_LIST}
+Spelling = Discriminator(lambda value: _BRANCHES.get(type(value), BRANCH_OBJECT))
+"""Picks the branch by the value's own type, so that an error speaks of the branch that was meant."""
+
+Words = Annotated[str, StringConstraints(min_length=1)]
+
+
+class TextPart(Strict):
+    """A piece of text in a message."""
+
+    type: Literal["text"]
+    text: Words
+
+
+class ImageUrl(Strict):
+    """Where an image is: a data URL."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImagePart(Strict):
+    """An image in a message, by URL."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[Annotated[ImageUrl, Tag(BRANCH_OBJECT)] | Annotated[str, Tag(BRANCH_TEXT)], Spelling]
+
+
+class ImageHashPart(Strict):
+    """An image in a message, by the hash of bytes that are uploaded apart."""
+
+    type: Literal["image_sha256"]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+Part = Annotated[TextPart | ImagePart | ImageHashPart, Field(discriminator="type")]
+Parts = Annotated[tuple[Part, ...], Field(min_length=1, max_length=64)]
+
+
+class Message(Strict):
+    """One message of the conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[Annotated[Words, Tag(BRANCH_TEXT)] | Annotated[Parts, Tag(BRANCH_LIST)], Spelling]
+
+    @property
+    def text(self) -> str:
+        """The message's text, its parts joined by line ends."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def image_count(self) -> int:
+        """How many images the message carries."""
+        return 0 if isinstance(self.content, str) else sum(not isinstance(part, TextPart) for part in self.content)
+
+
+class ResponseFormat(Strict):
+    """A shape the answer must have."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    json_schema: JsonValue = None
+    schema_: JsonValue = Field(None, alias="schema")
+    regex: str | None = None
+    grammar: str | None = None
+
+
+def _plain(value: Any, depth: int = METADATA_DEPTH_MAX) -> Any:
+    """Return a JSON value with sorted keys. Raises ValueError when it is too deep or no JSON."""
+    if depth == 0:
+        raise ValueError(f"nests deeper than {METADATA_DEPTH_MAX} levels")
+    if isinstance(value, dict):
+        return {key: _plain(value[key], depth - 1) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_plain(item, depth - 1) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("holds a number that is not finite")
+    return value
+
+
+StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+StopWords = Annotated[tuple[StopWord, ...], Field(max_length=16)]
+
+
+def _other_spellings(schema: dict[str, Any]) -> None:
+    """Let the JSON Schema know the names that are accepted too; the library tells only of the first."""
+    properties = schema["properties"]
+    properties["max_completion_tokens"] = properties["max_tokens"] | {"title": "Max Completion Tokens"}
+
+
+class Request(Strict):
+    """A job as asked for. Two requests are the same when they are equal once parsed."""
+
+    model_config = ConfigDict(json_schema_extra=_other_spellings)
+
+    job_id: JobName
+    model: Annotated[str, StringConstraints(min_length=1, max_length=63)] = "auto"
+    prompt: Words | None = None
+    messages: Annotated[tuple[Message, ...], Field(max_length=256)] = ()
+    max_tokens: Annotated[int, Field(ge=1, le=131_072)] = Field(
+        256, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=100_000)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    stop: Annotated[Annotated[StopWord, Tag(BRANCH_TEXT)] | Annotated[StopWords, Tag(BRANCH_LIST)], Spelling] | None = (
+        None
+    )
+    response_format: ResponseFormat | None = None
+    stream: bool = True
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    ttl_s: Annotated[float, Field(ge=1, le=7 * 86_400)] = TTL_DEFAULT_S
+    timeout_s: Annotated[float, Field(ge=1, le=86_400)] = TIMEOUT_DEFAULT_S
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(_plain)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if (self.prompt is None) == (not self.messages):
+            raise ValueError("messages: give either messages or prompt, and one of them")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError("messages: the last one must be from the user")
+        if len(to_json(self.metadata)) > METADATA_BYTES_MAX:
+            raise ValueError(f"metadata: must be at most {METADATA_BYTES_MAX} bytes of JSON")
+        return self
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages, whichever way they were given."""
+        return self.messages or (Message(role="user", content=self.prompt or ""),)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, whichever way they were given."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else self.stop
+
+    @property
+    def image_count(self) -> int:
+        """How many images the request carries."""
+        return sum(message.image_count for message in self.messages)
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: what was given, in the order of the fields."""
+        return self.model_dump_json(exclude_unset=True, by_alias=True)
+
+    def digest(self) -> bytes:
+        """Return 32 bytes that are equal for equal requests."""
+        return hashlib.sha256(self.model_dump_json().encode()).digest()

@@ -1,0 +1,205 @@
+"""The thread that owns the queue: everything that waits is done in one transaction, then everybody is told.
+
+Group commit: the disk is asked once for all that came while it was busy, so that a thousand jobs a second cost tens
+of syncs, not a thousand. What waits for a commit (an acknowledgement, a reply) is done after it, in the order of
+arrival.
+"""
+
+import math
+import queue as stdlib_queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from edge_agent.errors import EdgeAgentError
+from edge_agent.jobs.job import TERMINAL, Job
+from edge_agent.jobs.queue import ROWS_AT_ONCE, Queue, StorageError
+from edge_agent.log import get_logger
+
+T = TypeVar("T")
+
+GROUP_MAX = 256
+"""Operations in one transaction: enough to share a sync, few enough to wait only milliseconds for each other."""
+RETRY_S = 1.0
+"""How long to wait before what must be written is tried again on a disk that was full."""
+HOUSEKEEPING_S = 60.0
+"""How often old jobs are forgotten; sooner when as many have ended as are forgotten at once."""
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[T]):
+    """Something to do inside a transaction.
+
+    `act` may raise EdgeAgentError before it has changed anything; that is its outcome. `then` gets the outcome once
+    it is durable. `refuse`, if given, is called instead when the disk takes nothing; without it the operation waits.
+    """
+
+    act: Callable[[Queue], T]
+    then: Callable[[T | EdgeAgentError], None]
+    refuse: Callable[[StorageError], None] | None = None
+
+
+class Store:
+    """Owner of the queue. `tell` gets the rows that changed, after every commit that changed any."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        tell: Callable[[Sequence[Job]], None],
+        keep_finished_s: float,
+        keep_finished_jobs: int,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._queue = queue
+        self._tell = tell
+        self._keep_s = keep_finished_s
+        self._keep_jobs = keep_finished_jobs
+        self._retry_s = retry_s
+        self._inbox: stdlib_queue.SimpleQueue[Operation[Any] | None] = stdlib_queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._full = False
+        self._ended = 0
+        self._next_expiry_s = 0.0
+        self._next_housekeeping_s = 0.0
+        self.beat_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="store")
+
+    @property
+    def now_s(self) -> Callable[[], float]:
+        """The queue's clock."""
+        return self._queue.clock.now_s
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether the last transaction found no room."""
+        return self._full
+
+    @property
+    def waiting(self) -> int:
+        """How many operations wait."""
+        return self._inbox.qsize()
+
+    def start(self) -> None:
+        """Begin; the first transaction deals with the jobs a dead agent left running."""
+        self.do(lambda queue: queue.recover())
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Do everything that waits, then end. Operations added later are never done."""
+        self.do(lambda queue: queue.remember_clock())
+        self._stop.set()
+        self._inbox.put(None)
+        self._thread.join()
+
+    def put(self, operation: Operation[Any]) -> None:
+        """Add an operation; returns at once."""
+        self._inbox.put(operation)
+
+    def do(self, act: Callable[[Queue], T], then: Callable[[T], None] | None = None) -> None:
+        """Add an operation that cannot be refused; returns at once."""
+
+        def told(outcome: T | EdgeAgentError) -> None:
+            if isinstance(outcome, EdgeAgentError):
+                raise outcome
+            if then is not None:
+                then(outcome)
+
+        self._inbox.put(Operation(act, told))
+
+    def ask(self, act: Callable[[Queue], T], *, timeout_s: float = 60.0) -> T:
+        """Do something and wait for its outcome.
+
+        Raises EdgeAgentError as `act` did, TimeoutError when the disk stays full; it may still be done later then.
+        """
+        future: Future[T] = Future()
+
+        def then(outcome: T | EdgeAgentError) -> None:
+            if isinstance(outcome, EdgeAgentError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        self._inbox.put(Operation(act, then))
+        return future.result(timeout_s)
+
+    def _run(self) -> None:
+        held: list[Operation[Any]] = []
+        while True:
+            group = held + self._take(wait=not held)
+            held = []
+            self.beat_s = time.monotonic()
+            if not group and self._stop.is_set():
+                break
+            if not group and self._patience_s() > 0:
+                continue
+            try:
+                self._commit(group)
+                self._full = False
+            except StorageError as error:
+                held = self._refuse(group, error)
+                if self._stop.is_set():
+                    log.error("store.abandoned", operations=len(held), reason=str(error))
+                    break
+                self._stop.wait(self._retry_s)
+        self._queue.close()
+
+    def _take(self, *, wait: bool) -> list[Operation[Any]]:
+        group: list[Operation[Any]] = []
+        try:
+            first = self._inbox.get(timeout=self._patience_s()) if wait else self._inbox.get_nowait()
+            while True:
+                if first is not None:
+                    group.append(first)
+                if len(group) >= GROUP_MAX:
+                    break
+                first = self._inbox.get_nowait()
+        except stdlib_queue.Empty:
+            pass
+        return group
+
+    def _patience_s(self) -> float:
+        """Return how long there is nothing to do of our own accord."""
+        due_s = min(self._next_housekeeping_s, self._next_expiry_s)
+        return 0.0 if self._stop.is_set() else min(max(0.0, due_s - self.now_s()), HOUSEKEEPING_S)
+
+    def _commit(self, group: Sequence[Operation[Any]]) -> None:
+        outcomes: list[Any] = []
+        with self._queue.transaction() as changes:
+            for operation in group:
+                try:
+                    outcomes.append(operation.act(self._queue))
+                except EdgeAgentError as error:
+                    outcomes.append(error)
+            self._keep_house()
+        self._ended += sum(job.state in TERMINAL for job in changes)
+        for operation, outcome in zip(group, outcomes, strict=True):
+            operation.then(outcome)
+        if changes:
+            self._tell(changes)
+
+    def _keep_house(self) -> None:
+        now_s = self.now_s()
+        self._next_expiry_s = self._queue.expire() or math.inf
+        if now_s >= self._next_housekeeping_s or self._ended >= ROWS_AT_ONCE:
+            self._ended = 0
+            more = self._queue.prune(keep_s=self._keep_s, keep_jobs=self._keep_jobs)
+            self._next_housekeeping_s = now_s if more else now_s + HOUSEKEEPING_S
+
+    def _refuse(self, group: Sequence[Operation[Any]], error: StorageError) -> list[Operation[Any]]:
+        """Answer what can be refused; return the rest, which must wait for room."""
+        if not self._full:
+            log.error("store.full", reason=str(error), next="free disk space; what is running waits to be written")
+        self._full = True
+        held = []
+        for operation in group:
+            if operation.refuse is None:
+                held.append(operation)
+            else:
+                operation.refuse(error)
+        return held

@@ -1,0 +1,41 @@
+"""Structured logs: events named `noun.verb`, on stderr, never prompt text or answers."""
+
+import logging
+import sys
+from typing import Any, Literal
+
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it (6 MB) for tracebacks we never print
+import structlog  # noqa: E402
+
+del sys.modules["rich"]
+if _rich is not None:
+    sys.modules["rich"] = _rich
+
+Format = Literal["json", "console"]
+Level = Literal["debug", "info", "warning", "error"]
+
+
+def get_logger() -> Any:
+    """Return a logger; its first use binds it to what `configure` has set up."""
+    return structlog.get_logger()
+
+
+def configure(*, format: Format, level: Level) -> None:  # noqa: A002 - the setting's own name
+    """Send every log event of this process to stderr; under a service manager that is the journal."""
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if format == "console":
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,201 @@
+"""What requesters ask, from raw message to committed row: parsed and stored by the store's thread, acknowledged after.
+
+A message that cannot be taken is answered with a code and a sentence, then acknowledged. None is ever lost silently
+but those whose author stands in no valid topic: there is nobody to answer.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.job import TERMINAL, Job, JobState
+from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Envelope, Queue, StorageError
+from edge_agent.jobs.request import Request
+from edge_agent.jobs.store import Operation, Store
+from edge_agent.log import get_logger
+from edge_agent.mqtt.link import Link, Receipt
+from edge_agent.mqtt.outbox import Outbox
+from edge_agent.mqtt.topics import CLIENT, Command, Topics
+from edge_agent.mqtt.wire import (
+    CORRELATION_BYTES_MAX,
+    TRACEPARENT_BYTES_MAX,
+    Inbound,
+    Speech,
+    decode_ref,
+    decode_request,
+    readable_job_id,
+)
+from edge_agent.settings import QueueSection
+
+UNCONFIRMED_MAX = 2048
+"""Messages that may wait to be stored. QoS 1 ones are bounded by the link's receive maximum; QoS 0 ones end here."""
+RETRY_AFTER_DEFAULT_S = 10.0
+"""What a full queue tells a requester before any job was measured."""
+
+_Afterwards = Callable[[], None]
+"""What to do once a message is stored; nothing is said, and nobody told, before it is true."""
+
+log = get_logger()
+
+
+def _nothing() -> None:
+    pass
+
+
+class Roster(Protocol):
+    """What models there are."""
+
+    def resolve(self, model: str) -> str:
+        """Return the name of the model that a request means; `auto` is the first.
+
+        Raises EdgeAgentError when there is none.
+        """
+
+    def images_per_prompt(self, model: str) -> int:
+        """Return how many images a model takes in one prompt."""
+
+
+class Intake:
+    """Takes in jobs, cancels and questions. `receive` may be called from the network thread."""
+
+    def __init__(
+        self,
+        *,
+        topics: Topics,
+        speech: Speech,
+        settings: QueueSection,
+        store: Store,
+        link: Link,
+        outbox: Outbox,
+        roster: Roster,
+        pace: Pace,
+        cancel_running: Callable[[Job], None],
+        free_bytes: Callable[[], int],
+    ) -> None:
+        self._topics = topics
+        self._speech = speech
+        self._settings = settings
+        self._store = store
+        self._link = link
+        self._outbox = outbox
+        self._roster = roster
+        self._pace = pace
+        self._cancel_running = cancel_running
+        self._free_bytes = free_bytes
+
+    def receive(self, inbound: Inbound, receipt: Receipt) -> None:
+        """Line a message up to be taken in; returns at once."""
+        if inbound.qos == 0 and self._store.waiting > UNCONFIRMED_MAX:
+            return
+        self._store.put(
+            Operation(
+                act=partial(self._take, inbound=inbound),
+                then=partial(self._confirm, inbound, receipt),
+                refuse=partial(self._refuse, inbound, receipt),
+            )
+        )
+
+    # On the store's thread
+
+    def _take(self, queue: Queue, *, inbound: Inbound) -> _Afterwards:
+        """Do what a message asks; return what to do once that is durable.
+
+        Raises EdgeAgentError before anything has changed.
+        """
+        command, client = self._topics.parse(inbound.topic) or ("", "")
+        if not CLIENT.match(client):
+            return _nothing
+        if inbound.retained:
+            raise EdgeAgentError(Code.RETAINED, "the message is retained; publish commands without the retain flag")
+        self._check_properties(inbound, client)
+        match command:
+            case Command.JOB:
+                return self._take_job(queue, inbound, client)
+            case Command.CANCEL:
+                return self._take_cancel(queue, inbound, client)
+            case Command.STATUS:
+                return self._take_status(queue, inbound, client)
+            case _:
+                raise EdgeAgentError(
+                    Code.UNSUPPORTED, "the topic names no command this agent knows: job, cancel, status"
+                )
+
+    def _check_properties(self, inbound: Inbound, client: str) -> None:
+        if inbound.response_topic not in (None, self._topics.inbox_root(client)):
+            raise EdgeAgentError(
+                Code.BAD_RESPONSE_TOPIC,
+                f"ResponseTopic: must be {self._topics.inbox_root(client)}, or absent",
+            )
+        if len(inbound.correlation or b"") > CORRELATION_BYTES_MAX:
+            raise EdgeAgentError(Code.BAD_REQUEST, f"CorrelationData: must be at most {CORRELATION_BYTES_MAX} bytes")
+        if len((inbound.traceparent or "").encode()) > TRACEPARENT_BYTES_MAX:
+            raise EdgeAgentError(Code.BAD_REQUEST, f"traceparent: must be at most {TRACEPARENT_BYTES_MAX} bytes")
+
+    def _take_job(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
+        request = decode_request(inbound.payload)
+        earlier = queue.repeated(request, client)
+        if earlier is not None:
+            return partial(self._outbox.answer, queue, earlier)
+        model = self._admit(queue, request)
+        ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
+        envelope = Envelope(client, ttl_s, correlation=inbound.correlation, traceparent=inbound.traceparent)
+        job = queue.accept(request, envelope, model=model)
+        return partial(log.info, "job.accepted", job_id=job.job_id, client=client, model=model, row=job.row)
+
+    def _take_cancel(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
+        job = queue.cancel(client, decode_ref(inbound.payload).job_id)
+        if job is not None and job.state is JobState.RUNNING:
+            # Afterwards also because its claim may stand in this very transaction: the dispatcher hears of that first.
+            return partial(self._cancel_running, job)
+        if job is not None and job.state in TERMINAL:
+            return partial(self._outbox.answer, queue, job)
+        return _nothing  # one that waited has ended, and that is told; one that has not come is remembered
+
+    def _take_status(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
+        job = queue.recall(client, decode_ref(inbound.payload).job_id)
+        if job is None:
+            raise EdgeAgentError(Code.UNKNOWN_JOB, "job_id: this agent knows no such job of yours; send it again")
+        return partial(self._outbox.answer, queue, job)
+
+    def _admit(self, queue: Queue, request: Request) -> str:
+        """Return the model that shall run a request. Raises EdgeAgentError when none can or there is no room."""
+        model = self._roster.resolve(request.model)
+        images_max = self._roster.images_per_prompt(model)
+        if request.image_count > images_max:
+            raise EdgeAgentError(Code.UNSUPPORTED, f"messages: carry too many images; the model takes {images_max}")
+        if request.response_format is not None and request.response_format.type != "text":
+            raise EdgeAgentError(Code.UNSUPPORTED, "response_format: only text is available")
+        if request.ttl_s > self._settings.ttl_max_s:
+            raise EdgeAgentError(Code.BAD_REQUEST, f"ttl_s: must be at most {self._settings.ttl_max_s}")
+        backlog = queue.backlog
+        if backlog.jobs >= self._settings.high_water_jobs or backlog.request_bytes >= self._settings.high_water_bytes:
+            retry_after_s = self._pace.eta_s(model, 1) or RETRY_AFTER_DEFAULT_S
+            raise EdgeAgentError(
+                Code.QUEUE_FULL, "the queue is full; send the job again later", retry_after_s=retry_after_s
+            )
+        if self._free_bytes() < self._settings.min_free_bytes:
+            raise EdgeAgentError(Code.STORAGE_FULL, "the device's disk is full; free space there", retry_after_s=60.0)
+        return model
+
+    def _confirm(self, inbound: Inbound, receipt: Receipt, outcome: _Afterwards | EdgeAgentError) -> None:
+        """Acknowledge what was stored or refused; a refusal is told first."""
+        if isinstance(outcome, EdgeAgentError):
+            self._reject(inbound, outcome)
+        else:
+            outcome()
+        self._link.ack(receipt)
+
+    def _refuse(self, inbound: Inbound, receipt: Receipt, error: StorageError) -> None:
+        """Answer when the disk takes nothing."""
+        sentence = f"the device cannot store the job ({error}); free space there"
+        self._confirm(inbound, receipt, EdgeAgentError(Code.STORAGE_FULL, sentence, retry_after_s=60.0))
+
+    def _reject(self, inbound: Inbound, error: EdgeAgentError) -> None:
+        command, client = self._topics.parse(inbound.topic) or ("", "")
+        if not CLIENT.match(client):
+            return
+        job_id = readable_job_id(inbound.payload)
+        log.info("message.rejected", command=command[:16], client=client, job_id=job_id, code=error.code)
+        self._outbox.say(self._speech.rejection(client, job_id, error, inbound))

@@ -1,0 +1,430 @@
+"""The connection to the broker, and all of paho.
+
+Owns the facts paho hides: which connection a message came on (acknowledging on another one would confirm somebody
+else's), what the broker takes at most, and how long to stay away before the next try.
+"""
+
+import random
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.properties
+from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.exception import MalformedPacket
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from edge_agent.log import get_logger
+from edge_agent.mqtt.wire import Inbound, Publication
+
+RECEIVE_MAX = 256
+"""Unacknowledged QoS 1 messages the broker may send us: what one commit takes in, and the bound on what we hold."""
+UNSENT_MAX = 256
+"""QoS 0 messages that may wait for a slow connection; further ones are dropped, as QoS 0 allows."""
+WILL_DELAY_S = 10
+RETRY_MIN_S = 1.0
+RETRY_MAX_S = 60.0
+STEADY_S = 60.0
+"""A connection that lived shorter counts as a failed try: somebody, or something we say, ends it again and again. Not
+every broker tells why: mosquitto 2.0.11 closes without a word when another client takes our name."""
+TAKEN_OVER_MIN_S = 60.0
+TAKEN_OVER_MAX_S = 3600.0
+"""After another agent took our name we stay away this long, or both would throw each other out for ever."""
+SESSION_TAKEN_OVER = 0x8E
+PACKET_TOO_LARGE = 0x95
+"""What a broker would say of a message over its maximum, and disconnect us; so we say it instead."""
+
+log = get_logger()
+
+
+def read_text(buffer: bytes, maxlen: int) -> tuple[str, int]:
+    """Return a string of a packet's properties and the bytes it takes, its two for the length included.
+
+    paho's own takes the connection down over U+FEFF, which MQTT allows, and over what is no UTF-8: the broker would
+    send such a message again on every connection, for ever. Raises MalformedPacket when the string is cut off.
+    """
+    size = 2 + int.from_bytes(buffer[:2], "big")
+    if maxlen < max(2, size):
+        raise MalformedPacket("a string reaches beyond its packet")
+    return bytes(buffer[2:size]).decode(errors="replace"), size
+
+
+paho.mqtt.properties.readUTF = read_text
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach and convince the broker. `session_expiry_s` 0 asks for a session that ends with the connection."""
+
+    host: str
+    port: int
+    client_id: str
+    username: str | None = None
+    password: str | None = None
+    tls: bool = False
+    tls_ca_file: Path | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    keepalive_s: int = 20
+    session_expiry_s: int = 0
+    clean_start: bool = False
+    receive_max: int = RECEIVE_MAX
+    receive_bytes_max: int = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What acknowledges a message, on the connection it came on."""
+
+    epoch: int
+    mid: int
+    qos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """Whom the link tells, on its own thread: none may block or raise.
+
+    `up` gets the number of the connection; `down` the reason; `answered` the message id and the broker's reason code;
+    `subscribed` the filters the broker refused us; `will` gives the last will of a connection.
+    """
+
+    receive: Callable[[Inbound, Receipt], None]
+    up: Callable[[int], None] = lambda _epoch: None
+    down: Callable[[str], None] = lambda _reason: None
+    answered: Callable[[int, int], None] = lambda _mid, _reason: None
+    subscribed: Callable[[tuple[str, ...]], None] = lambda _refused: None
+    will: Callable[[int], Publication | None] = lambda _epoch: None
+
+
+def backoff_s(tries: int, *, first_s: float, most_s: float, chance: float) -> float:
+    """Return how long to wait before the next try: doubling, at most `most_s`.
+
+    `chance` (0 … 1) spreads it over the upper half of that, so that many do not come at once.
+    """
+    ceiling_s = min(most_s, first_s * 2.0 ** min(tries, 32))
+    return ceiling_s * (0.5 + 0.5 * chance)
+
+
+class Link:
+    """One MQTT 5 connection that comes back by itself.
+
+    Of the `filters`, those also in `kept` bring on every connection what the broker retains there.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        filters: tuple[str, ...],
+        kept: tuple[str, ...] = (),
+        callbacks: Callbacks,
+        chance: Callable[[], float] = random.random,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._access = access
+        self._filters = filters
+        self._kept = kept
+        self._callbacks = callbacks
+        self._chance = chance
+        self._now_s = now_s
+        self._up_s = 0.0
+        self._epoch = 0
+        self._tries = 0
+        self._taken_over = 0
+        self._unsent: deque[MQTTMessageInfo] = deque()
+        self._unsent_lock = threading.Lock()
+        self._connected = threading.Event()
+        # No acknowledgement is queued between the loss of a connection and the next one.
+        self._acks = threading.Lock()
+        self.packet_bytes_max: int | None = None
+        self._client = self._make_client()
+
+    def _make_client(self) -> Client:
+        access = self._access
+        client = Client(CallbackAPIVersion.VERSION2, client_id=access.client_id, protocol=MQTTv5, manual_ack=True)
+        client.max_queued_messages_set(0)
+        if access.username is not None:
+            client.username_pw_set(access.username, access.password)
+        if access.tls:
+            context = ssl.create_default_context(cafile=access.tls_ca_file)
+            if access.tls_cert_file:
+                context.load_cert_chain(access.tls_cert_file, access.tls_key_file)
+            client.tls_set_context(context)
+        client.on_pre_connect = self._on_pre_connect
+        client.on_socket_open = self._on_socket_open
+        client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        return client
+
+    # What the agent does
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has welcomed us and not gone since."""
+        return self._connected.is_set()
+
+    @property
+    def connections(self) -> int:
+        """How many connections there were, the present one included."""
+        return self._epoch
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Wait for a connection; return whether there is one."""
+        return self._connected.wait(timeout_s)
+
+    def start(self) -> None:
+        """Begin to connect, and to reconnect whenever the connection is lost."""
+        self._client.connect_async(
+            self._access.host,
+            self._access.port,
+            keepalive=self._access.keepalive_s,
+            clean_start=self._access.clean_start,
+            properties=_properties(
+                PacketTypes.CONNECT,
+                SessionExpiryInterval=self._access.session_expiry_s,
+                ReceiveMaximum=self._access.receive_max,
+                MaximumPacketSize=self._access.receive_bytes_max,
+            ),
+        )
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Disconnect in order (the broker publishes no will) and end the thread."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._connected.clear()
+        # paho closes its internal socket pair only when it is collected: leave it in no reference cycle with us.
+        for name in (
+            "pre_connect",
+            "socket_open",
+            "connect",
+            "connect_fail",
+            "disconnect",
+            "subscribe",
+            "message",
+            "publish",
+        ):
+            setattr(self._client, f"on_{name}", None)
+
+    def publish(self, publication: Publication) -> int | None:
+        """Send a message; return its id, or None when it was dropped.
+
+        Dropped is what the broker would not take for its size, and QoS 0 on a connection that is down or slow. A QoS 1
+        message is sent again after a reconnect until `answered` tells its id, with PACKET_TOO_LARGE when the broker
+        takes less by then.
+        """
+        if publication.qos == 0 and not self._room():
+            return None
+        trace = None if publication.traceparent is None else ("traceparent", publication.traceparent)
+        properties = _properties(
+            PacketTypes.PUBLISH,
+            MessageExpiryInterval=publication.expiry_s,
+            CorrelationData=publication.correlation,
+            UserProperty=trace,
+            ResponseTopic=publication.response_topic,
+        )
+        if self._too_large(publication.topic, publication.payload, properties):
+            return None
+        info = self._client.publish(
+            publication.topic,
+            publication.payload,
+            qos=publication.qos,
+            retain=publication.retain,
+            properties=properties,
+        )
+        if publication.qos == 0:
+            with self._unsent_lock:
+                self._unsent.append(info)
+        return info.mid
+
+    def ack(self, receipt: Receipt) -> None:
+        """Acknowledge a message, unless the connection it came on is gone: the broker sends it again on the next."""
+        with self._acks:
+            if receipt.qos and self.connected and receipt.epoch == self._epoch:
+                self._client.ack(receipt.mid, receipt.qos)
+
+    def _room(self) -> bool:
+        """Return whether another QoS 0 message may be handed over."""
+        if not self.connected:
+            return False
+        with self._unsent_lock:
+            while self._unsent and (
+                self._unsent[0].rc != MQTTErrorCode.MQTT_ERR_SUCCESS or self._unsent[0].is_published()
+            ):
+                self._unsent.popleft()
+            return len(self._unsent) < UNSENT_MAX
+
+    def _too_large(self, topic: str, payload: bytes, properties: Properties | None) -> bool:
+        """Return whether the broker takes no message of this size, and say so."""
+        if self.packet_bytes_max is None:
+            return False
+        bytes_ = packet_bytes(topic, payload, properties)
+        if bytes_ <= self.packet_bytes_max:
+            return False
+        log.error(
+            "link.too_large",
+            topic=topic,
+            bytes=bytes_,
+            bytes_max=self.packet_bytes_max,
+            next="let the broker take larger packets (max_packet_size in mosquitto)",
+        )
+        return True
+
+    def _drop_too_large(self, client: Client) -> None:
+        """Take back what an earlier connection left with paho and this broker would disconnect us for."""
+        with client._out_message_mutex:  # noqa: SLF001 - drop_out_messages, paho's own way, drops all or none
+            for message in list(client._out_messages.values()):  # noqa: SLF001 - see above
+                if self._too_large(message.topic, bytes(message.payload), message.properties):
+                    del client._out_messages[message.mid]  # noqa: SLF001 - see above
+                    self._callbacks.answered(message.mid, PACKET_TOO_LARGE)
+
+    def _forget_unsent(self) -> None:
+        """Forget what waited for a connection that is gone; paho has dropped it."""
+        with self._unsent_lock:
+            self._unsent.clear()
+
+    # What paho tells, on its thread
+
+    def _on_pre_connect(self, client: Client, _userdata: Any) -> None:
+        self._epoch += 1
+        self._forget_unsent()
+        will = self._callbacks.will(self._epoch)
+        if will is not None:
+            properties = _properties(PacketTypes.WILLMESSAGE, WillDelayInterval=WILL_DELAY_S)
+            client.will_set(will.topic, will.payload, qos=will.qos, retain=will.retain, properties=properties)
+
+    def _on_socket_open(self, _client: Client, _userdata: Any, sock: Any) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _on_connect(
+        self, client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            log.warning("link.refused", reason=str(reason), host=self._access.host, port=self._access.port)
+            return
+        self._up_s = self._now_s()
+        self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
+        self._drop_too_large(client)
+        if self._filters:
+            client.subscribe([(topic, self._subscription(topic)) for topic in self._filters])
+        self._connected.set()
+        log.info("link.up", host=self._access.host, port=self._access.port, connection=self._epoch)
+        self._callbacks.up(self._epoch)
+
+    def _subscription(self, topic: str) -> SubscribeOptions:
+        retained = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+        if topic not in self._kept:
+            retained = SubscribeOptions.RETAIN_DO_NOT_SEND
+        return SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=retained)
+
+    def _on_subscribe(
+        self,
+        _client: Client,
+        _userdata: Any,
+        _mid: int,
+        reasons: list[ReasonCode],
+        _properties: Properties | None,
+    ) -> None:
+        refused = tuple(topic for topic, reason in zip(self._filters, reasons, strict=False) if reason.is_failure)
+        if refused:
+            log.error(
+                "link.subscription_refused",
+                filters=refused,
+                next="let the agent read these topics in the broker's ACL",
+            )
+        self._callbacks.subscribed(refused)
+
+    def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
+        error = sys.exception()  # paho tells in its except clause
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        log.warning("link.unreachable", host=self._access.host, port=self._access.port, reason=reason)
+        self._stay_away()
+
+    def _on_disconnect(
+        self, _client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if self.connected and self._now_s() - self._up_s >= STEADY_S:
+            self._tries = 0
+        with self._acks:
+            self._connected.clear()
+        self._forget_unsent()
+        if reason.value == SESSION_TAKEN_OVER:
+            self._taken_over += 1
+            log.error(
+                "link.taken_over",
+                client_id=self._access.client_id,
+                next="another agent has this id: give one of them another",
+            )
+        else:
+            log.warning("link.down", reason=str(reason))
+        self._stay_away(taken_over=reason.value == SESSION_TAKEN_OVER)
+        self._callbacks.down("duplicate_agent" if reason.value == SESSION_TAKEN_OVER else str(reason))
+
+    def _stay_away(self, *, taken_over: bool = False) -> None:
+        """Set how long paho waits before it connects again; its own backoff has no jitter."""
+        if taken_over:
+            wait_s = backoff_s(
+                self._taken_over - 1, first_s=2 * TAKEN_OVER_MIN_S, most_s=TAKEN_OVER_MAX_S, chance=self._chance()
+            )
+        else:
+            wait_s = backoff_s(self._tries, first_s=RETRY_MIN_S, most_s=RETRY_MAX_S, chance=self._chance())
+            self._tries += 1
+        self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # seconds, fractions work
+
+    def _on_publish(
+        self, _client: Client, _userdata: Any, mid: int, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        self._callbacks.answered(mid, reason.value)
+
+    def _on_message(self, client: Client, _userdata: Any, message: MQTTMessage) -> None:
+        receipt = Receipt(self._epoch, message.mid, message.qos)
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # no broker should forward it
+            client.ack(message.mid, message.qos)
+            return
+        properties = message.properties
+        self._callbacks.receive(
+            Inbound(
+                topic=topic,
+                payload=bytes(message.payload),
+                qos=message.qos,
+                retained=message.retain,
+                expiry_s=getattr(properties, "MessageExpiryInterval", None),
+                response_topic=getattr(properties, "ResponseTopic", None),
+                correlation=getattr(properties, "CorrelationData", None),
+                traceparent=dict(getattr(properties, "UserProperty", ())).get("traceparent"),
+            ),
+            receipt,
+        )
+
+
+def packet_bytes(topic: str, payload: bytes, properties: Properties | None) -> int:
+    """Return the size of a QoS 1 PUBLISH, the longest fixed header assumed (MQTT 5, section 3.3)."""
+    packed = b"" if properties is None else properties.pack()  # type: ignore[no-untyped-call]  # paho has no types here
+    return 5 + 2 + len(topic.encode()) + 2 + len(packed) + len(payload)
+
+
+def _properties(packet_type: int, **values: Any) -> Properties:
+    """Return the MQTT 5 properties of a packet: those that have a value."""
+    properties: Properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types here
+    for name, value in values.items():
+        if value is not None:
+            setattr(properties, name, value)
+    return properties

@@ -1,0 +1,207 @@
+"""The bodies of the messages an agent publishes, and the JSON Schemas of all bodies.
+
+`python -m edge_agent.mqtt.payloads FOLDER` writes the schemas.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+from edge_agent.errors import Code
+from edge_agent.jobs.job import Failure, Frozen, JobState, Outcome
+from edge_agent.jobs.request import JobName, Request, Strict
+
+PROTOCOL_VERSION = 1
+
+
+class JobRef(Strict):
+    """The body of a cancel and of a status command."""
+
+    job_id: JobName
+
+
+class Payload(Frozen):
+    """The body of a message; absent fields are not sent."""
+
+    def encode(self) -> bytes:
+        """Return the JSON bytes."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+class Status(Payload):
+    """A change of a job's state, its refusal, or its progress: `tokens` generated so far in this attempt."""
+
+    agent: str
+    job_id: str
+    state: str
+    state_seq: int
+    attempt: int | None = None
+    queue_position: int | None = None
+    eta_s: float | None = None
+    tokens: int | None = None
+    error: Failure | None = None
+
+
+class Chunk(Payload):
+    """Text as it comes: `seq` counts from 0 in each attempt; `tokens` stand behind the text."""
+
+    agent: str
+    job_id: str
+    attempt: int
+    seq: int
+    text: str
+    tokens: int
+
+
+class _ResultHead(Payload):
+    agent: str
+    job_id: str
+    state: JobState
+    attempt: int
+
+
+class Result(Outcome, _ResultHead):
+    """The whole answer, whatever became of the job."""
+
+    model: str
+    agent_version: str
+    metadata: dict[str, JsonValue]
+
+
+class JobEvent(Payload):
+    """A change of a job's state, for monitors: never any text."""
+
+    agent: str
+    client: str
+    job_id: str
+    state: str
+    state_seq: int
+    attempt: int | None = None
+    code: Code | None = None
+
+
+class Presence(Payload):
+    """Whether the agent is there. `offline` counts only when `boot_id` and `conn_seq` equal the last birth's."""
+
+    agent: str
+    state: str
+    boot_id: str
+    conn_seq: int
+    health: str | None = None
+    reason: str | None = None
+
+
+class ServedModel(Payload):
+    """A model this agent serves and how it is."""
+
+    name: str
+    state: str
+    backend: str
+    context_tokens: int | None = None
+    parallel: int | None = None
+    device: str | None = None
+    library: str | None = None
+    reason: str | None = None
+
+
+class Limits(Payload):
+    """What the agent takes at most."""
+
+    payload_bytes: int
+    queue_jobs: int
+    queue_bytes: int
+    ttl_s: float
+
+
+class MachineInfo(Payload):
+    """The machine in short."""
+
+    architecture: str | None = None
+    cpu: str | None = None
+    physical_cores: int | None = None
+    granted_cores: int | None = None
+    memory_bytes: int | None = None
+
+
+class Info(Payload):
+    """The birth certificate."""
+
+    agent: str
+    protocol: int
+    version: str
+    boot_id: str
+    conn_seq: int
+    machine: MachineInfo
+    models: tuple[ServedModel, ...]
+    limits: Limits
+    pools: tuple[str, ...] = ()
+
+
+class EngineReading(Payload):
+    """What one engine does."""
+
+    model: str
+    state: str
+    running: int
+    anonymous_bytes: int | None = None
+    prompt_per_second: float | None = None
+    generate_per_second: float | None = None
+
+
+class Telemetry(Payload):
+    """How the agent is, every few seconds. What cannot be read is absent, never 0."""
+
+    agent: str
+    boot_id: str
+    uptime_s: float
+    health: str
+    reasons: tuple[str, ...] = ()
+    cpu_percent: float | None = None
+    load_1m: float | None = None
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    agent_rss_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    queue: Mapping[str, int] = {}
+    queue_oldest_s: float | None = None
+    engines: tuple[EngineReading, ...] = ()
+    reconnects: int | None = None
+
+
+PAYLOADS: dict[str, type[BaseModel]] = {
+    "job": Request,
+    "cancel": JobRef,
+    "status-command": JobRef,
+    "status": Status,
+    "chunk": Chunk,
+    "result": Result,
+    "job-event": JobEvent,
+    "presence": Presence,
+    "info": Info,
+    "telemetry": Telemetry,
+}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema of every payload by name: requests as they may be sent, the rest as they are published."""
+    given = {"job", "cancel", "status-command"}
+    return {
+        name: {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+        | model.model_json_schema(mode="validation" if name in given else "serialization")
+        for name, model in PAYLOADS.items()
+    }
+
+
+def write_schemas(folder: Path) -> None:
+    """Write one file per payload."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, schema in schemas().items():
+        (folder / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_schemas(Path(sys.argv[1]))

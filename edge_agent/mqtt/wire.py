@@ -1,0 +1,237 @@
+"""Bytes to types and types to bytes, here and nowhere else."""
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
+from edge_agent import __version__
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.job import Failure, Job, Outcome
+from edge_agent.jobs.request import BRANCH_LIST, BRANCH_OBJECT, BRANCH_TEXT, Request
+from edge_agent.mqtt.payloads import Chunk, JobEvent, JobRef, Payload, Result, Status
+from edge_agent.mqtt.topics import Topics
+
+PAYLOAD_BYTES_MAX = 128 * 1024
+"""Hosted brokers allow this much; images travel apart."""
+CORRELATION_BYTES_MAX = 64
+TRACEPARENT_BYTES_MAX = 128
+UNREADABLE = "unreadable"
+"""The job id under which a request is answered whose own cannot be read."""
+HEADER_BYTES = 512
+"""Room for everything but topic and payload in a packet: fixed header, lengths, our properties."""
+
+STATUS_EXPIRY_S = 3600
+CHUNK_EXPIRY_S = 30
+RESULT_EXPIRY_S = 86_400
+TELEMETRY_PERIODS = 3
+
+_BRANCHES = {BRANCH_TEXT: "a string", BRANCH_LIST: "a list", BRANCH_OBJECT: "an object"}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A message as the broker delivered it; `expiry_s` is what remained of its life."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retained: bool = False
+    expiry_s: float | None = None
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A message to publish; `expiry_s` None means it never expires."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool = False
+    expiry_s: int | None = None
+    correlation: bytes | None = None
+    traceparent: str | None = None
+    response_topic: str | None = None
+
+
+def decode_request(payload: bytes) -> Request:
+    """Return a job request. Raises EdgeAgentError BAD_REQUEST or PAYLOAD_TOO_LARGE."""
+    return _decode(Request, payload)
+
+
+def decode_ref(payload: bytes) -> JobRef:
+    """Return the job a command speaks of. Raises EdgeAgentError BAD_REQUEST or PAYLOAD_TOO_LARGE."""
+    return _decode(JobRef, payload)
+
+
+def readable_job_id(payload: bytes) -> str:
+    """Return the job id of a body that may be wrong otherwise, or UNREADABLE."""
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        return UNREADABLE
+    try:
+        return JobRef.model_validate({"job_id": from_json(payload, cache_strings="keys")["job_id"]}).job_id
+    except (ValueError, TypeError, KeyError):
+        return UNREADABLE
+
+
+def _decode(model: type[M], payload: bytes) -> M:
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise EdgeAgentError(Code.PAYLOAD_TOO_LARGE, f"the payload is over {PAYLOAD_BYTES_MAX} bytes")
+    try:
+        return model.model_validate_json(payload)
+    except ValidationError as error:
+        raise EdgeAgentError(Code.BAD_REQUEST, faults(error)) from None
+
+
+def faults(error: ValidationError) -> str:
+    """Return a sentence for the first faults of an input: each names its field, none repeats its value."""
+    found = error.errors(include_url=False, include_input=False)
+    shown = "; ".join(_fault(fault) for fault in found[:3])
+    return f"{shown}; and {len(found) - 3} more" if len(found) > 3 else shown
+
+
+def _fault(fault: Any) -> str:
+    kind, context = fault["type"], fault.get("ctx", {})
+    field = ".".join(_printable(str(part)) for part in fault["loc"] if part not in _BRANCHES)
+    if kind == "json_invalid":
+        return "the payload is not valid JSON"  # the library's sentence quotes none of it, but ours is enough
+    if kind == "extra_forbidden":
+        return f"{field}: is no field of this message"
+    if kind.startswith("union_tag"):
+        tags = str(context.get("expected_tags", "'type'"))
+        branches = [words for branch, words in _BRANCHES.items() if branch in tags]
+        return f"{field}: must be {' or '.join(branches)}" if branches else f"{field}.type: must be one of {tags}"
+    sentence = re.sub(r"^(Value error, |\w+ should (?=\w))", _opening, fault["msg"])
+    return f"{field}: {sentence}" if field else sentence
+
+
+def _opening(match: re.Match[str]) -> str:
+    """Return how our sentence begins where the library says `Input should`, `String should` and the like."""
+    return "must " if match[0].endswith("should ") else ""
+
+
+def _printable(name: str) -> str:
+    """Return a field's name as it may be shown: names of unknown fields are the sender's."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:64])
+
+
+class Speech:
+    """What this agent says of jobs, as publications."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._agent = topics.agent
+
+    def status(
+        self, job: Job, *, position: int | None = None, eta_s: float | None = None, tokens: int | None = None
+    ) -> Publication:
+        """Tell the requester of a job's state."""
+        status = Status(
+            agent=self._agent,
+            job_id=job.job_id,
+            state=job.state,
+            state_seq=job.state_seq,
+            attempt=job.attempt,
+            queue_position=position,
+            eta_s=eta_s,
+            tokens=tokens,
+            error=_outcome(job).error,
+        )
+        return self._answer(job.client, job.job_id, "status", status, job.correlation, job.traceparent, STATUS_EXPIRY_S)
+
+    def rejection(self, client: str, job_id: str, error: EdgeAgentError, inbound: Inbound) -> Publication:
+        """Tell a requester why a message of theirs is refused; what came with it is echoed unless it is too long."""
+        status = Status(agent=self._agent, job_id=job_id, state="rejected", state_seq=0, error=Failure.of(error))
+        correlation, traceparent = inbound.correlation, inbound.traceparent
+        if len(correlation or b"") > CORRELATION_BYTES_MAX:
+            correlation = None
+        if len((traceparent or "").encode()) > TRACEPARENT_BYTES_MAX:
+            traceparent = None
+        return self._answer(client, job_id, "status", status, correlation, traceparent, STATUS_EXPIRY_S)
+
+    def chunk(self, job: Job, *, seq: int, text: str, tokens: int) -> Publication:
+        """Stream new text."""
+        chunk = Chunk(agent=self._agent, job_id=job.job_id, attempt=job.attempt, seq=seq, text=text, tokens=tokens)
+        return self._answer(
+            job.client, job.job_id, "chunk", chunk, job.correlation, job.traceparent, CHUNK_EXPIRY_S, qos=0
+        )
+
+    def result(self, job: Job, *, packet_bytes_max: int | None) -> Publication:
+        """Give the whole answer, cut to what the broker takes."""
+        outcome = _outcome(job)
+        result = Result(
+            **outcome.model_dump(),
+            agent=self._agent,
+            job_id=job.job_id,
+            state=job.state,
+            attempt=job.attempt,
+            model=job.model,
+            agent_version=__version__,
+            metadata=from_json(job.metadata, cache_strings="keys"),
+        )
+        publication = self._answer(
+            job.client, job.job_id, "result", result, job.correlation, job.traceparent, RESULT_EXPIRY_S
+        )
+        if packet_bytes_max is None:
+            return publication
+        room = packet_bytes_max - len(publication.topic.encode()) - HEADER_BYTES
+        return replace(publication, payload=_cut(result, room).encode())
+
+    def event(self, job: Job) -> Publication:
+        """Tell monitors of a job's state, without any text."""
+        error = _outcome(job).error
+        event = JobEvent(
+            agent=self._agent,
+            client=job.client,
+            job_id=job.job_id,
+            state=job.state,
+            state_seq=job.state_seq,
+            attempt=job.attempt,
+            code=error.code if error else None,
+        )
+        return Publication(self._topics.job_event(job.job_id), event.encode(), qos=0, expiry_s=STATUS_EXPIRY_S)
+
+    def _answer(
+        self,
+        client: str,
+        job_id: str,
+        leaf: str,
+        payload: Payload,
+        correlation: bytes | None,
+        traceparent: str | None,
+        expiry_s: int,
+        qos: int = 1,
+    ) -> Publication:
+        return Publication(
+            topic=self._topics.inbox(client, job_id, leaf),
+            payload=payload.encode(),
+            qos=qos,
+            expiry_s=expiry_s,
+            correlation=correlation,
+            traceparent=traceparent,
+        )
+
+
+def _cut(result: Result, room: int) -> Result:
+    """Return a result whose JSON has at most `room` bytes: with less text, at last with neither text nor metadata."""
+
+    def shortened(kept: int) -> Result:
+        return result.model_copy(update={"text": result.text[:kept], "text_truncated": True})
+
+    if len(result.encode()) <= room:
+        return result
+    sizes = range(len(result.text))
+    kept = bisect_right(sizes, room, key=lambda kept: len(shortened(kept).encode())) - 1
+    return shortened(kept) if kept >= 0 else shortened(0).model_copy(update={"metadata": {}})
+
+
+def _outcome(job: Job) -> Outcome:
+    return Outcome.model_validate_json(job.outcome) if job.outcome else Outcome()

@@ -1,0 +1,265 @@
+"""The settings: one TOML file, every key also from the environment.
+
+`EDGE_AGENT_MQTT__HOST=broker` overrides `[mqtt] host`; environment wins over the file.
+A key nobody knows is refused with the nearest one somebody does.
+"""
+
+import difflib
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from edge_agent.errors import SettingsError
+from edge_agent.log import Format, Level
+
+DAY_S = 86_400
+
+ENV_PREFIX = "EDGE_AGENT_"
+ENV_CONFIG = "EDGE_AGENT_CONFIG"
+"""Names the settings file for commands that were not given one."""
+
+Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+"""An agent's or a client's name; it stands in topics."""
+
+Root = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64})?$")]
+"""The first one or two levels of every topic; more would pass the 7 slashes hosted brokers allow."""
+
+
+def default_id() -> str:
+    """Return the host's name as an agent id: lower case, other characters as `-`."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().split(".")[0].lower()).strip("-_")
+    return name[:63] or "edge-agent"
+
+
+class Section(BaseModel):
+    """A table of the settings file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AgentSection(Section):
+    """Who this agent is and where it keeps its state."""
+
+    id: Id = Field(default_factory=default_id, description="name of this agent, also its MQTT client id")
+    state_dir: Path = Field(Path("/var/lib/edge-agent"), description="folder of the queue; must survive reboots")
+    drain_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="how long running jobs may finish on SIGTERM before they go back to the queue",
+    )
+
+
+class MqttSection(Section):
+    """The broker."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="name or address of the broker")
+    port: int = Field(1883, ge=1, le=65535, description="its port; 8883 is usual with TLS")
+    username: str | None = Field(None, description="MQTT user name; with an ACL it must equal the agent's id")
+    password_file: Path | None = Field(None, description="file with the password, on one line")
+    root: Root = Field("edge/v1", description="first one or two levels of every topic")
+    tls: bool = Field(False, description="speak TLS; implied by the other tls settings")
+    tls_ca_file: Path | None = Field(
+        None, description="certificates that may sign the broker's; the system's when unset"
+    )
+    tls_cert_file: Path | None = Field(None, description="our certificate, for brokers that ask for one")
+    tls_key_file: Path | None = Field(None, description="the key of our certificate")
+    keepalive_s: int = Field(20, ge=5, le=3600, description="silence after which the broker counts us as gone")
+    session_expiry_s: int = Field(
+        7 * DAY_S,
+        ge=DAY_S,
+        le=0xFFFFFFFE,
+        description="how long the broker keeps jobs for us while we are away",
+    )
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.tls or any((self.tls_ca_file, self.tls_cert_file, self.tls_key_file))
+
+    def password(self) -> str | None:
+        """Read the password. Raises SettingsError when the file cannot be read or is empty."""
+        if self.password_file is None:
+            return None
+        try:
+            password = self.password_file.read_text(encoding="utf-8").strip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"mqtt.password_file: cannot be read: {type(error).__name__}") from error
+        if not password:
+            raise SettingsError("mqtt.password_file: is empty; write the password on its first line")
+        return password
+
+
+class ServeSection(Section):
+    """One model to serve."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="what requests call it")
+    path: Path = Field(description="folder of the build")
+    backend: Literal["onnx", "openvino", "auto"] = Field(
+        "auto", description="library that runs it; auto looks into the folder (openvino: not in this version)"
+    )
+    context_tokens: int = Field(
+        4096, ge=64, le=131_072, description="prompt and answer together; bounds the memory of one sequence"
+    )
+    parallel: int = Field(1, ge=1, le=16, description="sequences at once")
+    threads: int | None = Field(None, ge=1, le=256, description="compute threads; the cores granted to us when unset")
+    memory_bytes: int | None = Field(
+        None,
+        ge=64 * 2**20,
+        description="anonymous memory the engine may take; estimated from the build when unset",
+    )
+
+
+class ModelsSection(Section):
+    """The models."""
+
+    serve: tuple[ServeSection, ...] = Field((), description="[[models.serve]] tables, one per model")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "ModelsSection":
+        names = [serve.name for serve in self.serve]
+        if len(set(names)) != len(names):
+            raise ValueError("two [[models.serve]] tables have the same name")
+        return self
+
+
+class QueueSection(Section):
+    """The durable queue and its bounds."""
+
+    high_water_jobs: int = Field(
+        10_000, ge=1, le=1_000_000, description="unfinished jobs at which new ones are refused"
+    )
+    high_water_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="bytes of unfinished requests at which new ones are refused"
+    )
+    min_free_bytes: int = Field(
+        64 * 2**20, ge=0, description="free disk below which new jobs are refused with storage_full"
+    )
+    ttl_max_s: int = Field(DAY_S, ge=60, le=7 * DAY_S, description="longest time to live a job may ask for")
+    age_step_s: float = Field(
+        60.0, gt=0, le=DAY_S, description="seconds of waiting that weigh as much as one step of priority"
+    )
+    keep_finished_s: int = Field(
+        2 * DAY_S, ge=60, description="how long finished jobs are remembered; at least ttl_max_s"
+    )
+    keep_finished_jobs: int = Field(100_000, ge=1, description="how many finished jobs are remembered")
+
+    @model_validator(mode="after")
+    def _remember_as_long_as_a_repeat_can_come(self) -> "QueueSection":
+        if self.keep_finished_s < self.ttl_max_s:
+            raise ValueError("keep_finished_s must be at least ttl_max_s, or a repeated job would run twice")
+        return self
+
+
+class PrivacySection(Section):
+    """What is kept of prompts and answers."""
+
+    keep_text: Literal["until_delivered", "until_pruned"] = Field(
+        "until_pruned",
+        description="when prompt and answer are erased: until_delivered, once the broker gave the result to a "
+        "subscriber (asked for again, it comes without text), or until_pruned, with the job",
+    )
+
+
+class LogSection(Section):
+    """Logs on stderr."""
+
+    format: Format = Field("json", description="json or console")
+    level: Level = Field("info", description="debug, info, warning or error")
+
+
+class TelemetrySection(Section):
+    """Readings published for the fleet."""
+
+    period_s: float = Field(10.0, ge=1, le=3600, description="seconds between two readings, ± 10 %")
+
+
+class Settings(BaseSettings):
+    """Everything the agent can be told."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    agent: AgentSection = Field(default_factory=AgentSection)
+    mqtt: MqttSection = Field(default_factory=MqttSection)
+    models: ModelsSection = Field(default_factory=ModelsSection)
+    queue: QueueSection = Field(default_factory=QueueSection)
+    privacy: PrivacySection = Field(default_factory=PrivacySection)
+    log: LogSection = Field(default_factory=LogSection)
+    telemetry: TelemetrySection = Field(default_factory=TelemetrySection)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file; read nothing else."""
+        return env_settings, init_settings
+
+
+def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings from a TOML file and the environment.
+
+    Raises SettingsError, one line per fault, each naming its key and how to mend it.
+    """
+    _refuse_unknown_variables(environ)
+    try:
+        return Settings(**_read(config))
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(fault) for fault in error.errors(include_url=False))) from None
+
+
+def _read(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{config}: {error.strerror or type(error).__name__}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{config}: not valid TOML: {error}") from error
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Refuse a variable with our prefix that no section answers to; the library would ignore it."""
+    sections = list(Settings.model_fields)
+    for variable in environ:
+        if not variable.startswith(ENV_PREFIX) or variable == ENV_CONFIG:
+            continue
+        section = variable.removeprefix(ENV_PREFIX).split("__")[0].lower()
+        if section not in sections:
+            raise SettingsError(f"{variable}: unknown section {section!r}{_nearest(section, sections)}")
+
+
+def _sentence(fault: Any) -> str:
+    location = fault["loc"]
+    key = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_nearest(str(location[-1]), _known_keys(location[:-1]))}"
+    return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """Return the keys of the table at a location of the settings."""
+    table: type[BaseModel] = Settings
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = table.model_fields[part].annotation
+        table = ServeSection if part == "serve" else annotation  # type: ignore[assignment]
+    return list(table.model_fields)
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"

@@ -1,0 +1,64 @@
+"""The agent's state folder: its alone, and the durable queue in it."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge_agent.errors import SettingsError
+from edge_agent.jobs.queue import DamagedError, Queue, SchemaTooNewError
+from edge_agent.log import get_logger
+
+log = get_logger()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Make the folder if need be and keep other agents out of it.
+
+    Raises SettingsError when it cannot be used or another agent has it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingsError(f"agent.state_dir: {folder} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    except BlockingIOError:
+        raise SettingsError(f"agent.state_dir: {folder} is in use by another agent; give each its own") from None
+    finally:
+        os.close(descriptor)
+
+
+def open_queue(folder: Path, *, age_step_s: float) -> Queue:
+    """Open the queue; a damaged one is set aside, under a name that says when, and a fresh one begun.
+
+    Raises StorageError when the disk takes nothing, SettingsError when a newer version wrote the queue.
+    """
+    file = folder / "queue.db"
+    with contextlib.suppress(OSError):  # SQLite tells below why it cannot be written
+        file.touch(mode=0o600)  # it holds prompts; its companions take over its mode
+    try:
+        return Queue(file, age_step_s=age_step_s)
+    except SchemaTooNewError as error:
+        raise SettingsError(f"agent.state_dir: {error}") from error
+    except DamagedError as error:
+        aside = _set_aside(file)
+        log.error("queue.damaged", reason=str(error), kept_as=str(aside), next="a fresh queue is begun")
+        return Queue(file, age_step_s=age_step_s)
+
+
+def _set_aside(file: Path) -> Path:
+    """Move a database and its companions out of the way; return where it lies now."""
+    stem = f"{file.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    names = (file.with_name(f"{stem}{suffix}") for suffix in ("", *(f".{number}" for number in range(1, 1000))))
+    aside = next(name for name in names if not name.exists())
+    for suffix in ("-wal", "-shm", ""):
+        companion = file.with_name(file.name + suffix)
+        if companion.exists():
+            companion.rename(aside.with_name(aside.name + suffix))
+    return aside

@@ -1,0 +1,83 @@
+"""The configuration files that lie beside a model."""
+
+from edge_agent.synth.shape import Shape
+from edge_agent.synth.tokenizer import ASSISTANT, BOS_ID, END, END_OF_TEXT, Control
+
+
+def genai_config(shape: Shape, *, filename: str) -> dict[str, object]:
+    """Return genai_config.json of a text model: field by field the published one, with this shape's sizes."""
+    return {
+        "model": {
+            "bos_token_id": BOS_ID,
+            "context_length": shape.context_tokens,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": filename,
+                "head_size": shape.head_size,
+                "hidden_size": shape.hidden_size,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+                "num_attention_heads": shape.heads,
+                "num_hidden_layers": shape.layers,
+                "num_key_value_heads": shape.kv_heads,
+            },
+            "eos_token_id": [_id(shape, END), _id(shape, ASSISTANT), _id(shape, END_OF_TEXT)],
+            "pad_token_id": _id(shape, END_OF_TEXT),
+            "type": "phi3",
+            "vocab_size": shape.vocab_size,
+        },
+        "search": {
+            "diversity_penalty": 0.0,
+            "do_sample": True,
+            "early_stopping": True,
+            "length_penalty": 1.0,
+            "max_length": shape.context_tokens,
+            "min_length": 0,
+            "no_repeat_ngram_size": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": True,
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+        },
+    }
+
+
+def hf_config(shape: Shape) -> dict[str, object]:
+    """Return config.json as Hugging Face's Phi-3 has it."""
+    scaling = {"type": "longrope", "short_factor": shape.short_factors, "long_factor": shape.long_factors}
+    return {
+        "architectures": ["Phi3ForCausalLM"],
+        "bos_token_id": BOS_ID,
+        "eos_token_id": _id(shape, END_OF_TEXT),
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.mlp_size,
+        "max_position_embeddings": shape.context_tokens,
+        "model_type": "phi3",
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.kv_heads,
+        "original_max_position_embeddings": shape.original_context_tokens,
+        "pad_token_id": _id(shape, END_OF_TEXT),
+        "rms_norm_eps": shape.norm_epsilon,
+        "rope_scaling": scaling if shape.longrope else None,
+        "rope_theta": shape.rope_theta,
+        "tie_word_embeddings": False,
+        "vocab_size": shape.vocab_size,
+    }
+
+
+def _id(shape: Shape, control: Control) -> int:
+    return shape.first_control_id + control.slot

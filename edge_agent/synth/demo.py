@@ -1,0 +1,49 @@
+"""The demo model: a million parameters, trained from scratch on made-up sentences about sensors and switches.
+
+It answers greetings, reads a status ("Status: temperature 71 C, pump off. Is the pump on?") and turns an
+order ("Turn on the fan.") into JSON. Anything else it answers with confident nonsense.
+"""
+
+import json
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from edge_agent.synth import safetensors
+from edge_agent.synth.folder import whole
+from edge_agent.synth.shape import Shape
+from edge_agent.synth.text import write_model
+from edge_agent.synth.weights import GivenWeights
+
+_BLOCK_SIZE = 32
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def build_demo(out: Path) -> Path:
+    """Write the demo model as an onnxruntime-genai folder, int4, and return it.
+
+    Raises FileExistsError when `out` holds something.
+    """
+    with as_file(files("edge_agent.synth") / "demo") as packaged, whole(out) as folder:
+        for name in _TOKENIZER_FILES:
+            shutil.copyfile(packaged / name, folder / name)
+        weights = GivenWeights(safetensors.read(packaged / "demo.safetensors"))
+        write_model(folder, shape=read_shape(packaged / "config.json"), weights=weights, block_size=_BLOCK_SIZE)
+    return out
+
+
+def read_shape(path: Path) -> Shape:
+    """Return the shape that a Hugging Face config.json of a Phi-3 with plain rope describes."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return Shape(
+        hidden_size=config["hidden_size"],
+        mlp_size=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        vocab_size=config["vocab_size"],
+        context_tokens=config["max_position_embeddings"],
+        original_context_tokens=config["original_max_position_embeddings"],
+        rope_theta=config["rope_parameters"]["rope_theta"],
+        norm_epsilon=config["rms_norm_eps"],
+    )

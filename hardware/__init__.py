@@ -1,0 +1,1 @@
+"""What this machine is, read from its files; on its own: `python -m hardware`."""

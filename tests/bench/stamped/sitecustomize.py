@@ -1,0 +1,8 @@
+"""Puts the stamping backend in the place of the real one, in engine children only; found through PYTHONPATH."""
+
+import sys
+
+if "edge_agent.engine.child" in sys.orig_argv:
+    from edge_agent.engine import backend
+
+    backend._BACKENDS["onnx"] = "stamped:load"

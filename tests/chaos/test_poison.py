@@ -1,0 +1,59 @@
+"""A prompt that the engine cannot survive ends alone: it fails, its neighbours succeed, the agent stays at work."""
+
+import json
+import os
+
+import pytest
+from flow import AGENT, faulty, rows
+from running import PATIENCE_S, AgentProcess, Listener, mosquitto_pub, requester, wait_for
+
+pytestmark = [pytest.mark.broker, pytest.mark.engine]
+
+ALL = [f"{fault}@{stage}" for fault in ("kill", "hang", "eat") for stage in ("start", "prefill", "decode")]
+FEW = ["kill@start", "kill@prefill", "hang@decode", "eat@prefill"]
+"""Each fault and each stage; what hangs takes seconds to be noticed, so CI does not try every pair."""
+POISONS = ALL if "CHAOS_POISONS" in os.environ else FEW
+CODES = {"kill": "engine_died", "hang": "engine_died", "eat": "out_of_memory"}
+RESERVATION_BYTES = 160 * 2**20
+"""More than the tiny model needs, less than a poisoned one takes (faults/poison.py)."""
+STATUS = "edge/v1/agents/edge-01/cmd/status/tester"
+INBOX = "edge/v1/clients/tester/inbox/#"
+
+
+@pytest.fixture
+def agent(broker, tmp_path, tiny_model):
+    """A daemon with four lanes whose engine some prompts are bad for, and which waits 2 s for a silent engine."""
+    models = [{"name": "tiny", "path": str(tiny_model), "parallel": 4, "memory_bytes": RESERVATION_BYTES}]
+    environ = faulty(FAULTS_BACKEND="poison:load", FAULTS_SILENCE_S="2")
+    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, environ=environ) as running:
+        running.wait_said("engine.ready")
+        running.wait_said("link.up")
+        yield running
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_a_poisonous_prompt_fails_alone_and_costs_its_neighbours_no_strike(agent, broker, poison):
+    """What kills, hangs or fattens the engine fails after its strikes; its neighbours succeed; the agent answers."""
+    max_attempts = 2 if poison.startswith("kill") else 1
+    with requester(broker) as client, Listener(broker, INBOX) as inbox:
+        innocents = [client.submit(AGENT, prompt=f"Number {n}", max_tokens=1500) for n in range(3)]
+        wait_for(lambda: all(begun(handle) for handle in innocents), "all neighbours to run")
+        poisoned = client.submit(AGENT, prompt=poison, max_tokens=1000, max_attempts=max_attempts, priority=0)
+        wait_for(lambda: begun(poisoned), "the poison to run")
+        mosquitto_pub(broker, STATUS, json.dumps({"job_id": "unknown"}))
+        inbox.wait("status", job_id="unknown")
+        assert not poisoned.done
+        result = poisoned.result(PATIENCE_S)
+        assert (result.state, result.error.code) == ("failed", CODES[poison.split("@")[0]])
+        assert [handle.result(PATIENCE_S).state for handle in innocents] == ["succeeded"] * 3
+        assert client.submit(AGENT, prompt="Next", max_tokens=3).result(PATIENCE_S).state == "succeeded"
+    assert agent.stop() == 0
+    strikes = {row["job_id"]: row["strikes"] for row in rows(agent.state_dir)}
+    assert strikes.pop(poisoned.job_id) == max_attempts
+    assert set(strikes.values()) == {1}
+    assert len(agent.said("engine.lost")) == 1 + max_attempts
+
+
+def begun(handle):
+    """Whether a job was given to an engine."""
+    return handle.status is not None and handle.status.attempt > 0

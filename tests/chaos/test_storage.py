@@ -1,0 +1,270 @@
+"""Disks that are full, read-only or damaged: the agent says so, loses nothing it has said yes to, and goes on."""
+
+import json
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fakes import accept, find
+from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
+
+from edge_agent.jobs.job import JobState
+from edge_agent.jobs.queue import Queue
+
+pytestmark = pytest.mark.broker
+
+DISK_BYTES = 12 * 2**20
+"""Small enough to fill at once, larger than the 4 MB to which SQLite lets its journal grow."""
+INBOX = "edge/v1/clients/{}/inbox/#"
+COMMAND = "edge/v1/agents/edge-01/cmd/{}/{}"
+TELEMETRY = "edge/v1/agents/edge-01/evt/telemetry"
+KEEP_TEXT = '[privacy]\nkeep_text = "until_pruned"\n'
+
+
+def as_root(*command):
+    """Run a command with root's rights, if we can have them without being asked for a password."""
+    prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    return subprocess.run([*prefix, *command], capture_output=True, text=True, check=False, timeout=30)
+
+
+@contextmanager
+def small_disk(folder):
+    """A real file system of its own, in memory."""
+    folder.mkdir(parents=True)
+    options = f"size={DISK_BYTES},mode=0700,uid={os.getuid()},gid={os.getgid()}"
+    mounted = as_root("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder))
+    if mounted.returncode:
+        reason = f"no file system can be mounted here: {mounted.stderr.strip()}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    try:
+        yield folder
+    finally:
+        as_root("umount", "--lazy", str(folder))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """The small disk an agent of this test keeps its state on."""
+    with small_disk(tmp_path / "agent" / "state") as folder:
+        yield folder
+
+
+def fill(disk, *, leave_bytes):
+    """Take all room but so many bytes."""
+    with (disk / "ballast").open("wb") as ballast:
+        stat = os.statvfs(disk)
+        ballast.write(bytes(max(0, stat.f_bavail * stat.f_frsize - leave_bytes)))
+
+
+def free(disk):
+    """Give the room back."""
+    (disk / "ballast").unlink()
+
+
+@pytest.fixture
+def start(broker, tmp_path, tiny_model):
+    """Starts a daemon that serves the tiny model."""
+    started = []
+
+    def begin(extra):
+        models = [{"name": "tiny", "path": str(tiny_model), "parallel": 2, "context_tokens": 2048}]
+        agent = AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, extra=extra)
+        agent.config.write_text(agent.config.read_text().replace("drain_s = 10", "drain_s = 1"))
+        started.append(agent.start())
+        agent.wait_said("engine.ready")
+        agent.wait_said("link.up")
+        return agent
+
+    yield begin
+    for agent in started:
+        if agent.process.poll() is None:
+            agent.kill()
+
+
+def started_once(agent):
+    """Whether the daemon runs, and is the one that was started."""
+    crashes = [agent.said(event) for event in ("thread.crashed", "agent.crashed")]
+    return agent.process.poll() is None and len(agent.said("agent.started")) == 1 and not any(crashes)
+
+
+@pytest.mark.engine
+def test_below_the_free_bytes_wanted_jobs_are_refused_and_old_results_given(start, disk, broker):
+    """With less than min_free_bytes jobs are refused with a time to come again, and earlier results still given."""
+    agent = start("[queue]\nmin_free_bytes = 2_000_000\n" + KEEP_TEXT)
+    with Listener(broker, INBOX.format("plain")) as inbox, requester(broker) as client:
+        mosquitto_pub(broker, COMMAND.format("job", "plain"), '{"job_id": "early", "prompt": "Go", "max_tokens": 9}')
+        (early,) = inbox.wait("result")
+        fill(disk, leave_bytes=1_000_000)
+        mosquitto_pub(broker, COMMAND.format("job", "plain"), '{"job_id": "late", "prompt": "Go"}')
+        (refused,) = inbox.wait("status", state="rejected")
+        assert refused["error"]["code"] == "storage_full"
+        assert refused["error"]["retryable"]
+        assert refused["error"]["retry_after_s"] > 0
+        mosquitto_pub(broker, COMMAND.format("status", "plain"), '{"job_id": "early"}')
+        assert inbox.wait("result", 2)[1] == early
+        free(disk)
+        assert client.submit("edge-01", prompt="Go", max_tokens=3).result(60).state == "succeeded"
+    assert started_once(agent)
+    assert agent.stop() == 0
+
+
+@pytest.mark.engine
+def test_a_full_disk_loses_nothing_and_stops_nobody(start, disk, broker):
+    """On a full disk jobs are refused, what ran is answered in full once there is room, and nothing is restarted."""
+    agent = start("[queue]\nmin_free_bytes = 0\n" + KEEP_TEXT)
+    with Listener(broker, INBOX.format("plain"), "edge/v1/agents/edge-01/evt/+") as inbox, requester(broker) as client:
+        mosquitto_pub(broker, COMMAND.format("job", "plain"), '{"job_id": "early", "prompt": "Go", "max_tokens": 9}')
+        (early,) = inbox.wait("result")
+        running = client.submit("edge-01", prompt="Go on", max_tokens=600)
+        wait_for(lambda: running.status and running.status.state == "running", "running")
+        fill(disk, leave_bytes=0)
+        mosquitto_pub(broker, COMMAND.format("job", "plain"), '{"job_id": "late", "prompt": "Go"}')
+        (refused,) = inbox.wait("status", state="rejected")
+        assert (refused["error"]["code"], refused["error"]["retryable"]) == ("storage_full", True)
+        assert refused["error"]["retry_after_s"] > 0
+        agent.wait_said("job.ended", 2)
+        agent.wait_said("store.full")
+        inbox.wait("presence", health="unhealthy", reason="the disk is full")
+        inbox.wait("telemetry", health="unhealthy")
+        # A question cannot be answered now, and is no end of the job that was asked after.
+        broker.stop()
+        broker.start()
+        agent.wait_said("link.up", 2)
+        wait_for(lambda: [e for e in agent.said("message.rejected") if e["client"] == "tester"], "a question refused")
+        assert not running.done
+        free(disk)
+        # Sooner than it may come again by itself: the client would ask, and be answered, all the same.
+        mosquitto_pub(broker, COMMAND.format("status", "tester"), json.dumps({"job_id": running.job_id}))
+        result = running.result(60)
+        assert (result.state, result.usage.completion_tokens, result.attempt) == ("succeeded", 600, 1)
+        mosquitto_pub(broker, COMMAND.format("status", "plain"), '{"job_id": "early"}')
+        assert inbox.wait("result", 2)[1] == early
+        assert client.submit("edge-01", prompt="Go", max_tokens=3).result(60).state == "succeeded"
+    assert started_once(agent)
+    assert agent.stop() == 0
+
+
+@pytest.mark.engine
+def test_a_stop_on_a_full_disk_is_bounded_and_the_job_runs_again(start, disk, broker):
+    """SIGTERM on a full disk ends the daemon in order and bounded time; the unwritten job is run at the next start."""
+    agent = start("[queue]\nmin_free_bytes = 0\n")
+    with requester(broker) as client:
+        running = client.submit("edge-01", prompt="Go on", max_tokens=600)
+        wait_for(lambda: running.status and running.status.state == "running", "running")
+        fill(disk, leave_bytes=0)
+        agent.wait_said("job.ended")
+        assert agent.stop(timeout_s=45) == 0
+        assert agent.said("store.abandoned")
+        free(disk)
+        agent.start()
+        result = running.result(60)
+        assert (result.state, result.attempt) == ("succeeded", 2)
+    assert agent.stop() == 0
+
+
+@pytest.mark.engine
+def test_what_was_called_queued_is_on_disk(start, broker):
+    """A job killed with its agent right behind `queued` stands in the database, and is answered by the next start."""
+    agent = start("")
+    with Listener(broker, INBOX.format("plain")) as inbox:
+        job = '{"job_id": "j-1", "prompt": "Go", "max_tokens": 600}'
+        mosquitto_pub(broker, COMMAND.format("job", "plain"), job)
+        inbox.wait("status", state="queued")
+        agent.kill()
+        with Queue(agent.state_dir / "queue.db") as queue:
+            assert find(queue, "j-1", "plain").state in (JobState.QUEUED, JobState.RUNNING)
+        agent.start()
+        inbox.wait("result", job_id="j-1", state="succeeded")
+
+
+@pytest.fixture
+def hindered(broker, tmp_path):
+    """A daemon, not started, that serves nothing and whom file permissions bind even when the tests run as root."""
+    agent = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[])
+    agent.state_dir.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        agent.launcher = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--")
+    yield agent
+    agent.state_dir.chmod(0o700)
+    if agent.process and agent.process.poll() is None:
+        agent.kill()
+
+
+def test_a_folder_that_cannot_be_written_is_waited_for_and_used_once_mended(hindered, broker):
+    """A daemon that may not write beside its queue says what to mend, stays, and goes on when it is mended."""
+    with Queue(hindered.state_dir / "queue.db") as queue:
+        accept(queue, "j-1", client="plain")
+    (hindered.state_dir / "lock").touch(mode=0o600)
+    hindered.state_dir.chmod(0o500)
+    hindered.start()
+    (said, *_) = hindered.wait_said("queue.unwritable")
+    assert "mend the folder's rights" in said["next"]
+    assert hindered.process.poll() is None
+    hindered.state_dir.chmod(0o700)
+    hindered.wait_said("link.up")
+    with Listener(broker, INBOX.format("plain"), TELEMETRY) as inbox:
+        inbox.wait("telemetry")  # by then its subscriptions stand
+        mosquitto_pub(broker, COMMAND.format("status", "plain"), '{"job_id": "j-1"}')
+        (answer, *_) = inbox.wait("status", job_id="j-1")
+        assert answer["state"] != "rejected"  # the row is there; nobody serves its model
+    assert hindered.stop() == 0
+
+
+def test_a_folder_that_is_not_ours_ends_in_a_sentence(hindered):
+    """Where not even the lock can be made the daemon ends with the status of bad settings and names the key."""
+    hindered.state_dir.chmod(0o500)
+    assert hindered.start().process.wait(60) == 2
+    assert "agent.state_dir" in hindered.log.read_text()
+    assert "cannot be written: Permission denied" in hindered.log.read_text()
+
+
+def test_a_read_only_disk_ends_in_a_sentence(hindered):
+    """On a file system mounted read-only the daemon ends with the status of bad settings and names the key."""
+    hindered.state_dir.rmdir()
+    with small_disk(hindered.state_dir) as folder:
+        assert as_root("mount", "-o", "remount,ro", str(folder)).returncode == 0
+        assert hindered.start().process.wait(60) == 2
+    assert "agent.state_dir" in hindered.log.read_text()
+    assert "cannot be written: Read-only file system" in hindered.log.read_text()
+
+
+def scribble(file, offset, count):
+    with file.open("r+b") as database:
+        database.seek(offset)
+        database.write(b"\xa5" * count)
+
+
+DAMAGES = {
+    "pages in the middle": lambda file: scribble(file, 8192, file.stat().st_size - 16384),
+    "one page": lambda file: scribble(file, 8192, 4096),
+    "the header": lambda file: scribble(file, 0, 512),
+    "the end cut off": lambda file: os.truncate(file, file.stat().st_size // 2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_a_damaged_queue_is_set_aside_and_a_fresh_one_begun(broker, tmp_path, damage):
+    """A damaged database is kept under another name, the daemon says so once, and works with a fresh one."""
+    agent = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[])
+    agent.state_dir.mkdir()
+    file = agent.state_dir / "queue.db"
+    with Queue(file) as queue:
+        for number in range(200):
+            accept(queue, f"j-{number}", client="plain", prompt="What is on the belt? " * 10)
+    damage(file)
+    damaged = file.read_bytes()
+    with Listener(broker, INBOX.format("plain"), TELEMETRY) as inbox, agent:
+        inbox.wait("telemetry")  # by then its subscriptions stand
+        mosquitto_pub(broker, COMMAND.format("status", "plain"), '{"job_id": "j-1"}')
+        (answer,) = inbox.wait("status")
+        assert answer["error"]["code"] == "unknown_job"
+        (said,) = agent.said("queue.damaged")
+        assert said["next"] == "a fresh queue is begun"
+        assert Path(said["kept_as"]).read_bytes() == damaged
+        assert agent.stop() == 0
+    with Queue(file) as queue:
+        assert find(queue, "j-1", "plain") is None

@@ -1,0 +1,58 @@
+"""What every test may use, and which tests need programs or libraries that a machine may lack."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.mqtt.broker import BrokerMissingError, PrivateBroker, find_mosquitto
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what cannot run here; in CI its absence is a failure, or nobody would notice that it never ran."""
+    for marker, missing in (("broker", _broker_missing), ("engine", _engine_missing)):
+        if item.get_closest_marker(marker) and (reason := missing()):
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
+
+
+def _broker_missing() -> str | None:
+    try:
+        find_mosquitto()
+    except BrokerMissingError as error:
+        return str(error)
+    return None
+
+
+def _engine_missing() -> str | None:
+    if importlib.util.find_spec("onnxruntime_genai"):
+        return None
+    return "onnxruntime-genai is not installed; install it with: pip install -e '.[cpu]'"
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[PrivateBroker]:
+    """A running private broker; the test carries the marker `broker`."""
+    with PrivateBroker(folder=tmp_path / "broker") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with living attention; it never ends a turn by itself under greedy decoding."""
+    from edge_agent.synth import build_text
+
+    return build_text(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained demo model."""
+    from edge_agent.synth import build_demo
+
+    return build_demo(tmp_path_factory.mktemp("models") / "demo")

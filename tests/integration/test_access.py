@@ -1,0 +1,125 @@
+"""The agent behind TLS, passwords and the documented ACL."""
+
+import subprocess
+
+import pytest
+from running import AgentProcess, wait_for
+
+from edge_agent.mqtt.broker import PrivateBroker
+from edge_agent.mqtt.client import EdgeClient, JobRejectedError
+from edge_agent.mqtt.link import Access
+
+pytestmark = [pytest.mark.broker, pytest.mark.engine]
+
+ACL = """\
+pattern write edge/v1/agents/+/cmd/job/%u
+pattern write edge/v1/agents/+/cmd/cancel/%u
+pattern write edge/v1/agents/+/cmd/status/%u
+pattern read edge/v1/clients/%u/inbox/#
+pattern read edge/v1/agents/+/evt/presence
+pattern read edge/v1/agents/+/evt/info
+pattern read edge/v1/agents/%u/cmd/#
+pattern write edge/v1/agents/%u/evt/#
+pattern write edge/v1/clients/+/inbox/%u/#
+"""
+
+
+def openssl(*arguments, cwd):
+    subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """A CA and a certificate for 127.0.0.1 signed by it."""
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    (folder / "ext").write_text("subjectAltName=IP:127.0.0.1\n")
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test-ca", cwd=folder)
+    openssl("req", *curve, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=broker", cwd=folder)
+    sign = ("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
+    openssl(*sign, "-out", "server.pem", "-extfile", "ext", "-days", "2", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def guarded(tmp_path, certificates):
+    """A broker with TLS, passwords and the ACL of the protocol; users edge-01, line-3 and mallory."""
+    passwords, acl = tmp_path / "passwords", tmp_path / "acl"
+    passwords.write_text("edge-01:agent-pw\nline-3:line-pw\nmallory:mallory-pw\n")
+    subprocess.run(["mosquitto_passwd", "-U", str(passwords)], check=True, timeout=60)
+    acl.write_text(ACL)
+    passwords.chmod(0o600)
+    tls = f"certfile {certificates / 'server.pem'}\nkeyfile {certificates / 'server.key'}"
+    with PrivateBroker(folder=tmp_path / "broker", password_file=passwords, acl_file=acl, settings=tls) as broker:
+        yield broker
+
+
+def access(broker, certificates, user, password):
+    return Access(
+        broker.host,
+        broker.port,
+        client_id=user,
+        username=user,
+        password=password,
+        tls=True,
+        tls_ca_file=certificates / "ca.pem",
+    )
+
+
+def test_a_job_passes_through_tls_passwords_and_acl(guarded, certificates, tmp_path, tiny_model):
+    """With the documented ACL a requester's job is answered, and nobody else may write in its name."""
+    (tmp_path / "pw").write_text("agent-pw\n")
+    agent = AgentProcess(folder=tmp_path / "agent", broker=guarded, models=[{"name": "t", "path": str(tiny_model)}])
+    mqtt = f'username = "edge-01"\npassword_file = "{tmp_path / "pw"}"\ntls_ca_file = "{certificates / "ca.pem"}"\n'
+    agent.config.write_text(agent.config.read_text().replace("[mqtt]\n", f"[mqtt]\n{mqtt}"))
+    with agent, EdgeClient(access(guarded, certificates, "line-3", "line-pw")) as client:
+        result = client.submit("edge-01", prompt="Hello", max_tokens=5).result(60)
+        assert result.state == "succeeded"
+        assert not agent.said("link.subscription_refused")
+        stranger = access(guarded, certificates, "mallory", "mallory-pw")
+        with EdgeClient(stranger, name="line-3") as mallory, pytest.raises(JobRejectedError, match="ACL"):
+            mallory.submit("edge-01", prompt="Hello").result(60)
+
+
+def test_a_broker_nobody_vouches_for_is_not_talked_to(guarded, certificates, tmp_path):
+    """Without the CA the certificate is refused: the agent goes on trying and says so, and never sends its password."""
+    agent = AgentProcess(folder=tmp_path / "agent", broker=guarded, models=[])
+    agent.config.write_text(agent.config.read_text().replace("[mqtt]\n", '[mqtt]\nusername = "edge-01"\ntls = true\n'))
+    with agent:
+        agent.wait_said("link.unreachable")
+        assert agent.process.poll() is None
+        assert not agent.said("link.up")
+
+
+def test_a_wrong_password_is_said_in_the_log(guarded, certificates, tmp_path):
+    (tmp_path / "pw").write_text("wrong\n")
+    agent = AgentProcess(folder=tmp_path / "agent", broker=guarded, models=[])
+    mqtt = f'username = "edge-01"\npassword_file = "{tmp_path / "pw"}"\ntls_ca_file = "{certificates / "ca.pem"}"\n'
+    agent.config.write_text(agent.config.read_text().replace("[mqtt]\n", f"[mqtt]\n{mqtt}"))
+    with agent:
+        (refused, *_) = agent.wait_said("link.refused")
+        assert "authorized" in refused["reason"].lower() or "password" in refused["reason"].lower()
+        assert "wrong" not in agent.log.read_text()
+
+
+def test_unusable_settings_end_the_daemon_with_status_2_and_a_sentence(tmp_path):
+    import sys
+
+    config = tmp_path / "edge-agent.toml"
+    config.write_text('[mqtt]\nhots = "x"\n')
+    command = [sys.executable, "-m", "edge_agent", "run", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "mqtt.hots: unknown key; did you mean 'host'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_agents_cannot_share_a_state_folder(broker, tmp_path):
+    first = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[])
+    second = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[])
+    with first:
+        first.wait_said("agent.started")
+        second.start()
+        assert wait_for(second.process.poll, "the second to end") == 2
+        assert "in use by another agent" in first.log.read_text()

@@ -1,0 +1,185 @@
+"""Things tests run for real: the daemon as its own process, requesters, other people's clients."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import psutil
+from jsonschema import Draft202012Validator
+
+from edge_agent.mqtt.client import EdgeClient
+from edge_agent.mqtt.link import Access, Callbacks, Link
+from edge_agent.mqtt.payloads import schemas
+
+PATIENCE_S = 60.0
+"""Bound on every wait of a test; what takes this long has failed."""
+
+_VALIDATORS = {name: Draft202012Validator(schema) for name, schema in schemas().items()}
+
+
+def wait_for(condition, what, timeout_s=PATIENCE_S):
+    """Return the first true value of a condition; fail with what was waited for."""
+    end_s = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not (value := condition()):
+        assert time.monotonic() < end_s, f"waited {timeout_s:.0f} s for {what}"
+        pause.wait(0.01)
+    return value
+
+
+class AgentProcess:
+    """The daemon, started and killed like a user's."""
+
+    launcher = ()
+    """What the daemon's command line is given to, when it is not run as it is."""
+
+    def __init__(self, *, folder, broker, models, agent="edge-01", extra="", telemetry_s=1, environ=None):
+        self.folder = folder
+        self.environ = environ or {}
+        self.agent = agent
+        self.state_dir = folder / "state"
+        self.config = folder / "edge-agent.toml"
+        self.log = folder / "log"
+        folder.mkdir(parents=True, exist_ok=True)
+        tables = "".join(
+            "[[models.serve]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in model.items())
+            for model in models
+        )
+        self.config.write_text(
+            f'[agent]\nid = "{agent}"\nstate_dir = "{self.state_dir}"\ndrain_s = 10\n'
+            f'[mqtt]\nhost = "{broker.host}"\nport = {broker.port}\n{tables}'
+            f"[telemetry]\nperiod_s = {telemetry_s}\n{extra}"
+        )
+        self.process = None
+
+    def start(self):
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("EDGE_AGENT_")}
+        environ |= self.environ
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.launcher, sys.executable, "-m", "edge_agent", "run", "--config", str(self.config)],
+                stderr=log,
+                env=environ,
+            )
+        return self
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def engines(self):
+        """The engine children, as processes."""
+        try:
+            children = psutil.Process(self.pid).children()
+        except psutil.NoSuchProcess:
+            return []
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self, timeout_s=30):
+        """SIGTERM; return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def said(self, event):
+        """The log's events of a name."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry.get("event") == event:
+                found.append(entry)
+        return found
+
+    def wait_said(self, event, count=1):
+        return wait_for(lambda: len(self.said(event)) >= count and self.said(event), f"{event} x{count} in the log")
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_exception):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+class Listener:
+    """A plain MQTT 5 subscriber that keeps everything and validates it against the shipped schemas."""
+
+    def __init__(self, broker, *filters):
+        self.messages = []
+        self.link = Link(
+            Access(broker.host, broker.port, client_id=f"listener-{os.urandom(4).hex()}", clean_start=True),
+            filters=filters,
+            callbacks=Callbacks(receive=self._receive, subscribed=self._subscribed),
+        )
+        self._ready = threading.Event()
+
+    def _subscribed(self, _refused):
+        self._ready.set()
+
+    def _receive(self, inbound, receipt):
+        self.messages.append((inbound, inbound.payload and json.loads(inbound.payload)))
+        self.link.ack(receipt)
+
+    def of(self, leaf):
+        """The bodies that came on topics ending so."""
+        return [body for inbound, body in list(self.messages) if inbound.topic.endswith(f"/{leaf}")]
+
+    def wait(self, leaf, count=1, **fields):
+        def matching():
+            found = [b for b in self.of(leaf) if all(b.get(key) == value for key, value in fields.items())]
+            return found if len(found) >= count else None
+
+        return wait_for(matching, f"{count} x {leaf} with {fields}")
+
+    def __enter__(self):
+        self.link.start()
+        assert self._ready.wait(PATIENCE_S)
+        return self
+
+    def __exit__(self, *_exception):
+        self.link.stop()
+        for inbound, body in self.messages:
+            check_schema(inbound.topic, body)
+
+
+def check_schema(topic, body):
+    """Fail when a message is not what the shipped schema of its topic says."""
+    levels = topic.split("/")
+    if "inbox" in levels:
+        _VALIDATORS[levels[-1]].validate(body)
+    elif "evt" in levels:
+        _VALIDATORS["job-event" if levels[-1] == "status" else levels[-1]].validate(body)
+
+
+@contextmanager
+def requester(broker, name="tester", **access):
+    """An EdgeClient, connected."""
+    with EdgeClient(Access(broker.host, broker.port, client_id=name, session_expiry_s=3600, **access)) as client:
+        assert client.wait_connected(PATIENCE_S)
+        yield client
+
+
+def mosquitto_pub(broker, topic, payload, *arguments, qos=1):
+    """Publish with the client everybody has."""
+    subprocess.run(
+        [
+            *("mosquitto_pub", "-V", "mqttv5", "-h", broker.host, "-p", str(broker.port)),
+            *("-q", str(qos), "-t", topic, "-m", payload),
+            *arguments,
+        ],
+        check=True,
+        timeout=PATIENCE_S,
+    )

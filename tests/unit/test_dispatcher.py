@@ -1,0 +1,352 @@
+"""Who runs when: lanes filled and kept full, jobs ended once, and nothing lost when an engine or the agent goes."""
+
+from types import SimpleNamespace
+
+import pytest
+from fakes import ENGINE_DIED, PATIENCE_S, Time, flush, request
+from running import wait_for
+
+from edge_agent.dispatcher import PROGRESS_S, Dispatcher
+from edge_agent.engine.messages import Failed, Finished, FinishReason, JobId, Limits, Progress, Ready, Text, Usage
+from edge_agent.engine.supervisor import EngineStatus, Phase
+from edge_agent.errors import Code
+from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.store import Store
+
+
+class FakeProcess:
+    """An engine that keeps what it was told."""
+
+    def __init__(self, parallel):
+        limits = Limits(context_tokens=4096, parallel=parallel)
+        self.ready = Ready(limits, load_ms=1.0, library="fake 1", device="cpu")
+        self.started, self.canceled = [], []
+
+    def start(self, start):
+        self.started.append(start.generation)
+
+    def cancel(self, job_id):
+        self.canceled.append(job_id)
+
+    @property
+    def ids(self):
+        return [generation.job_id for generation in self.started]
+
+
+class FakeOutbox:
+    """Keeps the text of every stream it opened."""
+
+    def __init__(self):
+        self.streams, self.progressed = [], []
+
+    def open(self, job):
+        self.streams.append(SimpleNamespace(job=job, texts=[], closed=False))
+        return self.streams[-1]
+
+    def write(self, stream, text, _tokens):
+        stream.texts.append(text)
+
+    def close(self, stream):
+        stream.closed = True
+        return len(stream.texts) - 1
+
+    def progress(self, job, *, tokens):
+        self.progressed.append((job.job_id, tokens))
+
+
+class Floor:
+    """A dispatcher with a real store below it and scripted engines beside it."""
+
+    def __init__(self, folder, *, parallel=2):
+        self.machine = Time()
+        self.told = []
+        self.store = Store(self.machine.queue(folder), tell=self._tell, keep_finished_s=86_400, keep_finished_jobs=1000)
+        self.engine = FakeProcess(parallel)
+        self.processes = {"phi": self.engine}
+        self.outbox = FakeOutbox()
+        self.dispatcher = Dispatcher(
+            models=["phi"],
+            store=self.store,
+            outbox=self.outbox,
+            supervisor=lambda: self,
+            pace=Pace(),
+            now_s=self.machine.now_s,
+        )
+        self.stopped = False
+
+    # as the supervisor
+
+    def process(self, model):
+        return self.processes.get(model)
+
+    def status(self, model):
+        return EngineStatus(model, "fake", Phase.READY, limits=self.engine.ready.limits, device="cpu")
+
+    # as the store's listener
+
+    def _tell(self, changes):
+        self.told.extend((job.job_id, job.state) for job in changes)
+        self.dispatcher.look()
+
+    # as the test
+
+    def __enter__(self):
+        self.store.start()
+        flush(self.store)
+        self.dispatcher.start()
+        return self
+
+    def __exit__(self, *raised):
+        self.stop()
+        self.store.stop()
+
+    def stop(self):
+        if not self.stopped:
+            self.stopped = True
+            self.dispatcher.stop()
+
+    def ask(self, act):
+        return self.store.ask(act, timeout_s=PATIENCE_S)
+
+    def accept(self, *names, ttl_s=600.0, **fields):
+        """Store jobs in one transaction."""
+
+        def act(queue):
+            for name in names:
+                queue.accept(request(name, **fields), Envelope("line-3", ttl_s), model="phi")
+
+        self.ask(act)
+
+    def say(self, event):
+        self.dispatcher.said("phi", event)
+
+    def find(self, name):
+        return self.ask(lambda queue: queue.recall("line-3", name))
+
+    def wait_started(self, *ids, engine=None):
+        engine = engine or self.engine
+        wait_for(lambda: len(engine.ids) >= len(ids), f"{ids} to be started", PATIENCE_S)
+        assert engine.ids == list(ids)
+
+    def wait_state(self, name, state):
+        wait_for(lambda: self.find(name).state is state, f"{name} to be {state}", PATIENCE_S)
+        return self.find(name)
+
+    def quiet(self):
+        """Wait until the dispatcher has taken every note and the store done what followed."""
+        for _ in range(3):
+            wait_for(self.dispatcher._notes.empty, "the dispatcher to take its notes", PATIENCE_S)
+            flush(self.store)
+
+    def pass_s(self, seconds):
+        self.machine.pass_s(seconds)
+        self.dispatcher.look()
+
+
+@pytest.fixture
+def floor(tmp_path):
+    with Floor(tmp_path) as opened:
+        yield opened
+
+
+def finished(job_id, reason=FinishReason.STOP):
+    return Finished(JobId(job_id), reason, Usage(18, 6, 12), prompt_ms=60.0, generate_ms=200.0)
+
+
+def outcome_of(job):
+    return Outcome.model_validate_json(job.outcome)
+
+
+# Lanes
+
+
+def test_free_lanes_are_filled_in_order_and_no_more(floor):
+    floor.accept("a", "b", "c")
+    floor.wait_started("1.1", "2.1")
+    floor.quiet()
+    assert floor.engine.ids == ["1.1", "2.1"]
+    assert floor.dispatcher.running("phi") == 2
+
+
+def test_a_lane_that_gets_free_is_filled_again(floor):
+    floor.accept("a", "b", "c")
+    floor.wait_started("1.1", "2.1")
+    floor.say(finished("1.1"))
+    floor.wait_started("1.1", "2.1", "3.1")
+
+
+def test_an_engine_gets_what_the_request_said(floor):
+    floor.accept("a", max_tokens=7, temperature=0.5, stop="END", seed=3)
+    floor.wait_started("1.1")
+    generation = floor.engine.started[0]
+    assert (generation.max_tokens, generation.temperature, generation.stop, generation.seed) == (7, 0.5, ("END",), 3)
+    assert [(turn.role, turn.text) for turn in generation.turns] == [("user", "What is on the belt?")]
+
+
+def test_without_an_engine_jobs_wait_for_one(tmp_path):
+    with Floor(tmp_path) as floor:
+        floor.processes = {}
+        floor.accept("a")
+        floor.quiet()
+        assert floor.find("a").state is JobState.QUEUED
+        floor.processes = {"phi": floor.engine}
+        floor.dispatcher.up("phi", floor.engine.ready)
+        floor.wait_started("1.1")
+
+
+# Ends
+
+
+def test_text_goes_to_the_stream_and_whole_into_the_result(floor):
+    """With what the engine counted and measured, and the number of the last chunk."""
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.say(Progress(JobId("1.1"), unprocessed_tokens=18))
+    floor.say(Text(JobId("1.1"), "The pump", 2))
+    floor.say(Text(JobId("1.1"), " is off.", 4))
+    floor.say(finished("1.1"))
+    outcome = outcome_of(floor.wait_state("a", JobState.SUCCEEDED))
+    assert (outcome.text, outcome.finish_reason, outcome.last_seq) == ("The pump is off.", "stop", 1)
+    assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens, outcome.usage.total_tokens) == (18, 6, 24)
+    assert outcome.usage.prompt_tokens_details.cached_tokens == 12
+    assert outcome.timings.generate_per_second == 30.0
+    assert outcome.timings.prompt_per_second == 100.0
+    assert outcome.device == "cpu"
+    assert floor.outbox.streams[0].texts == ["The pump", " is off."]
+
+
+def test_a_job_that_failed_keeps_its_text_and_says_why(floor):
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.say(Text(JobId("1.1"), "The", 1))
+    floor.say(Failed(JobId("1.1"), Code.PROMPT_TOO_LONG, "messages: 5000 tokens, the model takes 4096"))
+    outcome = outcome_of(floor.wait_state("a", JobState.FAILED))
+    assert (outcome.text, outcome.error.code) == ("The", Code.PROMPT_TOO_LONG)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fields", "state", "code"),
+    [
+        (5.0, {"timeout_s": 5}, JobState.FAILED, Code.TIMEOUT),
+        (20.0, {"ttl_s": 20.0, "timeout_s": 300}, JobState.EXPIRED, Code.EXPIRED),
+    ],
+)
+def test_time_ends_a_running_job_which_keeps_its_text(floor, seconds, fields, state, code):
+    """Its engine is told to stop; the lane is free only when it did, and what it still says is dropped."""
+    floor.accept("a", **fields)
+    floor.wait_started("1.1")
+    floor.say(Text(JobId("1.1"), "The pump", 2))
+    wait_for(lambda: floor.outbox.streams[0].texts, "the text", PATIENCE_S)
+    floor.pass_s(seconds)
+    outcome = outcome_of(floor.wait_state("a", state))
+    assert (outcome.text, outcome.error.code) == ("The pump", code)
+    assert floor.engine.canceled == ["1.1"]
+    assert floor.dispatcher.running("phi") == 1
+    floor.say(Text(JobId("1.1"), " never said", 1))
+    floor.say(finished("1.1", FinishReason.CANCELED))
+    wait_for(lambda: floor.dispatcher.running("phi") == 0, "the lane to be free", PATIENCE_S)
+    assert outcome_of(floor.find("a")) == outcome
+    assert floor.outbox.streams[0].texts == ["The pump"]
+
+
+def test_a_running_job_repeats_its_state(floor):
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.say(Text(JobId("1.1"), "The pump", 2))
+    wait_for(lambda: floor.outbox.streams[0].texts, "the text", PATIENCE_S)
+    for repeat in (1, 2):
+        floor.pass_s(PROGRESS_S)
+        wait_for(lambda repeat=repeat: len(floor.outbox.progressed) == repeat, "progress", PATIENCE_S)
+    assert floor.outbox.progressed == [("a", 2), ("a", 2)]
+
+
+def test_a_canceled_job_ends_at_once_with_its_text(floor):
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.say(Text(JobId("1.1"), "The", 1))
+    floor.dispatcher.cancel(floor.ask(lambda queue: queue.cancel("line-3", "a")))
+    outcome = outcome_of(floor.wait_state("a", JobState.CANCELED))
+    assert (outcome.text, outcome.finish_reason, outcome.error.code) == ("The", "canceled", Code.CANCELED)
+    assert floor.engine.canceled == ["1.1"]
+    assert floor.told.count(("a", JobState.CANCELED)) == 1
+
+
+def test_what_finished_before_its_cancel_was_heard_has_finished(floor):
+    """The row decides: whichever was committed first."""
+    floor.accept("a")
+    floor.wait_started("1.1")
+    job = floor.ask(lambda queue: queue.cancel("line-3", "a"))
+    floor.say(finished("1.1"))
+    floor.dispatcher.cancel(job)
+    floor.wait_state("a", JobState.SUCCEEDED)
+    floor.quiet()
+    assert floor.engine.canceled == []
+
+
+# Engines that die
+
+
+def test_jobs_of_a_lost_engine_run_again_each_alone(floor):
+    """One after the other on the next engine; events of the lost one change nothing."""
+    floor.accept("a", "b")
+    floor.wait_started("1.1", "2.1")
+    lost, floor.engine = floor.engine, FakeProcess(2)
+    floor.processes = {"phi": floor.engine}
+    floor.dispatcher.lost("phi", ENGINE_DIED)
+    floor.say(finished("1.1"))
+    floor.wait_started("1.2")
+    assert lost.ids == ["1.1", "2.1"]
+    floor.quiet()
+    assert floor.engine.ids == ["1.2"]
+    assert floor.find("a").state is JobState.RUNNING
+    floor.say(finished("1.2"))
+    floor.wait_started("1.2", "2.2")
+    floor.say(finished("2.2"))
+    assert floor.wait_state("b", JobState.SUCCEEDED).strikes == 1
+
+
+def test_a_job_that_kills_its_engine_each_time_fails_in_the_end(floor):
+    floor.accept("a", max_attempts=2)
+    for attempt in (1, 2):
+        floor.wait_started(*(f"1.{each}" for each in range(1, attempt + 1)))
+        floor.dispatcher.lost("phi", ENGINE_DIED)
+    failed = floor.wait_state("a", JobState.FAILED)
+    assert (failed.attempt, outcome_of(failed).error.code) == (2, Code.ENGINE_DIED)
+    assert all(stream.closed for stream in floor.outbox.streams)
+
+
+# The end of the day
+
+
+def test_draining_finishes_what_runs_and_claims_no_more(floor):
+    floor.accept("a")
+    floor.wait_started("1.1")
+    assert not floor.dispatcher.drain(0.01)
+    floor.accept("b")
+    floor.say(finished("1.1"))
+    assert floor.dispatcher.drain(PATIENCE_S)
+    floor.quiet()
+    assert floor.find("a").state is JobState.SUCCEEDED
+    assert floor.find("b").state is JobState.QUEUED
+
+
+def test_what_still_runs_goes_back_in_its_place_with_its_strike(floor):
+    """The next start runs it as if it had never begun, but under a new attempt."""
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.dispatcher.drain(0.01)
+    floor.stop()
+    job = floor.find("a")
+    assert (job.state, job.strikes, job.attempt, job.alone) == (JobState.QUEUED, 0, 1, False)
+
+
+def test_a_job_to_be_canceled_is_not_handed_back(floor):
+    """Its cancel came in the last moment: it ends canceled, not queued for the next start."""
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.ask(lambda queue: queue.cancel("line-3", "a"))
+    floor.dispatcher.drain(0.01)
+    floor.stop()
+    assert floor.find("a").state is JobState.CANCELED

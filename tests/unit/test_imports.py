@@ -1,0 +1,144 @@
+"""Who may know whom: imports point downward, and heavy libraries stay in the processes they are for."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LAYERS = (
+    ("edge_agent.errors", "edge_agent.log", "edge_agent.settings"),
+    (
+        "edge_agent.jobs",
+        "edge_agent.mqtt.topics",
+        "edge_agent.mqtt.payloads",
+        "edge_agent.mqtt.wire",
+    ),
+    (
+        "edge_agent.engine",
+        "edge_agent.models",
+        "edge_agent.state_dir",
+        "edge_agent.health",
+        "edge_agent.mqtt.link",
+        "edge_agent.mqtt.chunks",
+        "edge_agent.mqtt.presence",
+    ),
+    (
+        "edge_agent.attempt",
+        "edge_agent.dispatcher",
+        "edge_agent.mqtt.intake",
+        "edge_agent.mqtt.outbox",
+        "edge_agent.mqtt.client",
+        "edge_agent.mqtt.pool",
+        "edge_agent.health.reporter",
+        "edge_agent.integrations",
+    ),
+    ("edge_agent.agent",),
+    ("edge_agent.daemon", "edge_agent.fleet"),
+    ("edge_agent.cli", "edge_agent.__main__"),
+)
+"""From the bottom up; a module belongs where its longest name here is. It may import from its own layer and below."""
+
+APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.broker")
+"""Parts that know nothing of the rest; any layer may use them."""
+
+BACKENDS = frozenset({"onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai"})
+HEAVY = BACKENDS | {"numpy", "PIL", "huggingface_hub", "typer", "rich", "onnx", "tokenizers"}
+
+
+def module_name(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(file): file for package in ("edge_agent", "hardware") for file in (ROOT / package).rglob("*.py")}
+
+
+def imports(name):
+    """Return what a module imports, wherever in it: modules, and of ours the module that holds the name."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative imports hide who knows whom"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {member if member in FILES else node.module for member in members}
+    return found
+
+
+GRAPH = {name: imports(name) for name in FILES}
+
+
+def inside(name, *parents):
+    return any(name == parent or name.startswith(parent + ".") for parent in parents)
+
+
+def layer(name):
+    """Return a module's layer; None for packages, and for parts that stand apart."""
+    if inside(name, *APART) or FILES[name].name == "__init__.py":
+        return None
+    matches = [(len(each), level) for level, names in enumerate(LAYERS) for each in names if inside(name, each)]
+    assert matches, f"{name} stands in no layer; say in LAYERS where it belongs"
+    return max(matches)[1]
+
+
+def importers(*modules):
+    return {name for name, used in GRAPH.items() if any(inside(each, *modules) for each in used)}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_imports_point_downward(name):
+    own = layer(name)
+    ours = {each for each in GRAPH[name] if each in FILES}
+    if own is not None:
+        upward = {each for each in ours if (theirs := layer(each)) is not None and theirs > own}
+        assert not upward, f"{name} knows of {upward}, which stand above it"
+
+
+def test_nothing_imports_in_circles():
+    graph = {name: {each for each in used if each in FILES} for name, used in GRAPH.items()}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("part", APART)
+def test_parts_that_stand_apart_import_nothing_of_ours(part):
+    for name in FILES:
+        if inside(name, part):
+            known = {each for each in GRAPH[name] if each in FILES and not inside(each, part, "hardware.files")}
+            assert known <= {"edge_agent"}, f"{name} knows of {known}"
+
+
+@pytest.mark.parametrize(
+    ("library", "owners"),
+    [
+        ("sqlite3", {"edge_agent.jobs.queue"}),
+        ("paho", {"edge_agent.mqtt.link", "edge_agent.mqtt.pool", "edge_agent.mqtt.client"}),
+        ("typer", {name for name in FILES if inside(name, "edge_agent.cli", "edge_agent.synth")}),
+        ("rich", {name for name in FILES if inside(name, "edge_agent.cli")}),
+        ("PIL", {"edge_agent.jobs.images"}),
+    ],
+)
+def test_a_library_has_one_owner(library, owners):
+    assert importers(library) <= owners
+
+
+def test_engine_libraries_are_known_to_their_backend_module_alone():
+    """And those modules to nobody by name: the child finds them through the registry."""
+    backends = {name for name in FILES if inside(name, "edge_agent.engine.onnx", "edge_agent.engine.openvino")}
+    assert importers(*BACKENDS) <= backends | {name for name in FILES if inside(name, "edge_agent.synth")}
+    assert importers(*backends) <= {"edge_agent.engine.child"} | backends
+    finders = {name for name in FILES if "backend.find(" in FILES[name].read_text(encoding="utf-8")}
+    assert finders <= {"edge_agent.engine.child"}
+
+
+@pytest.mark.parametrize("entry", ["edge_agent.agent", "edge_agent.mqtt.client"])
+def test_a_long_living_parent_loads_nothing_heavy(entry):
+    """It keeps the agent small, and native code out of the process that holds the queue and the connection."""
+    program = f"import sys, {entry}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,408 @@
+"""What requesters ask: every refusal with its code and sentence, and no acknowledgement before the commit."""
+
+import json
+
+import pytest
+from fakes import ANSWER, PATIENCE_S, FakeLink, FakeRoster, FullDisk, Time, counts, flush, request
+
+from edge_agent.errors import Code
+from edge_agent.jobs.job import JobState
+from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.store import Store
+from edge_agent.mqtt import intake as intake_module
+from edge_agent.mqtt.intake import Intake
+from edge_agent.mqtt.link import Receipt
+from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound, Speech
+from edge_agent.settings import QueueSection
+
+TOPICS = Topics("edge/v1", "edge-01")
+MARK = "S3CRET"
+
+
+class FakeOutbox:
+    """Keeps what it is told to say, in one journal with the acknowledgements of the link."""
+
+    def __init__(self, journal):
+        self.journal = journal
+
+    def say(self, publication):
+        self.journal.append(("said", json.loads(publication.payload)))
+
+    def answer(self, _queue, job):
+        self.journal.append(("answered", job.job_id, job.state))
+
+
+class Desk:
+    """An intake with a real store behind it; `journal` holds in order what left it."""
+
+    def __init__(self, folder, *, roster=None, free_bytes=10**9, **settings):
+        self.journal = []
+        self.machine = Time()
+        self.queue = self.machine.queue(folder)
+        self.link = FakeLink()
+        self.link.ack = lambda receipt: self.journal.append(("acked", receipt.mid))
+        self.store = Store(
+            self.queue,
+            tell=lambda changes: self.journal.extend(("told", job.job_id, job.state) for job in changes),
+            keep_finished_s=86_400,
+            keep_finished_jobs=1000,
+            retry_s=0.01,
+        )
+        self.pace = Pace()
+        self.intake = Intake(
+            topics=TOPICS,
+            speech=Speech(TOPICS),
+            settings=QueueSection(**settings),
+            store=self.store,
+            link=self.link,
+            outbox=FakeOutbox(self.journal),
+            roster=roster or FakeRoster("phi"),
+            pace=self.pace,
+            cancel_running=lambda job: self.journal.append(("cancel", job.job_id, job.attempt)),
+            free_bytes=lambda: free_bytes,
+        )
+        self.mid = 0
+
+    def __enter__(self):
+        if not self.store._thread.is_alive():
+            self.store.start()
+        flush(self.store)
+        return self
+
+    def __exit__(self, *raised):
+        self.store.stop()
+
+    def receive(self, command, body, *, client="line-3", topic=None, **properties):
+        """Receive one message, not waiting for what becomes of it."""
+        self.mid += 1
+        payload = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+        topic = topic or f"edge/v1/agents/edge-01/cmd/{command}/{client}"
+        self.intake.receive(Inbound(topic, payload, **properties), Receipt(1, self.mid, properties.get("qos", 1)))
+
+    def take(self, command, body, **properties):
+        """Receive one message; return what left the intake because of it."""
+        flush(self.store)
+        before = len(self.journal)
+        self.receive(command, body, **properties)
+        flush(self.store)
+        return self.journal[before:]
+
+    def submit(self, name="job-1", **fields):
+        return self.take("job", json.loads(request(name, **fields).to_json()))
+
+    def ask(self, act):
+        return self.store.ask(act, timeout_s=PATIENCE_S)
+
+    def find(self, name="job-1", client="line-3"):
+        return self.ask(lambda queue: queue.recall(client, name))
+
+    def claim(self):
+        return self.ask(lambda queue: queue.claim("phi", idle=True))
+
+    def finish(self):
+        return self.ask(lambda queue: queue.end(queue.claim("phi", idle=True), JobState.SUCCEEDED, ANSWER))
+
+
+@pytest.fixture
+def desk(tmp_path):
+    with Desk(tmp_path) as opened:
+        yield opened
+
+
+def refusal(journal):
+    """Return the error of a refusal that was told, then acknowledged, and nothing else."""
+    (kind, body), (acked, _mid) = journal
+    assert (kind, acked, body["state"], body["state_seq"]) == ("said", "acked", "rejected", 0)
+    return body["job_id"], body["error"]
+
+
+# Jobs
+
+
+def test_a_job_is_stored_then_acknowledged_then_told(desk):
+    assert desk.submit() == [("acked", 1), ("told", "job-1", JobState.QUEUED)]
+
+
+def test_what_came_with_a_job_stays_with_it(desk):
+    """Correlation data, trace and the shorter of both lives."""
+    body = json.loads(request(ttl_s=600).to_json())
+    desk.take("job", body, correlation=b"\x01", traceparent="00-ab", expiry_s=60.0)
+    job = desk.find()
+    assert (job.correlation, job.traceparent, job.client) == (b"\x01", "00-ab", "line-3")
+    assert job.expires_s - job.accepted_s == 60
+
+
+def test_a_message_whose_life_is_over_lives_no_longer(desk):
+    """A message expiry of 0 is not the absence of one."""
+    desk.take("job", json.loads(request(ttl_s=600).to_json()), expiry_s=0.0)
+    flush(desk.store)
+    assert desk.find().state is JobState.EXPIRED
+
+
+def test_a_repeat_is_answered_with_the_state_and_stored_once(desk):
+    """Redelivery may come with DUP=0; the same parsed body is the same job."""
+    desk.submit()
+    assert desk.submit() == [("answered", "job-1", JobState.QUEUED), ("acked", 2)]
+    desk.finish()
+    assert desk.submit() == [("answered", "job-1", JobState.SUCCEEDED), ("acked", 3)]
+    assert desk.ask(lambda queue: sum(counts(queue).values())) == 1
+    assert [each.job.job_id for each in desk.ask(lambda queue: queue.owed(10))] == ["job-1"]
+
+
+def test_a_repeat_is_answered_also_when_nothing_new_is_taken(tmp_path):
+    with Desk(tmp_path, high_water_jobs=1) as desk:
+        desk.submit()
+        assert desk.submit()[0] == ("answered", "job-1", JobState.QUEUED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "properties", "code", "sentence"),
+    [
+        ({"max_tokens": 0}, {}, Code.BAD_REQUEST, "max_tokens: must be greater than or equal to 1"),
+        ({"max_tokens": MARK}, {}, Code.BAD_REQUEST, "max_tokens: must be a valid integer"),
+        ({}, {"retained": True}, Code.RETAINED, "publish commands without the retain flag"),
+        (
+            {},
+            {"response_topic": f"edge/v1/clients/{MARK}/inbox"},
+            Code.BAD_RESPONSE_TOPIC,
+            "ResponseTopic: must be edge/v1/clients/line-3/inbox, or absent",
+        ),
+        ({}, {"response_topic": "a/#"}, Code.BAD_RESPONSE_TOPIC, "ResponseTopic: must be"),
+        ({}, {"response_topic": ""}, Code.BAD_RESPONSE_TOPIC, "ResponseTopic: must be"),
+        ({}, {"correlation": MARK.encode() * 20}, Code.BAD_REQUEST, "CorrelationData: must be at most 64 bytes"),
+        ({}, {"traceparent": MARK * 30}, Code.BAD_REQUEST, "traceparent: must be at most 128 bytes"),
+        ({}, {"traceparent": "ü" * 65}, Code.BAD_REQUEST, "traceparent: must be at most 128 bytes"),
+        ({"model": MARK}, {}, Code.UNKNOWN_MODEL, "model: this agent serves"),
+        ({"ttl_s": 600_000}, {}, Code.BAD_REQUEST, "ttl_s: must be at most 86400"),
+        ({"response_format": {"type": "json_object"}}, {}, Code.UNSUPPORTED, "response_format: only text"),
+        (
+            {
+                "prompt": None,
+                "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": f"data:{MARK}"}]}],
+            },
+            {},
+            Code.UNSUPPORTED,
+            "messages: carry too many images; the model takes 0",
+        ),
+    ],
+)
+def test_a_refusal_has_a_code_and_a_sentence_and_stores_nothing(desk, fields, properties, code, sentence):
+    """It is told before the message is acknowledged, and repeats nothing the sender wrote."""
+    body = {"job_id": "job-1", "prompt": "x"} | fields
+    job_id, error = refusal(desk.take("job", body, **properties))
+    assert (job_id, error["code"]) == ("job-1", code)
+    assert sentence in error["message"]
+    assert MARK not in error["message"]
+    assert desk.find() is None
+
+
+def test_the_agreed_response_topic_is_taken(desk):
+    body = {"job_id": "job-1", "prompt": "x"}
+    desk.take("job", body, response_topic="edge/v1/clients/line-3/inbox", traceparent="x" * 128, correlation=b"c" * 64)
+    assert desk.find().state is JobState.QUEUED
+
+
+def test_another_request_under_the_id_is_refused(desk):
+    desk.submit()
+    job_id, error = refusal(desk.submit(max_tokens=3))
+    assert (job_id, error["code"]) == ("job-1", Code.DUPLICATE_ID)
+    assert desk.take("job", {"job_id": "job-1", "prompt": "x"}, client="somebody")[0] == ("acked", 3)
+
+
+def test_a_request_without_readable_id_is_answered_all_the_same(desk):
+    job_id, error = refusal(desk.take("job", b"{"))
+    assert (job_id, error["code"]) == ("unreadable", Code.BAD_REQUEST)
+    job_id, error = refusal(desk.take("job", b"x" * (PAYLOAD_BYTES_MAX + 1)))
+    assert (job_id, error["code"]) == ("unreadable", Code.PAYLOAD_TOO_LARGE)
+
+
+def test_a_full_queue_says_when_to_come_back(tmp_path):
+    """By number or by bytes; as long as a job takes, or a guess before any was measured."""
+    with Desk(tmp_path, high_water_jobs=1) as desk:
+        desk.submit()
+        _, error = refusal(desk.submit("job-2"))
+        assert (error["code"], error["retryable"], error["retry_after_s"]) == (Code.QUEUE_FULL, True, 10.0)
+        desk.pace.note("phi", 3.0, lanes=1)
+        _, error = refusal(desk.submit("job-2"))
+        assert error["retry_after_s"] == 6.0
+        desk.finish()
+        assert desk.submit("job-2")[0][0] == "acked"
+
+
+def test_a_queue_full_by_bytes(tmp_path):
+    with Desk(tmp_path, high_water_bytes=2**20) as desk:
+        for number in range(9):
+            desk.submit(f"big-{number}", prompt="ü" * 60_000)
+        _, error = refusal(desk.submit("job-2"))
+        assert error["code"] == Code.QUEUE_FULL
+
+
+def test_a_disk_nearly_full_takes_no_more_jobs(tmp_path):
+    with Desk(tmp_path, free_bytes=10, min_free_bytes=11) as desk:
+        _, error = refusal(desk.submit())
+        assert (error["code"], error["retryable"]) == (Code.STORAGE_FULL, True)
+
+
+def test_a_disk_that_takes_nothing_refuses_and_acknowledges(desk, monkeypatch):
+    """Nothing of the transaction happened, so nothing but the refusal is said of it."""
+    disk = FullDisk(desk.queue, monkeypatch)
+    disk.full = True
+    body = json.loads(request().to_json())
+    desk.receive("job", body)
+    desk.receive("job", body)
+    disk.wait_refusals(1)
+    disk.full = False
+    flush(desk.store)
+    said = [entry[1]["error"]["code"] for entry in desk.journal if entry[0] == "said"]
+    assert said[0] == Code.STORAGE_FULL
+    assert [entry for entry in desk.journal if entry[0] == "acked"] == [("acked", 1), ("acked", 2)]
+    accepted = desk.find() is not None
+    assert len(said) == (1 if accepted else 2)
+    assert accepted or not [entry for entry in desk.journal if entry[0] in ("answered", "told")]
+
+
+def test_a_repeat_in_the_transaction_that_fails_is_not_answered_as_stored(tmp_path, monkeypatch):
+    """Both came before the disk refused them: neither may be told `queued`."""
+    desk = Desk(tmp_path)
+    disk = FullDisk(desk.queue, monkeypatch)
+    body = json.loads(request().to_json())
+    desk.receive("job", body)
+    desk.receive("job", body)
+    disk.full = True
+    desk.store.start()
+    disk.wait_refusals(1)
+    disk.full = False
+    with desk:
+        assert [entry[0] for entry in desk.journal] == ["said", "acked", "said", "acked"]
+        assert {entry[1]["error"]["code"] for entry in desk.journal if entry[0] == "said"} == {Code.STORAGE_FULL}
+
+
+def test_an_agent_without_models_says_so(tmp_path):
+    with Desk(tmp_path, roster=FakeRoster()) as desk:
+        assert refusal(desk.submit())[1]["code"] == Code.MODEL_MISSING
+
+
+# Acknowledgements
+
+
+def test_acknowledgements_come_in_the_order_of_arrival_after_the_commit(tmp_path):
+    """Stored, refused, repeated and unintelligible messages alike; none before its row is on disk."""
+    desk = Desk(tmp_path)
+    on_disk = []
+
+    def ack(receipt):
+        with desk.machine.queue(tmp_path) as other, other.transaction():
+            on_disk.append((receipt.mid, sum(counts(other).values())))
+
+    desk.link.ack = ack
+    body = json.loads(request().to_json())
+    for command, each in (("job", body), ("job", b"{"), ("job", body | {"job_id": "b"}), ("job", body), ("x", b"")):
+        desk.receive(command, each)
+    desk.receive("job", body, topic="edge/v1/agents/edge-01/cmd/job/UPPER")
+    with desk:
+        flush(desk.store)
+        assert on_disk == [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (6, 2)]
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "edge/v1/agents/edge-01/cmd/job/UPPER",
+        "edge/v1/agents/edge-01/cmd/job/-x",
+        "edge/v1/agents/edge-01/cmd/job/x\n",
+        "edge/v1/agents/edge-01/cmd/job/a/b",
+        "edge/v1/agents/edge-01/cmd/job/",
+        "edge/v1/agents/other/cmd/job/line-3",
+    ],
+)
+def test_a_message_without_a_valid_author_is_dropped_and_acknowledged(desk, topic):
+    """There is nobody to answer; kept, it would come again for ever."""
+    assert desk.take("job", b"{", topic=topic) == [("acked", 1)]
+
+
+def test_an_unknown_command_is_refused_by_name(desk):
+    _, error = refusal(desk.take("reboot", {"job_id": "job-1"}))
+    assert error["code"] == Code.UNSUPPORTED
+    assert "job, cancel, status" in error["message"]
+
+
+def test_a_flood_of_qos_0_ends_at_a_bound(tmp_path, monkeypatch):
+    """QoS 1 has its own bound, the link's receive maximum, and is never dropped."""
+    monkeypatch.setattr(intake_module, "UNCONFIRMED_MAX", 2)
+    desk = Desk(tmp_path)
+    for number in range(10):
+        desk.receive("job", json.loads(request(f"zero-{number}").to_json()), qos=0)
+    desk.receive("job", json.loads(request("one").to_json()))
+    with desk:
+        assert desk.ask(counts) == {JobState.QUEUED: 4}
+        assert desk.find("one") is not None
+
+
+# Cancel
+
+
+def test_a_cancel_before_its_job_wins(desk):
+    assert desk.take("cancel", {"job_id": "job-1"}) == [("acked", 1)]
+    assert desk.submit() == [("acked", 2), ("told", "job-1", JobState.CANCELED)]
+
+
+def test_a_waiting_job_is_canceled_at_once(desk):
+    desk.submit()
+    assert desk.take("cancel", {"job_id": "job-1"}) == [("acked", 2), ("told", "job-1", JobState.CANCELED)]
+
+
+def test_a_running_job_is_canceled_by_who_runs_it(desk):
+    desk.submit()
+    desk.claim()
+    assert desk.take("cancel", {"job_id": "job-1"}) == [("cancel", "job-1", 1), ("acked", 2)]
+    assert desk.find().cancel_requested
+
+
+def test_a_cancel_in_the_transaction_of_the_claim_comes_after_it(tmp_path):
+    """The dispatcher must hear of the job before it hears that the job shall end, or it would run to its end."""
+    desk = Desk(tmp_path)
+    with desk.queue.transaction():
+        desk.queue.accept(request(), Envelope("line-3", 600.0), model="phi")
+    desk.store.do(
+        lambda queue: queue.claim("phi", idle=True),
+        lambda job: desk.journal.append(("claimed", job.job_id, job.attempt)),
+    )
+    desk.receive("cancel", {"job_id": "job-1"})
+    with desk:
+        heard = [entry for entry in desk.journal if entry[0] in ("claimed", "cancel")]
+        assert heard == [("claimed", "job-1", 1), ("cancel", "job-1", 1)]
+
+
+def test_an_ended_job_is_answered_again(desk):
+    desk.submit()
+    desk.finish()
+    assert desk.take("cancel", {"job_id": "job-1"}) == [("answered", "job-1", JobState.SUCCEEDED), ("acked", 2)]
+
+
+@pytest.mark.parametrize("command", ["cancel", "status"])
+def test_a_command_without_a_job_is_refused(desk, command):
+    _, error = refusal(desk.take(command, {"job": "job-1"}))
+    assert error["code"] == Code.BAD_REQUEST
+    assert "job_id" in error["message"]
+
+
+# Status
+
+
+def test_the_state_of_a_known_job_is_told_again_with_its_result(desk):
+    desk.submit()
+    assert desk.take("status", {"job_id": "job-1"}) == [("answered", "job-1", JobState.QUEUED), ("acked", 2)]
+    desk.finish()
+    desk.ask(lambda queue: queue.delivered(queue.owed(1)[0]))
+    assert desk.take("status", {"job_id": "job-1"})[0] == ("answered", "job-1", JobState.SUCCEEDED)
+    assert len(desk.ask(lambda queue: queue.owed(10))) == 1
+
+
+def test_an_unknown_job_is_said_to_be_unknown(desk):
+    """Somebody else's is as unknown as one that never was."""
+    desk.submit()
+    for body, client in (({"job_id": "job-2"}, "line-3"), ({"job_id": "job-1"}, "somebody")):
+        job_id, error = refusal(desk.take("status", body, client=client))
+        assert (job_id, error["code"]) == (body["job_id"], Code.UNKNOWN_JOB)

@@ -1,0 +1,270 @@
+"""The connection: how long it stays away, whose messages it acknowledges, and what it knows of the broker."""
+
+import queue
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from fakes import PATIENCE_S, Time
+from running import wait_for
+
+from edge_agent.mqtt.broker import PrivateBroker
+from edge_agent.mqtt.link import (
+    RETRY_MAX_S,
+    RETRY_MIN_S,
+    STEADY_S,
+    TAKEN_OVER_MAX_S,
+    TAKEN_OVER_MIN_S,
+    UNSENT_MAX,
+    Access,
+    Callbacks,
+    Link,
+    backoff_s,
+)
+from edge_agent.mqtt.wire import Inbound, Publication
+
+
+@pytest.mark.parametrize(("tries", "ceiling_s"), [(0, 1.0), (1, 2.0), (5, 32.0), (6, 60.0), (10**6, 60.0)])
+def test_backoff_doubles_up_to_its_bound_and_spreads_over_the_upper_half(tries, ceiling_s):
+    """Many agents that lose one broker do not all come back in the same moment."""
+    shortest, middle, longest = (
+        backoff_s(tries, first_s=RETRY_MIN_S, most_s=RETRY_MAX_S, chance=chance) for chance in (0.0, 0.5, 1.0)
+    )
+    assert (shortest, middle, longest) == (ceiling_s / 2, ceiling_s * 0.75, ceiling_s)
+
+
+class Peer:
+    """A link that keeps what it is told."""
+
+    def __init__(
+        self,
+        broker,
+        name="edge-01",
+        *,
+        filters=("jobs/#",),
+        chance=lambda: 0.0,
+        now_s=time.monotonic,
+        ack=False,
+        will=None,
+    ):
+        self.received, self.answered = queue.Queue(), queue.Queue()
+        self.ups, self.downs, self.refused = [], [], queue.Queue()
+        self.ack = ack
+        self.link = Link(
+            Access(host=broker.host, port=broker.port, client_id=name, session_expiry_s=3600),
+            filters=filters,
+            callbacks=Callbacks(
+                receive=self._receive,
+                up=self.ups.append,
+                down=self.downs.append,
+                answered=lambda mid, reason: self.answered.put((mid, reason)),
+                subscribed=self.refused.put,
+                will=lambda epoch: will and replace(will, payload=str(epoch).encode()),
+            ),
+            chance=chance,
+            now_s=now_s,
+        )
+
+    def _receive(self, inbound, receipt):
+        if self.ack:
+            self.link.ack(receipt)
+        self.received.put((inbound, receipt))
+
+    def __enter__(self):
+        self.link.start()
+        assert self.link.wait_connected(PATIENCE_S)
+        self.refused.get(timeout=PATIENCE_S)  # subscribed
+        return self
+
+    def __exit__(self, *raised):
+        self.link.stop()
+
+    def publish(self, payload=b"x", **fields):
+        return self.link.publish(Publication("jobs/1", payload, qos=1, **fields))
+
+    def get(self):
+        return self.received.get(timeout=PATIENCE_S)
+
+
+@pytest.mark.broker
+def test_a_message_arrives_with_all_that_came_with_it(broker):
+    """Properties both ways; what is unset is absent."""
+    with Peer(broker, ack=True) as one:
+        mid = one.publish(
+            b"body",
+            retain=True,
+            expiry_s=60,
+            correlation=b"\x01",
+            traceparent="00-ab",
+            response_topic="edge/v1/clients/a/inbox",
+        )
+        assert one.answered.get(timeout=PATIENCE_S) == (mid, 0)
+        inbound, receipt = one.get()
+        assert inbound == Inbound(
+            "jobs/1",
+            b"body",
+            qos=1,
+            retained=True,
+            expiry_s=60,
+            response_topic="edge/v1/clients/a/inbox",
+            correlation=b"\x01",
+            traceparent="00-ab",
+        )
+        assert receipt.epoch == one.link.connections == 1
+        one.publish(b"bare")
+        assert one.get()[0] == Inbound("jobs/1", b"bare")
+
+
+@pytest.mark.broker
+def test_a_message_nobody_listens_to_is_answered_so(broker):
+    with Peer(broker, filters=("other",)) as one:
+        mid = one.publish()
+        assert one.answered.get(timeout=PATIENCE_S) == (mid, 0x10)
+
+
+@pytest.mark.broker
+def test_the_brokers_packet_bound_is_known(tmp_path):
+    with PrivateBroker(folder=tmp_path, max_packet_size=4096) as broker, Peer(broker) as one:
+        assert one.link.packet_bytes_max == 4096
+
+
+@pytest.mark.broker
+def test_it_comes_back_after_the_broker_did_and_sends_what_was_not_answered(broker):
+    """QoS 1 messages given while the broker was away are answered on the next connection; QoS 0 ones are dropped."""
+    with Peer(broker, ack=True) as one:
+        broker.stop()
+        wait_for(lambda: not one.link.connected, "the link to notice", PATIENCE_S)
+        mid = one.publish(b"kept")
+        assert one.link.publish(Publication("jobs/1", b"dropped", qos=0)) is None
+        broker.start()
+        assert one.answered.get(timeout=PATIENCE_S) == (mid, 0)
+        assert one.get()[0].payload == b"kept"
+        assert one.ups == [1, one.link.connections]
+        assert one.link.connections >= 2
+        assert len(one.downs) >= 1
+
+
+@pytest.mark.broker
+def test_an_acknowledgement_from_before_a_reconnect_confirms_nothing(broker):
+    """Message ids begin anew on a connection: a stale one would confirm another message, which would be lost."""
+    with Peer(broker) as agent, Peer(broker, "sender", filters=("other",)) as sender:
+        sender.publish(b"first")
+        _, stale = agent.get()
+        broker.stop()
+        wait_for(lambda: not agent.link.connected, "the link to notice", PATIENCE_S)
+        agent.link.ack(stale)
+        broker.start()
+        inbound, again = agent.get()
+        assert inbound.payload == b"first"
+        assert again.epoch > stale.epoch
+        agent.link.ack(stale)
+        broker.stop()
+        wait_for(lambda: not agent.link.connected, "the link to notice", PATIENCE_S)
+        broker.start()
+        inbound, last = agent.get()
+        assert inbound.payload == b"first"
+        agent.link.ack(last)
+
+
+@pytest.mark.broker
+def test_what_is_acknowledged_does_not_come_again_and_the_rest_does(broker):
+    with Peer(broker) as agent:
+        agent.publish(b"taken")
+        agent.publish(b"left")
+        _, receipt = agent.get()
+        agent.get()
+        agent.link.ack(receipt)
+    with Peer(broker, ack=True) as again:
+        assert again.get()[0].payload == b"left"
+        again.publish(b"next")
+        assert again.get()[0].payload == b"next"
+
+
+@contextmanager
+def scripted_broker(*after_subscribe):
+    """A broker that welcomes one client, then says what it is told to; MQTT 5 packets in bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            client, _ = server.accept()
+            with client:
+                client.settimeout(PATIENCE_S)
+                client.recv(1024)
+                client.sendall(bytes.fromhex("2003000000"))  # CONNACK, success
+                client.recv(1024)
+                client.sendall(bytes.fromhex("9004000100") + b"\x01")  # SUBACK of message 1, QoS 1
+                client.sendall(b"".join(after_subscribe))
+                client.recv(1024)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield SimpleNamespace(host="127.0.0.1", port=server.getsockname()[1])
+        thread.join(PATIENCE_S)
+
+
+def test_thrown_out_by_another_of_its_name_it_says_so_and_stays_away():
+    """At least TAKEN_OVER_MIN_S, longer each time, up to a bound; or both would throw each other out for ever."""
+    taken_over = bytes.fromhex("e0028e00")
+    with scripted_broker(taken_over) as broker, Peer(broker) as first:
+        wait_for(lambda: first.downs, "the link to be thrown out", PATIENCE_S)
+        assert first.downs == ["duplicate_agent"]
+        waits_s = []
+        for _ in range(9):
+            waits_s.append(first.link._client._reconnect_min_delay)
+            first.link._taken_over += 1
+            first.link._stay_away(taken_over=True)
+        assert waits_s[:2] == [TAKEN_OVER_MIN_S, 2 * TAKEN_OVER_MIN_S]
+        assert waits_s[-1] == TAKEN_OVER_MAX_S / 2  # with the least chance; with the most it is TAKEN_OVER_MAX_S
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(("lived_s", "retry_s"), [(STEADY_S - 1, [0.5, 1.0]), (STEADY_S, [0.5, 0.5])])
+def test_connections_that_do_not_last_are_tried_for_less_and_less_often(broker, lived_s, retry_s):
+    """Two agents of one name, where the broker does not say so; one that lasted begins anew."""
+    clock = Time()
+    waits_s = []
+    with Peer(broker, now_s=clock.now_s) as one:
+        for tries in range(1, 3):
+            clock.pass_s(lived_s)
+            one.link._client.socket().shutdown(socket.SHUT_RDWR)
+            wait_for(lambda tries=tries: len(one.downs) == tries, "the link to notice", PATIENCE_S)
+            waits_s.append(one.link._client._reconnect_min_delay)
+            one.link._client._reconnect_delay = 0.0
+            wait_for(lambda: one.link.connected, "the link to come back", PATIENCE_S)
+    assert waits_s == retry_s
+
+
+@pytest.mark.broker
+def test_the_will_of_the_last_connection_is_what_the_broker_has(broker):
+    """Each connection has its own will, so that a late one can be told from this one's."""
+    will = Publication("wills/edge-01", b"", qos=1, retain=True)
+    with Peer(broker, "watcher", filters=("wills/#",), ack=True) as watcher:
+        with Peer(broker, will=will) as agent:
+            agent.link._client.socket().shutdown(socket.SHUT_RDWR)  # vanishes without a word
+            wait_for(lambda: len(agent.ups) > 1, "the link to come back", PATIENCE_S)
+        assert watcher.received.empty()  # it came back before its will was due, and left in order
+
+
+@pytest.mark.broker
+def test_a_refused_subscription_is_told(tmp_path):
+    acl = tmp_path / "acl"
+    acl.write_text("topic read allowed/#\n")
+    with PrivateBroker(folder=tmp_path / "broker", acl_file=acl) as broker:
+        peer = Peer(broker, filters=("allowed/1", "forbidden/1"))
+        peer.link.start()
+        assert peer.refused.get(timeout=PATIENCE_S) in ((), ("forbidden/1",))  # mosquitto grants and delivers nothing
+        peer.link.stop()
+
+
+@pytest.mark.broker
+def test_messages_of_qos_0_do_not_pile_up_on_a_slow_connection(broker, monkeypatch):
+    """Beyond the bound they are dropped until the connection has taken some."""
+    with Peer(broker) as one:
+        with one.link._client._in_callback_mutex, one.link._client._callback_mutex:  # paho's thread sends nothing now
+            sent = [one.link.publish(Publication("jobs/0", b"x", qos=0)) for _ in range(UNSENT_MAX + 5)]
+        assert sent.count(None) <= 5 + UNSENT_MAX
+        wait_for(lambda: one.link.publish(Publication("jobs/0", b"y", qos=0)), "room again", PATIENCE_S)

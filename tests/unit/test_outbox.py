@@ -1,0 +1,435 @@
+"""What leaves: results until the broker answers, states in order, text in time, never too much at once."""
+
+import json
+import threading
+from contextlib import contextmanager
+
+import pytest
+from fakes import ANSWER, PATIENCE_S, FakeLink, Time, flush, request
+from running import wait_for
+
+from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.store import Store
+from edge_agent.mqtt import outbox as outbox_module
+from edge_agent.mqtt.outbox import FIRST_RETRY_S, IN_FLIGHT_MAX, LAST_RETRY_S, NO_SUBSCRIBERS, Outbox
+from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.wire import Publication, Speech
+
+PUBLISHED, QUOTA_EXCEEDED = 0x00, 0x97
+NOT_AUTHORIZED = 0x87
+
+
+class Sender:
+    """An outbox with everything below it: a real store, a scripted link, time moved by hand."""
+
+    def __init__(self, folder, *, keep_text="until_pruned"):
+        self.machine = Time()
+        self.link = FakeLink()
+        self.queue = self.machine.queue(folder)
+        self.store = Store(
+            self.queue,
+            tell=lambda changes: self.outbox.announce(self.queue, changes),
+            keep_finished_s=86_400,
+            keep_finished_jobs=1000,
+        )
+        self.pace = Pace()
+        self.outbox = Outbox(
+            link=self.link,
+            store=self.store,
+            speech=Speech(Topics("edge/v1", "edge-01")),
+            pace=self.pace,
+            keep_text=keep_text,
+            now_s=self.machine.now_s,
+            chance=lambda: 1.0,
+        )
+        self.link.answered = self.outbox.answered
+
+    def __enter__(self):
+        self.store.start()
+        self.outbox.start()
+        return self
+
+    def __exit__(self, *raised):
+        self.outbox.stop()
+        self.store.stop()
+
+    def ask(self, act):
+        return self.store.ask(act, timeout_s=PATIENCE_S)
+
+    def accept(self, name):
+        return self.ask(lambda queue: queue.accept(request(name), Envelope("line-3", 600.0), model="phi"))
+
+    def finish(self, *names):
+        """Bring jobs from nothing to a result, in one transaction."""
+
+        def act(queue):
+            for name in names:
+                queue.accept(request(name), Envelope("line-3", 600.0), model="phi")
+                queue.end(queue.claim("phi", idle=True), JobState.SUCCEEDED, ANSWER)
+
+        self.ask(act)
+
+    def ask_again(self, name):
+        """Ask for a result as a requester does."""
+        self.ask(lambda queue: self.outbox.answer(queue, queue.recall("line-3", name)))
+
+    def results(self):
+        """Return the jobs whose results were published, in order."""
+        return [json.loads(each.payload)["job_id"] for each in self.link.of("result")]
+
+    def wait_results(self, *names):
+        self.link.wait_for(lambda: len(self.results()) >= len(names), f"the results of {names}")
+        assert sorted(self.results()) == sorted(names)
+
+    def answer(self, leaf, reason, *, index=-1):
+        """Let the broker answer one of the messages of a kind."""
+        mids = [mid for mid, each in enumerate(self.link.published, 1) if each.topic.endswith(f"/{leaf}") and each.qos]
+        self.outbox.answered(mids[index], reason)
+
+    def answer_all(self):
+        """Let the broker take everything sent so far and from now on."""
+        self.link.answer = PUBLISHED
+        for mid, _ in enumerate(list(self.link.published), 1):
+            self.outbox.answered(mid, PUBLISHED)
+
+    @contextmanager
+    def busy_store(self):
+        """Keep the store from answering anybody for a while."""
+        entered, left = threading.Event(), threading.Event()
+        self.store.do(lambda _queue: (entered.set(), left.wait(PATIENCE_S)))
+        assert entered.wait(PATIENCE_S)
+        yield
+        left.set()
+
+    def settle(self):
+        """Wait until the outbox, and the store behind it, have nothing more to do."""
+        assert self.outbox.settle(PATIENCE_S)
+        flush(self.store)
+
+    def owed(self):
+        """Return the names of the results still owed, now or later."""
+
+        def act(queue):
+            self.machine.pass_s(LAST_RETRY_S)
+            owed = {each.job.job_id for each in queue.owed(1000)}
+            self.machine.pass_s(-LAST_RETRY_S)
+            return owed
+
+        return self.ask(act)
+
+
+@pytest.fixture
+def sender(tmp_path):
+    with Sender(tmp_path) as started:
+        yield started
+
+
+def said(number, qos=1):
+    return Publication(f"edge/v1/x/{number}/status", b"{}", qos=qos)
+
+
+def text_of(sender, name):
+    return Outcome.model_validate_json(sender.ask(lambda queue: queue.recall("line-3", name)).outcome).text
+
+
+# Results
+
+
+def test_a_result_is_owed_until_the_broker_answers(sender):
+    sender.finish("a")
+    sender.wait_results("a")
+    assert sender.owed() == {"a"}
+    sender.answer_all()
+    sender.settle()
+    assert sender.owed() == set()
+    assert sender.results() == ["a"]
+
+
+def test_nobody_listening_is_an_answer(sender):
+    """0x10 ends it: the requester asks again when it is back."""
+    sender.link.answer = NO_SUBSCRIBERS
+    sender.finish("a")
+    sender.wait_results("a")
+    sender.settle()
+    assert sender.owed() == set()
+
+
+def test_a_refused_result_backs_off_and_blocks_no_other(sender):
+    """Refused, it comes again after FIRST_RETRY_S; others go meanwhile."""
+    sender.finish("a")
+    sender.wait_results("a")
+    sender.answer("result", NOT_AUTHORIZED)
+    sender.link.answer = PUBLISHED
+    sender.finish("b")
+    sender.wait_results("a", "b")
+    sender.answer_all()
+    sender.settle()
+    assert sender.owed() == {"a"}
+    due_s = sender.ask(lambda queue: queue.next_owed_s())
+    assert due_s == pytest.approx(sender.store.now_s() + FIRST_RETRY_S, abs=1)
+    sender.machine.pass_s(FIRST_RETRY_S + 1)
+    sender.outbox.wake()
+    sender.wait_results("a", "b", "a")
+    sender.settle()
+    assert sender.owed() == set()
+
+
+def test_results_wait_for_the_connection(sender):
+    """Nothing is handed to paho while the connection is down; all goes when it is back."""
+    sender.link.connected = False
+    sender.finish("a", "b")
+    sender.outbox.say(said(1))
+    flush(sender.store)
+    assert sender.link.of("result") == sender.link.of("status") == []
+    sender.link.connected, sender.link.answer = True, PUBLISHED
+    sender.outbox.wake()
+    sender.wait_results("a", "b")
+    sender.settle()
+
+
+def test_what_was_not_delivered_is_sent_after_the_next_start(tmp_path):
+    with Sender(tmp_path) as first:
+        first.link.connected = False
+        first.finish("a")
+    with Sender(tmp_path) as second:
+        second.link.answer = PUBLISHED
+        second.wait_results("a")
+        second.settle()
+        assert second.owed() == set()
+
+
+def test_never_more_in_flight_than_paho_may_hold(sender):
+    """Neither states nor results, nor both at once; and all arrive in the end, each once."""
+    names = [f"job-{number}" for number in range(3 * IN_FLIGHT_MAX)]
+    open_ids = set()
+    most = 0
+    publish = sender.link.publish
+
+    def counting(publication):
+        nonlocal most
+        mid = publish(publication)
+        if publication.qos:
+            open_ids.add(mid)
+            most = max(most, len(open_ids))
+        return mid
+
+    sender.link.publish = counting
+    for number in range(IN_FLIGHT_MAX // 2):
+        sender.outbox.say(said(number))
+    sender.finish(*names)  # their states come with them, and take the room results were fetched for
+    for _ in range(20 * len(names)):
+        sender.link.wait_for(lambda: open_ids or len(sender.results()) == len(names), "something in flight")
+        if not open_ids:
+            break
+        sender.outbox.answered(open_ids.pop(), PUBLISHED)
+    sender.settle()
+    assert sorted(sender.results()) == sorted(names)
+    assert most <= IN_FLIGHT_MAX
+
+
+def test_states_that_take_the_room_of_fetched_results_make_them_wait(sender):
+    """Results are asked of the store while there is room; states that come before its answer take it."""
+    sender.link.connected = False
+    sender.finish(*(f"job-{number}" for number in range(IN_FLIGHT_MAX)))
+    flush(sender.store)
+    wait_for(lambda: len(sender.outbox._waiting) == 6 * IN_FLIGHT_MAX, "the states to be lined up", PATIENCE_S)
+    sender.outbox._waiting.clear()
+    with sender.busy_store():
+        sender.link.connected = True
+        sender.outbox.wake()
+        for number in range(IN_FLIGHT_MAX):
+            sender.outbox.say(said(number))
+        sender.link.wait_for(lambda: len(sender.link.published) == IN_FLIGHT_MAX, "a full window")
+    flush(sender.store)
+    wait_for(lambda: not sender.outbox._asking, "the store's answer", PATIENCE_S)
+    assert sender.results() == []
+    sender.answer_all()
+    sender.settle()
+    assert len(sender.results()) == IN_FLIGHT_MAX
+
+
+def test_a_full_window_waits_without_asking(sender, monkeypatch):
+    """With results due and no room for them, the thread sleeps until an answer comes."""
+    for number in range(IN_FLIGHT_MAX):
+        sender.outbox.say(said(number))
+    sender.link.wait_for(lambda: len(sender.link.of("status")) == IN_FLIGHT_MAX, "a full window")
+    wait_for(lambda: not sender.outbox._asking, "the store's answer", PATIENCE_S)
+    asked, do = [], sender.store.do
+    monkeypatch.setattr(sender.store, "do", lambda act, then=None: (asked.append(act), do(act, then)))
+    sender.finish("a")
+    flush(sender.store)
+    wait_for(sender.outbox._inbox.empty, "the outbox to hear of it", PATIENCE_S)
+    assert sender.outbox._patience_s() > 10
+    assert asked == []
+    sender.answer_all()
+    sender.wait_results("a")
+
+
+def test_a_result_asked_for_again_while_in_flight_is_sent_again(sender):
+    """The first answer may belong to a publication the requester did not hear."""
+    sender.finish("a")
+    sender.wait_results("a")
+    sender.machine.pass_s(1)
+    sender.ask_again("a")
+    flush(sender.store)
+    assert sender.results() == ["a"]
+    sender.answer("result", PUBLISHED)
+    sender.wait_results("a", "a")
+    sender.answer_all()
+    sender.settle()
+    assert sender.owed() == set()
+
+
+def test_an_answer_that_comes_while_the_store_is_asked_is_not_forgotten(sender):
+    """Asked for again, answered, and the store just saying that nothing else is due: it is still sent again."""
+    sender.finish("a")
+    sender.wait_results("a")
+    sender.machine.pass_s(1)
+    sender.ask_again("a")
+    flush(sender.store)
+    wait_for(lambda: not sender.outbox._asking, "the store's answer", PATIENCE_S)
+    with sender.busy_store():
+        sender.outbox.wake()
+        wait_for(lambda: sender.outbox._asking, "the store to be asked", PATIENCE_S)
+        sender.answer("result", PUBLISHED)
+        wait_for(lambda: sender.outbox._rows_in_flight() == frozenset(), "the answer to be heard", PATIENCE_S)
+    sender.wait_results("a", "a")
+
+
+# Text that is kept
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"), [(PUBLISHED, ""), (NO_SUBSCRIBERS, ANSWER.text), (QUOTA_EXCEEDED, ANSWER.text)]
+)
+def test_text_is_erased_when_somebody_has_it(tmp_path, reason, kept):
+    """With `until_delivered`; not when nobody listened or the broker refused."""
+    with Sender(tmp_path, keep_text="until_delivered") as sender:
+        sender.link.answer = reason
+        sender.finish("a")
+        sender.wait_results("a")
+        sender.settle()
+        assert text_of(sender, "a") == kept
+
+
+def test_text_asked_for_again_while_in_flight_is_not_erased(tmp_path):
+    """Both publications carry the whole answer."""
+    with Sender(tmp_path, keep_text="until_delivered") as sender:
+        sender.finish("a")
+        sender.wait_results("a")
+        sender.machine.pass_s(1)
+        sender.ask_again("a")
+        sender.answer("result", PUBLISHED)
+        sender.wait_results("a", "a")
+        assert {json.loads(each.payload)["text"] for each in sender.link.of("result")} == {ANSWER.text}
+
+
+def test_text_is_kept_until_pruned_if_so_told(sender):
+    sender.link.answer = PUBLISHED
+    sender.finish("a")
+    sender.settle()
+    assert text_of(sender, "a") == ANSWER.text
+
+
+# States
+
+
+def test_states_are_told_in_order_to_requester_and_monitors(sender):
+    """Each change once to both; the requester's before its result."""
+    sender.link.answer = PUBLISHED
+    sender.accept("a")
+    sender.ask(lambda queue: queue.claim("phi", idle=True))
+    sender.ask(lambda queue: queue.end(queue.recall("line-3", "a"), JobState.SUCCEEDED, ANSWER))
+    sender.wait_results("a")
+    sender.settle()
+    bodies = [(each.topic.split("/")[2], json.loads(each.payload)) for each in sender.link.of("status")]
+    for audience in ("clients", "agents"):
+        states = [(body["state"], body["state_seq"]) for to, body in bodies if to == audience]
+        assert states == [("queued", 1), ("running", 2), ("succeeded", 3)]
+    leaves = [each.topic.rsplit("/", 1)[1] for each in sender.link.published if each.qos]
+    assert leaves == ["status", "status", "status", "result"]
+
+
+def test_a_waiting_job_is_told_its_place_and_when_it_may_be_done(sender):
+    """From the pace of the jobs before it; without any measured only its place."""
+    sender.link.answer = PUBLISHED
+    sender.accept("a")
+    flush(sender.store)
+    sender.pace.note("phi", 4.0, lanes=2)
+    sender.accept("b")
+    sender.settle()
+    told = [json.loads(each.payload) for each in sender.link.of("status") if "/clients/" in each.topic]
+    assert [(each["queue_position"], each.get("eta_s")) for each in told] == [(1, None), (2, 8.0)]
+
+
+def test_states_beyond_the_bound_drop_the_oldest(sender, monkeypatch):
+    monkeypatch.setattr(outbox_module, "WAITING_MAX", 3)
+    sender.link.connected = False
+    for number in range(5):
+        sender.outbox.say(said(number))
+    wait_for(lambda: sender.outbox.dropped == 2, "two to be dropped", PATIENCE_S)
+    sender.link.connected, sender.link.answer = True, PUBLISHED
+    sender.outbox.wake()
+    sender.settle()
+    assert [each.topic.split("/")[3] for each in sender.link.published] == ["2", "3", "4"]
+
+
+def test_settling_waits_for_the_last_answer_and_gives_up_in_time(sender):
+    sender.outbox.say(said(1))
+    assert not sender.outbox.settle(0.05)
+    sender.answer_all()
+    assert sender.outbox.settle(PATIENCE_S)
+
+
+# Text as it comes
+
+
+def chunks(sender):
+    return [json.loads(each.payload)["text"] for each in sender.link.of("chunk")]
+
+
+@pytest.fixture
+def stream(sender):
+    sender.accept("a")
+    return sender.outbox.open(sender.ask(lambda queue: queue.claim("phi", idle=True)))
+
+
+def test_text_that_waits_is_sent_at_its_time(sender, stream):
+    sender.outbox.write(stream, "The", 1)
+    sender.outbox.write(stream, " pump", 1)
+    assert chunks(sender) == ["The"]
+    sender.machine.pass_s(0.05)
+    sender.outbox.wake()
+    sender.link.wait_for(lambda: len(chunks(sender)) == 2, "the second chunk")
+    assert chunks(sender) == ["The", " pump"]
+
+
+def test_the_soonest_stream_sets_the_timer(sender, stream):
+    """A stream due before those that wait already wakes the thread; one due later does not."""
+    sender.accept("b")
+    other = sender.outbox.open(sender.ask(lambda queue: queue.claim("phi", idle=True)))
+    flush(sender.store)
+    sender.outbox.stop()  # so that its notes can be counted
+    notes = sender.outbox._inbox.qsize()
+    sender.outbox.write(stream, "The", 1)
+    sender.machine.pass_s(0.03)
+    for each, due_in_s, woken in ((other, 0.05, 1), (stream, 0.02, 2), (other, 0.02, 2)):
+        sender.outbox.write(each, "A", 1)
+        sender.outbox.write(each, " valve", 1)
+        assert sender.outbox._patience_s() == pytest.approx(due_in_s)
+        assert sender.outbox._inbox.qsize() == notes + woken
+
+
+def test_closing_sends_the_rest(sender, stream):
+    """And returns the number of the last chunk; nothing comes later."""
+    sender.outbox.write(stream, "The", 1)
+    sender.outbox.write(stream, " pump", 1)
+    assert sender.outbox.close(stream) == 1
+    assert chunks(sender) == ["The", " pump"]
+    sender.machine.pass_s(1)
+    sender.link.answer = PUBLISHED
+    sender.answer_all()
+    sender.settle()
+    assert len(chunks(sender)) == 2

@@ -1,0 +1,147 @@
+"""Birth and death on the broker, in order, and what is done when something else is believed of us."""
+
+import json
+import threading
+
+import pytest
+from fakes import PATIENCE_S
+
+from edge_agent.mqtt.payloads import Info, Limits, MachineInfo, Presence
+from edge_agent.mqtt.presence import DUPLICATE_S, Announcer, Condition
+from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.wire import Inbound
+
+TOPICS = Topics("edge/v1", "edge-01")
+
+
+class Desk:
+    """An announcer and what it said."""
+
+    def __init__(self):
+        self.said = []
+        self.now_s = 0.0
+        self.condition = Condition("ready")
+        self.announcer = Announcer(
+            TOPICS,
+            boot_id="ours",
+            condition=lambda: self.condition,
+            describe=self.describe,
+            say=self.said.append,
+            now_s=lambda: self.now_s,
+        )
+
+    @staticmethod
+    def describe(conn_seq):
+        limits = Limits(payload_bytes=1, queue_jobs=1, queue_bytes=1, ttl_s=1.0)
+        return Info(
+            agent="edge-01",
+            protocol=1,
+            version="0.1.0",
+            boot_id="ours",
+            conn_seq=conn_seq,
+            machine=MachineInfo(),
+            models=(),
+            limits=limits,
+        )
+
+    def presences(self):
+        bodies = [json.loads(each.payload) for each in self.said if each.topic.endswith("/presence")]
+        return [(body["state"], body["conn_seq"], body.get("health")) for body in bodies]
+
+    def see(self, state, *, boot_id="ours", conn_seq=1):
+        presence = Presence(agent="edge-01", state=state, boot_id=boot_id, conn_seq=conn_seq)
+        self.announcer.seen(Inbound(TOPICS.event("presence"), presence.encode()))
+
+    def born(self, conn_seq=1):
+        """Connect, and see the birth come back from the broker."""
+        self.announcer.birth(conn_seq)
+        self.see("online", conn_seq=conn_seq)
+
+
+@pytest.fixture
+def desk():
+    return Desk()
+
+
+def test_every_connection_has_a_birth_of_its_own(desk):
+    """Retained, QoS 1; a will names the connection it belongs to."""
+    desk.born(1)
+    desk.born(4)
+    assert desk.presences() == [("online", 1, "ready"), ("online", 4, "ready")]
+    assert all(each.retain and each.qos == 1 for each in desk.said)
+    assert json.loads(desk.announcer.will(5).payload)["conn_seq"] == 5
+
+
+def test_nothing_is_said_twice_and_news_at_once(desk):
+    desk.announcer.refresh()
+    assert desk.said == []
+    desk.born()
+    desk.announcer.refresh()
+    desk.condition = Condition("degraded", ("the disk is full",))
+    desk.announcer.refresh()
+    assert desk.presences() == [("online", 1, "ready"), ("online", 1, "degraded")]
+
+
+def test_the_farewell_is_the_last_word(desk):
+    """Also when it comes while a refresh in another thread is just being said."""
+    desk.born()
+    farewell = threading.Thread(target=desk.announcer.farewell, args=("stopped",))
+
+    def say(publication):
+        if farewell.ident is None:
+            farewell.start()
+            farewell.join(0.05)
+        desk.said.append(publication)
+
+    desk.announcer._say = say
+    desk.condition = Condition("degraded")
+    desk.announcer.refresh()
+    farewell.join(PATIENCE_S)
+    desk.announcer.refresh()
+    desk.see("offline", boot_id="theirs")
+    assert [state for state, _, _ in desk.presences()][-2:] == ["online", "offline"]
+
+
+@pytest.mark.parametrize("late", [{"boot_id": "before"}, {"conn_seq": 0}])
+def test_a_late_will_is_overwritten(desk, late):
+    """One of an earlier life, or of an earlier connection of this one."""
+    desk.born()
+    desk.see("offline", **late)
+    assert desk.presences() == [("online", 1, "ready")] * 2
+    assert not desk.announcer.duplicate
+
+
+def test_what_is_no_presence_is_overwritten(desk):
+    desk.born()
+    desk.announcer.seen(Inbound(TOPICS.event("presence"), b"gone"))
+    assert len(desk.presences()) == 2
+
+
+def test_the_will_of_this_connection_is_left_to_the_next_birth(desk):
+    desk.born()
+    desk.see("offline")
+    assert len(desk.presences()) == 1
+
+
+def test_a_living_agent_of_our_name_is_a_duplicate(desk):
+    desk.born()
+    desk.see("online", boot_id="theirs")
+    assert desk.announcer.duplicate
+    assert len(desk.presences()) == 1  # shouting back would never end
+
+
+def test_a_duplicate_not_seen_again_is_forgotten(desk):
+    desk.born()
+    desk.see("online", boot_id="theirs")
+    desk.now_s = DUPLICATE_S + 1
+    assert not desk.announcer.duplicate
+
+
+@pytest.mark.parametrize("state", ["online", "offline"])
+def test_what_was_kept_from_our_last_life_is_history(desk, state):
+    """The session may still hold what we said before we were killed; it comes before our birth does."""
+    desk.announcer.birth(1)
+    desk.see(state, boot_id="our last life")
+    desk.see("online")
+    assert not desk.announcer.duplicate
+    assert len(desk.presences()) == 1

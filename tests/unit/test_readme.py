@@ -1,0 +1,38 @@
+"""What the README and the example settings say is what the program does."""
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent import settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def _keys():
+    for section, info in settings.Settings.model_fields.items():
+        if section == "models":
+            yield from (f"models.serve[].{name}" for name in settings.ServeSection.model_fields)
+        else:
+            yield from (f"{section}.{name}" for name in info.annotation.model_fields)
+
+
+@pytest.mark.parametrize("key", list(_keys()))
+def test_every_setting_stands_in_the_readme_and_in_the_example(key):
+    assert f"| `{key}` |" in (ROOT / "README.md").read_text()
+    assert f"{key.rpartition('.')[2]} = " in (ROOT / "systemd/edge-agent.toml.example").read_text()
+
+
+def test_the_readme_names_no_setting_that_does_not_exist():
+    named = {line.split("`")[1] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")}
+    sections = tuple(f"{section}." for section in settings.Settings.model_fields)
+    assert {key for key in named if key.startswith(sections)} == set(_keys())
+
+
+def test_the_example_settings_are_valid_and_show_the_defaults():
+    loaded = settings.load(ROOT / "systemd/edge-agent.toml.example", environ={})
+    defaults = settings.Settings()
+    for section in ("mqtt", "queue", "privacy", "log", "telemetry"):
+        assert getattr(loaded, section) == getattr(defaults, section)
+    (serve,) = loaded.models.serve
+    assert serve == settings.ServeSection(name=serve.name, path=serve.path)

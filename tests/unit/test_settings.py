@@ -1,0 +1,74 @@
+"""The settings file and the environment."""
+
+import pytest
+
+from edge_agent import settings
+from edge_agent.errors import SettingsError
+
+
+def write(tmp_path, text):
+    file = tmp_path / "edge-agent.toml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_need_no_file():
+    loaded = settings.load(environ={})
+    assert loaded.mqtt.root == "edge/v1"
+    assert loaded.agent.id == settings.default_id()
+    assert loaded.queue.keep_finished_s >= loaded.queue.ttl_max_s
+
+
+def test_the_environment_wins_over_the_file_and_leaves_the_rest(tmp_path, monkeypatch):
+    file = write(tmp_path, '[mqtt]\nhost = "from-file"\nport = 1884\n')
+    monkeypatch.setenv("EDGE_AGENT_MQTT__HOST", "from-env")
+    loaded = settings.load(file)
+    assert (loaded.mqtt.host, loaded.mqtt.port) == ("from-env", 1884)
+
+
+def test_models_are_tables(tmp_path):
+    file = write(tmp_path, '[[models.serve]]\nname = "phi-3.5-mini"\npath = "/models/phi"\nthreads = 2\n')
+    (serve,) = settings.load(file, environ={}).models.serve
+    assert (serve.name, serve.backend, serve.threads) == ("phi-3.5-mini", "auto", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[mqtt]\nhots = "x"\n', "mqtt.hots: unknown key; did you mean 'host'?"),
+        ("[mqqt]\nport = 1\n", "mqqt: unknown key; did you mean 'mqtt'?"),
+        ("[mqtt]\nport = 70000\n", "mqtt.port: Input should be less than or equal to 65535"),
+        (
+            '[[models.serve]]\nname = "a"\npath = "/x"\nthread = 2\n',
+            "models.serve.0.thread: unknown key; did you mean 'threads'?",
+        ),
+        ('[mqtt]\nroot = "a/b/c"\n', "mqtt.root: String should match pattern"),
+        ('[mqtt]\nroot = "a/#"\n', "mqtt.root: String should match pattern"),
+        ('[agent]\nid = "Über"\n', "agent.id: String should match pattern"),
+        ("[queue]\nkeep_finished_s = 60\n", "queue: keep_finished_s must be at least ttl_max_s"),
+        ("[mqtt\n", "not valid TOML"),
+    ],
+)
+def test_a_fault_is_named_with_its_mend(tmp_path, text, sentence):
+    with pytest.raises(SettingsError) as caught:
+        settings.load(write(tmp_path, text), environ={})
+    assert sentence in str(caught.value)
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest():
+    with pytest.raises(SettingsError, match="unknown section 'mqt'; did you mean 'mqtt'"):
+        settings.load(environ={"EDGE_AGENT_MQT__HOST": "x"})
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(SettingsError, match="No such file"):
+        settings.load(tmp_path / "absent.toml", environ={})
+
+
+def test_the_password_comes_from_a_file_without_its_line_end(tmp_path):
+    (tmp_path / "pw").write_text("s3cret\n")
+    section = settings.MqttSection(password_file=tmp_path / "pw")
+    assert section.password() == "s3cret"
+    (tmp_path / "pw").write_text("\n")
+    with pytest.raises(SettingsError, match=r"mqtt\.password_file"):
+        section.password()

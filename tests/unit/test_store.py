@@ -1,0 +1,171 @@
+"""The store's thread: one transaction for all that waits, and nothing said before it is on disk."""
+
+import threading
+
+import pytest
+from fakes import PATIENCE_S, FullDisk, Time, accept, claim, find, flush, request
+
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.job import JobState
+from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.store import Operation, Store
+
+
+@pytest.fixture
+def machine():
+    return Time()
+
+
+@pytest.fixture
+def queue(tmp_path, machine):
+    return machine.queue(tmp_path)
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def store(queue, told):
+    """A store that is not started yet; stopped at the end if it was."""
+    made = Store(queue, tell=told.append, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
+    yield made
+    if made._thread.is_alive():
+        made.stop()
+    queue.close()
+
+
+@pytest.fixture
+def disk(queue, monkeypatch):
+    return FullDisk(queue, monkeypatch)
+
+
+def store_job(name):
+    return lambda queue: queue.accept(request(name), Envelope("line-3", 600.0), model="phi")
+
+
+def test_what_waits_shares_one_commit_and_is_told_in_the_order_of_arrival(store, told):
+    """Jobs that came while the disk was busy cost one sync; their outcomes come after it, in order."""
+    done = []
+    for name in ("a", "b", "c"):
+        store.put(Operation(store_job(name), lambda job: done.append((job.job_id, len(told)))))
+    store.start()
+    flush(store)
+    assert done == [("a", 0), ("b", 0), ("c", 0)]
+    assert [[job.job_id for job in changes] for changes in told] == [["a", "b", "c"]]
+
+
+def test_an_outcome_is_durable_when_it_is_told(store, tmp_path, machine):
+    """Another connection sees the job at that moment."""
+    seen = []
+
+    def then(_job):
+        with machine.queue(tmp_path) as other:
+            seen.append(find(other).state)
+
+    store.start()
+    store.put(Operation(store_job("job-1"), then))
+    flush(store)
+    assert seen == [JobState.QUEUED]
+
+
+def test_an_error_is_the_outcome_of_its_operation_alone(store):
+    """What was refused is told so; its neighbours in the transaction are committed."""
+    outcomes = []
+
+    def refuse(_queue):
+        raise EdgeAgentError(Code.QUEUE_FULL, "the queue is full")
+
+    for act in (store_job("a"), refuse, store_job("b")):
+        store.put(Operation(act, outcomes.append))
+    store.start()
+    flush(store)
+    assert [getattr(each, "code", None) or each.job_id for each in outcomes] == ["a", Code.QUEUE_FULL, "b"]
+    with pytest.raises(EdgeAgentError):
+        store.ask(refuse, timeout_s=PATIENCE_S)
+
+
+def test_the_first_transaction_recovers_what_a_dead_agent_left_running(queue, store):
+    accept(queue)
+    claim(queue)
+    store.start()
+    job = store.ask(lambda queue: queue.recall("line-3", "job-1"), timeout_s=PATIENCE_S)
+    assert (job.state, job.alone) == (JobState.QUEUED, True)
+
+
+def test_a_full_disk_refuses_what_can_be_refused_and_keeps_the_rest(store, disk):
+    """New jobs are told so at once; what must be written is tried until there is room. Nothing is done twice."""
+    refused, done = [], []
+    store.start()
+    flush(store)
+    disk.full = True
+    store.put(Operation(store_job("new"), done.append, lambda error: refused.append(("new", str(error)))))
+    store.put(Operation(store_job("must"), done.append))
+    disk.wait_refusals(3)
+    assert refused == [("new", "database or disk is full")]
+    assert store.disk_full
+    assert done == []
+    disk.full = False
+    flush(store)
+    assert [job.job_id for job in done] == ["must"]
+    assert not store.disk_full
+    assert store.ask(lambda queue: queue.recall("line-3", "new"), timeout_s=PATIENCE_S) is None
+
+
+def test_order_holds_while_the_disk_is_full(store, disk):
+    """What waits for room keeps its place before what comes later."""
+    done = []
+    store.start()
+    flush(store)
+    disk.full = True
+    store.do(lambda _queue: "first", done.append)
+    disk.wait_refusals(1)
+    store.do(lambda _queue: "second", done.append)
+    disk.wait_refusals(2)
+    disk.full = False
+    flush(store)
+    assert done == ["first", "second"]
+
+
+def test_waiting_jobs_expire_at_their_time_without_anybody_asking(store, told):
+    """The thread wakes for the next expiry; here on a clock that already shows it."""
+    expired = threading.Event()
+    store._tell = lambda changes: (
+        told.extend(changes),
+        expired.set() if changes[-1].state is JobState.EXPIRED else None,
+    )
+    store.start()
+    store.do(lambda queue: queue.accept(request(), Envelope("line-3", 0.0), model="phi"))
+    assert expired.wait(PATIENCE_S)
+    assert [job.state for job in told] == [JobState.QUEUED, JobState.EXPIRED]
+
+
+def test_stop_does_everything_that_waits_and_remembers_the_clock(store, tmp_path, machine):
+    """Also what outcomes still ask for. Then the file is closed, and the next start goes on where this one was."""
+    store.start()
+    store.do(store_job("a"), lambda _job: store.do(store_job("b")))
+    machine.pass_s(100)
+    now_s = store.now_s()
+    store.stop()
+    machine.reboot(away_s=0)
+    with machine.queue(tmp_path) as queue:
+        assert find(queue, "b").state is JobState.QUEUED
+        assert queue.clock.now_s() == pytest.approx(now_s)
+
+
+def test_stop_on_a_full_disk_ends_all_the_same(store, disk):
+    store.start()
+    flush(store)
+    disk.full = True
+    store.do(store_job("a"))
+    store.stop()
+    assert not store._thread.is_alive()
+
+
+def test_a_question_nobody_can_answer_ends_in_time(store, disk):
+    store.start()
+    flush(store)
+    disk.full = True
+    with pytest.raises(TimeoutError):
+        store.ask(lambda queue: queue.backlog, timeout_s=0.05)

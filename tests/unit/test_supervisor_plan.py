@@ -1,0 +1,72 @@
+"""What is done with an engine, as a table: how it is seen, what follows."""
+
+import pytest
+
+from edge_agent.engine.supervisor import LOAD_S, PROMPT_SLACK, SILENCE_S, Act, Phase, View, plan
+from edge_agent.errors import Code
+
+MIB = 2**20
+
+
+def ready(**seen):
+    return View(Phase.READY, alive=True, **seen)
+
+
+def starting(**seen):
+    return View(Phase.STARTING, alive=True, **seen)
+
+
+def down(**seen):
+    return View(Phase.DOWN, **seen)
+
+
+@pytest.mark.parametrize(
+    ("view", "act"),
+    [
+        # none runs
+        (down(), Act.START),
+        (down(waited_s=0.9, backoff_s=1.0), Act.KEEP),
+        (down(waited_s=1.0, backoff_s=1.0), Act.START),
+        (View(Phase.FAILED, waited_s=60.0, backoff_s=60.0), Act.START),
+        (View(Phase.FAILED, waited_s=59.0, backoff_s=60.0), Act.KEEP),
+        # it ended
+        (ready(exited=True), Act.BURY),
+        (starting(exited=True), Act.BURY),
+        (View(Phase.FAILED, alive=True, exited=True), Act.BURY),
+        (View(Phase.FAILED, alive=True, silent_s=SILENCE_S), Act.KEEP),
+        (View(Phase.FAILED, alive=True, silent_s=SILENCE_S + 1), Act.KILL),
+        (ready(exited=True, anonymous_bytes=2, memory_bytes=1), Act.BURY),
+        # memory
+        (ready(anonymous_bytes=2 * MIB, memory_bytes=MIB), Act.KILL),
+        (starting(anonymous_bytes=2 * MIB, memory_bytes=MIB), Act.KILL),
+        (ready(anonymous_bytes=MIB, memory_bytes=MIB), Act.KEEP),
+        (ready(anonymous_bytes=2 * MIB), Act.KEEP),
+        (ready(memory_bytes=MIB), Act.KEEP),
+        # silence
+        (ready(busy=True, silent_s=SILENCE_S), Act.KEEP),
+        (ready(busy=True, silent_s=SILENCE_S + 0.1), Act.KILL),
+        (ready(busy=False, silent_s=1e6), Act.KEEP),
+        (ready(busy=True, silent_s=1.1, silence_s=1.0), Act.KILL),
+        (ready(busy=True, silent_s=SILENCE_S + 39, unprocessed_tokens=1000, prefill_per_s=100.0), Act.KEEP),
+        (ready(busy=True, silent_s=SILENCE_S + 41, unprocessed_tokens=1000, prefill_per_s=100.0), Act.KILL),
+        # loading
+        (starting(silent_s=LOAD_S), Act.KEEP),
+        (starting(silent_s=LOAD_S + 1), Act.KILL),
+        (starting(busy=True, silent_s=SILENCE_S + 1), Act.KEEP),
+    ],
+)
+def test_what_follows_from_a_view(view, act):
+    assert plan(view).act is act
+
+
+def test_the_reason_and_the_code_are_those_its_jobs_are_told():
+    """An engine over its reservation is out of memory, in MiB; any other end is a death with its cause."""
+    over = plan(ready(anonymous_bytes=5 * MIB, memory_bytes=3 * MIB))
+    assert (over.code, over.reason) == (Code.OUT_OF_MEMORY, "the engine took 5 MiB, its reservation is 3 MiB")
+    silent = plan(ready(busy=True, silent_s=99.0))
+    assert (silent.code, silent.reason) == (Code.ENGINE_DIED, "the engine said nothing for 99 s")
+    assert plan(ready(exited=True)).code is Code.ENGINE_DIED
+
+
+def test_patience_with_a_prompt_is_four_times_its_measured_time():
+    assert PROMPT_SLACK == 4.0
