@@ -157,7 +157,7 @@ class Seen:
 
 
 def rows(state_dir):
-    """The jobs in a stopped agent's database, as dicts."""
+    """The jobs in an agent's database, as dicts."""
     with contextlib.closing(sqlite3.connect(f"file:{state_dir / 'queue.db'}?mode=ro", uri=True)) as db:
         db.row_factory = sqlite3.Row
         return [dict(row) for row in db.execute("SELECT * FROM jobs ORDER BY row")]

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from flow import rows
 from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
 
 from edge_agent.jobs.queue import Queue
@@ -161,6 +162,7 @@ def test_a_result_nobody_listened_for_can_be_asked_for(broker, agent_of):
         agent.wait_said("link.up")
         mosquitto_pub(broker, COMMAND.format("job", "late"), job("j-1"))
         agent.wait_said("job.ended")
+        wait_for(lambda: rows(agent.state_dir)[0]["deliver_s"] is None, "the broker to have taken the result")
         with Listener(broker, INBOX.format("late")) as inbox:
             mosquitto_pub(broker, COMMAND.format("status", "late"), '{"job_id": "j-1"}')
             (result,) = inbox.wait("result")
