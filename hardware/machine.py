@@ -1,6 +1,7 @@
 """The facts of a machine. None means that it could not be read, never zero."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +30,81 @@ class Memory:
 
     available_bytes: the kernel's estimate of what can be taken without swapping, for the whole machine.
     limit_bytes: the smallest limit of our cgroup and its parents; None means no limit or unreadable.
+    bandwidth_bytes_per_s: how fast one can read memory; measured only when asked for.
     """
 
     total_bytes: int | None
     available_bytes: int | None
     swap_bytes: int | None
     limit_bytes: int | None
+    bandwidth_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What the box calls itself.
+
+    vendor, model: the device tree's model, or what the firmware's DMI tables say.
+    compatible: the device tree's list, most exact first: `("raspberrypi,5-model-b", "brcm,bcm2712")`; empty without one.
+    """
+
+    vendor: str | None
+    model: str | None
+    compatible: tuple[str, ...]
+
+
+class Kind(StrEnum):
+    """What sort of accelerator."""
+
+    GPU = "gpu"
+    NPU = "npu"
+
+
+class Vendor(StrEnum):
+    """Whose accelerator."""
+
+    NVIDIA = "nvidia"
+    INTEL = "intel"
+    AMD = "amd"
+    QUALCOMM = "qualcomm"
+    APPLE = "apple"
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One thing besides the processors that can run a model.
+
+    name: the maker's name, or the generation's when only that is known.
+    generation: what model builds are made for, in the makers' own terms: `Meteor Lake`, `XDNA2`, `tegra234`.
+    device_id: the PCI device, as `0x7d1d`; None when it is not on a PCI bus.
+    driver, driver_version: the kernel's driver that is bound to it; None when there is none.
+    node: the device file a program opens, as `/dev/accel/accel0`.
+    usable: whether this process may open `node`; None when that cannot be told.
+    mend: the command that makes it usable; None when it is, or nobody knows.
+    memory_bytes: memory of its own; None when it uses the machine's or it cannot be read.
+    shares_memory: whether it computes in the machine's own memory.
+    """
+
+    kind: Kind
+    vendor: Vendor
+    name: str | None
+    generation: str | None = None
+    device_id: str | None = None
+    driver: str | None = None
+    driver_version: str | None = None
+    node: str | None = None
+    usable: bool | None = None
+    mend: str | None = None
+    memory_bytes: int | None = None
+    shares_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What the probe found."""
 
+    board: Board
     cpu: Cpu
     memory: Memory
+    accelerators: tuple[Accelerator, ...]
+    kernel: str | None

@@ -6,8 +6,8 @@ commands, asks again. So batching, cancelling and joining mid-way need no thread
 
 import importlib
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,9 @@ class ModelSpec:
     """What to load and within what bounds.
 
     `context_tokens` bounds prompt and answer of one sequence together; `parallel` is the
-    number of sequences at once; `threads` is the number of compute threads.
+    number of sequences at once; `threads` is the number of compute threads; `device` is what it runs on, in the
+    backend's own lower-case name (`cpu`, `cuda`, `gpu`, `npu`); `options` are settings of the library for that
+    device, in its own spelling, as the decision and the calibration say.
     """
 
     path: Path
@@ -28,6 +30,8 @@ class ModelSpec:
     context_tokens: int
     parallel: int
     threads: int
+    device: str = "cpu"
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 class LoadedModel(Protocol):

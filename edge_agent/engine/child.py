@@ -133,7 +133,10 @@ def load_warm(load: Load) -> LoadedModel:
     """
     path = Path(load.path)
     backend_of(path)  # says best what is wrong with a folder
-    model = find(load.backend)(ModelSpec(path, load.backend, load.context_tokens, load.parallel, load.threads))
+    spec = ModelSpec(
+        path, load.backend, load.context_tokens, load.parallel, load.threads, load.device, dict(load.options)
+    )
+    model = find(load.backend)(spec)
     model.start(_WARM_UP)
     while True:
         for event in model.step():

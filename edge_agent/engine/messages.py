@@ -7,7 +7,8 @@ Each message is a frozen dataclass; its class name travels as `"type"`. A frame 
 import dataclasses
 import json
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NewType
 
@@ -38,12 +39,28 @@ class Turn:
     text: str
 
 
+class GuideKind(StrEnum):
+    """What a guide's text is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What a text must look like: a JSON Schema as JSON, a regular expression, or a Lark grammar."""
+
+    kind: GuideKind
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """Everything an engine needs to answer one job.
 
     `temperature` 0 means greedy; `top_k` 0 means no limit; `seed` None means a fresh one;
-    `stop` strings end the text before their first occurrence.
+    `stop` strings end the text before their first occurrence; with a `guide` only tokens are chosen that keep to it.
     """
 
     job_id: JobId
@@ -55,6 +72,7 @@ class Generation:
     seed: int | None = None
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +105,8 @@ class Load:
     context_tokens: int
     parallel: int
     threads: int
+    device: str = "cpu"
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +225,10 @@ def decode(body: bytes) -> Message:
         generation = fields["generation"]
         turns = tuple(Turn(**turn) for turn in generation.pop("turns"))
         stop = tuple(generation.pop("stop"))
-        return Start(Generation(turns=turns, stop=stop, **generation))
+        guide = generation.pop("guide")
+        if guide is not None:
+            guide = Guide(GuideKind(guide["kind"]), guide["text"])
+        return Start(Generation(turns=turns, stop=stop, guide=guide, **generation))
     if kind is Ready:
         return Ready(**fields | {"limits": Limits(**fields["limits"])})
     if kind is Finished:

@@ -81,7 +81,19 @@ class EngineProcess:
         self._outbox: stdlib_queue.SimpleQueue[bytes | None] = stdlib_queue.SimpleQueue()
         self._in = threading.Thread(target=self._receive, name="engine-in")
         self._out = threading.Thread(target=self._send, name="engine-out")
-        self._outbox.put(encode(Load(str(spec.path), spec.backend, spec.context_tokens, spec.parallel, spec.threads)))
+        self._outbox.put(
+            encode(
+                Load(
+                    str(spec.path),
+                    spec.backend,
+                    spec.context_tokens,
+                    spec.parallel,
+                    spec.threads,
+                    spec.device,
+                    spec.options,
+                )
+            )
+        )
 
     def listen(self) -> None:
         """Begin to talk with the child; callbacks come from now on."""
