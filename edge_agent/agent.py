@@ -16,7 +16,7 @@ from edge_agent import __version__
 from edge_agent.dispatcher import IDLE_S, Dispatcher
 from edge_agent.engine.messages import Ready
 from edge_agent.engine.supervisor import EngineStatus, Listener, Served, Supervisor
-from edge_agent.health.birth import birth_certificate
+from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.reporter import Reporter
 from edge_agent.health.snapshot import condition, free_bytes
 from edge_agent.health.systemd import Notifier
@@ -25,11 +25,12 @@ from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue, StorageError
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
-from edge_agent.models.load import prepare
+from edge_agent.models import catalogue, runtimes
+from edge_agent.models.provision import Provision, Sources
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
 from edge_agent.mqtt.outbox import Outbox
-from edge_agent.mqtt.payloads import EngineReading, Info
+from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
 from edge_agent.mqtt.presence import Announcer, Condition
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound, Publication, Speech
@@ -124,11 +125,14 @@ class Agent:
             supervisor=lambda: self._supervisor,
             pace=self._pace,
         )
+        self._provision = Provision(
+            settings.models.serve,
+            catalogue=catalogue.read(settings.models.catalogue),
+            sources=self._sources(state_dir),
+            changed=self._decided,
+        )
         self._supervisor = Supervisor(
-            [
-                Served(serve.name, serve.backend, partial(lambda serve: prepare(serve, probe()), serve))
-                for serve in settings.models.serve
-            ],
+            [Served(serve.name, partial(self._provision.prepare, serve)) for serve in settings.models.serve],
             listener=Listener(event=self._dispatcher.said, up=self._engine_up, lost=self._engine_lost),
             wake=self._wake.set,
         )
@@ -137,6 +141,7 @@ class Agent:
             boot_id=self._boot_id,
             condition=self._condition,
             describe=self._describe,
+            decided=self._decisions,
             say=self._outbox.say,
         )
         self._intake = Intake(
@@ -165,6 +170,9 @@ class Agent:
             say=self._report,
         )
 
+    def _sources(self, state_dir: Path) -> Sources:
+        return Sources(machine=probe, runtimes=runtimes.ask, installed=dict, measured=dict, fetch=None)
+
     # Order of start and stop
 
     def _start(self) -> None:
@@ -176,6 +184,7 @@ class Agent:
         self._dispatcher.start()
         self._link.start()
         self._reporter.start()
+        self._provision.start()
         self._notifier.ready()
         log.info("agent.started", agent=self._settings.agent.id, version=__version__, boot_id=self._boot_id)
 
@@ -184,6 +193,7 @@ class Agent:
         self._draining = True
         self._notifier.stopping()
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
+        self._provision.stop()
         self._announcer.refresh()
         self._drain()
         self._dispatcher.stop()
@@ -311,6 +321,11 @@ class Agent:
         self._deaf = refused
         self._announcer.refresh()
 
+    def _decided(self) -> None:
+        """A build was chosen, fetched, or is missing: the main thread looks at once, the fleet is told."""
+        self._supervisor.hurry()
+        self._announcer.refresh()
+
     def _engine_up(self, model: str, ready: Ready) -> None:
         self._dispatcher.up(model, ready)
         self._announcer.refresh()
@@ -342,6 +357,14 @@ class Agent:
     def _describe(self, conn_seq: int) -> Info:
         engines = self._supervisor.statuses()
         return birth_certificate(self._settings, self._machine, engines, boot_id=self._boot_id, conn_seq=conn_seq)
+
+    def _decisions(self) -> DecisionReport:
+        return decision_report(
+            self._settings.models.serve,
+            self._provision.decisions(),
+            agent=self._settings.agent.id,
+            boot_id=self._boot_id,
+        )
 
 
 def access(settings: Settings) -> Access:

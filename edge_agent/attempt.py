@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Turn
+from edge_agent.engine.messages import Finished, FinishReason, Generation, Guide, GuideKind, JobId, Turn
 from edge_agent.engine.supervisor import EngineStatus
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
 from edge_agent.jobs.request import Request
+from edge_agent.jobs.response_format import ResponseFormat
 from edge_agent.mqtt.chunks import ChunkStream
 
 
@@ -52,6 +53,7 @@ class Attempt:
             seed=request.seed,
             repetition_penalty=request.repetition_penalty,
             stop=request.stops,
+            guide=_guide(request.response_format),
         )
 
     def add(self, text: str, tokens: int, *, age_ms: float) -> None:
@@ -80,7 +82,9 @@ class Attempt:
             error=failure,
             usage=self._usage(finished),
             timings=self._timings(finished, age_ms),
-            backend=engine.backend,
+            variant=engine.variant,
+            revision=engine.revision,
+            backend=engine.backend or None,
             device=engine.device or None,
         )
 
@@ -116,3 +120,10 @@ class Attempt:
 
 def _per_second(count: int, took_ms: float) -> float | None:
     return count / took_ms * 1000 if took_ms else None
+
+
+def _guide(shape: ResponseFormat | None) -> Guide | None:
+    if shape is None or shape.guide is None:
+        return None
+    kind, text = shape.guide
+    return Guide(GuideKind(kind), text)

@@ -101,9 +101,16 @@ class ServeSection(Section):
     """One model to serve."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="what requests call it")
-    path: Path = Field(description="folder of the build")
-    backend: Literal["onnx", "openvino", "auto"] = Field(
-        "auto", description="library that runs it; auto looks into the folder (openvino: not in this version)"
+    model: str | None = Field(
+        None,
+        max_length=127,
+        description="family or variant of the catalogue, of which the best build for this machine is taken; `name` "
+        "when unset",
+    )
+    path: Path | None = Field(None, description="folder of a build of your own, instead of the catalogue's")
+    backend: Literal["onnx", "openvino", "auto"] = Field("auto", description="library that runs it")
+    device: Literal["cpu", "cuda", "gpu", "npu", "auto"] = Field(
+        "auto", description="what it runs on; with `path`, auto is cpu"
     )
     context_tokens: int = Field(
         4096, ge=64, le=131_072, description="prompt and answer together; bounds the memory of one sequence"
@@ -116,11 +123,35 @@ class ServeSection(Section):
         description="anonymous memory the engine may take; estimated from the build when unset",
     )
 
+    @model_validator(mode="after")
+    def _one_source(self) -> "ServeSection":
+        if self.path is not None and self.model is not None:
+            raise ValueError("model and path exclude each other: model is taken from the catalogue")
+        return self
+
+    @property
+    def wanted(self) -> str:
+        """The family or variant to take from the catalogue."""
+        return self.model or self.name
+
 
 class ModelsSection(Section):
     """The models."""
 
-    serve: tuple[ServeSection, ...] = Field((), description="[[models.serve]] tables, one per model")
+    serve: tuple[ServeSection, ...] = Field(
+        (ServeSection(name="phi-3.5-mini"),),
+        description="[[models.serve]] tables, one per model; phi-3.5-mini as the catalogue has it when there is none",
+    )
+    dir: Path | None = Field(None, description="folder of the builds; `models` in agent.state_dir when unset")
+    catalogue: tuple[Path, ...] = Field((), description="catalogue files of your own, in the form of the shipped one")
+    pull: Literal["never", "missing"] = Field(
+        "never", description="missing: fetch the best build for this machine when it is not here"
+    )
+    hub_url: str = Field(
+        "https://huggingface.co", pattern=r"^https?://", description="where builds are fetched from: the hub or a mirror"
+    )
+    token_file: Path | None = Field(None, description="file with the hub's access token, on one line")
+    quota_bytes: int | None = Field(None, ge=2**20, description="what the builds may take of the disk together")
 
     @model_validator(mode="after")
     def _names_differ(self) -> "ModelsSection":

@@ -13,6 +13,7 @@ from edge_agent.jobs.job import Failure, Outcome
 from edge_agent.jobs.queue import Envelope, Queue, StorageError
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt.wire import Publication
+from hardware.machine import Board, Cpu, Machine, Memory
 
 PATIENCE_S = 10.0
 """Bound on every wait for another thread."""
@@ -182,3 +183,23 @@ class FullDisk:
 def flush(store):
     """Wait until a store has done everything it was given so far."""
     store.ask(lambda _queue: None, timeout_s=PATIENCE_S)
+
+
+GIB = 2**30
+
+
+def machine(free_gib=16.0, *, limit_gib=None, bandwidth_gb_per_s=None, accelerators=(), compatible=()):
+    """A machine with three cores, so much memory free, and what else a decision looks at."""
+    return Machine(
+        board=Board(None, None, compatible),
+        cpu=Cpu(None, None, None, None, None, None, granted_cores=3),
+        memory=Memory(
+            total_bytes=None,
+            available_bytes=None if free_gib is None else int(free_gib * GIB),
+            swap_bytes=None,
+            limit_bytes=None if limit_gib is None else int(limit_gib * GIB),
+            bandwidth_bytes_per_s=None if bandwidth_gb_per_s is None else bandwidth_gb_per_s * 1e9,
+        ),
+        accelerators=accelerators,
+        kernel=None,
+    )

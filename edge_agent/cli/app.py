@@ -4,6 +4,7 @@ import typer
 
 from edge_agent import __version__, log
 from edge_agent.cli.demo import demo
+from edge_agent.cli.explain import explain
 from edge_agent.cli.probe import probe
 from edge_agent.cli.run import run
 from edge_agent.cli.submit import submit
@@ -32,5 +33,5 @@ def _options(
     log.configure(format="console", level="error")  # a command speaks for itself; the daemon has settings for this
 
 
-for verb in (run, demo, submit, probe, synth):
+for verb in (run, demo, submit, probe, explain, synth):
     app.command()(verb)

@@ -22,7 +22,8 @@ class ModelSpec:
     `context_tokens` bounds prompt and answer of one sequence together; `parallel` is the
     number of sequences at once; `threads` is the number of compute threads; `device` is what it runs on, in the
     backend's own lower-case name (`cpu`, `cuda`, `gpu`, `npu`); `options` are settings of the library for that
-    device, in its own spelling, as the decision and the calibration say.
+    device, in its own spelling, as the decision and the calibration say. `variant` and `revision` name the build in
+    results; None when it is nobody's.
     """
 
     path: Path
@@ -32,6 +33,8 @@ class ModelSpec:
     threads: int
     device: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
+    variant: str | None = None
+    revision: str | None = None
 
 
 class LoadedModel(Protocol):

@@ -36,6 +36,8 @@ log = get_logger()
 class Phase(StrEnum):
     """How an engine is."""
 
+    FETCHING = "fetching"
+    """Its build is being chosen or fetched."""
     STARTING = "starting"
     READY = "ready"
     DOWN = "down"
@@ -117,6 +119,8 @@ class EngineStatus:
     limits: Limits | None = None
     library: str = ""
     device: str = ""
+    variant: str | None = None
+    revision: str | None = None
     load_ms: float = 0.0
     starts: int = 0
 
@@ -125,12 +129,16 @@ class EngineStatus:
 class Served:
     """A model to keep running. `prepare` finds what to load and how much memory it may take, anew at every start.
 
-    It raises EdgeAgentError when the model cannot be loaded as things are.
+    It is given the bytes that other engines were granted and have not taken yet. It raises NotYetError while the build
+    is not there yet, EdgeAgentError when the model cannot be loaded as things are.
     """
 
     name: str
-    backend: str
-    prepare: Callable[[], tuple[ModelSpec, int | None]]
+    prepare: Callable[[int], tuple[ModelSpec, int | None]]
+
+
+class NotYetError(Exception):
+    """The build is being chosen or fetched; the message says how far that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +158,7 @@ class _Keeper:
         self.process: EngineProcess | None = None
         self.memory_bytes: int | None = None
         self.phase = Phase.DOWN
+        self.backend = ""
         self.reason = "not started yet"
         self.code: Code | None = None
         self.exited = False
@@ -192,7 +201,9 @@ class Supervisor:
             ready = process.ready if process else None
             return EngineStatus(
                 model=model,
-                backend=process.spec.backend if process else keeper.served.backend,
+                backend=keeper.backend,
+                variant=process.spec.variant if process else None,
+                revision=process.spec.revision if process else None,
                 phase=keeper.phase,
                 reason=keeper.reason,
                 code=keeper.code,
@@ -226,6 +237,8 @@ class Supervisor:
         status = self.status(name)
         if status.phase is Phase.FAILED:
             raise EdgeAgentError(status.code or Code.MODEL_MISSING, f"model: cannot be loaded: {status.reason}")
+        if status.phase is Phase.FETCHING:
+            raise EdgeAgentError(Code.MODEL_MISSING, f"model: is not here yet: {status.reason}")
         return name
 
     def images_per_prompt(self, model: str) -> int:
@@ -244,6 +257,14 @@ class Supervisor:
                     self._start(keeper)
                 case Act.BURY | Act.KILL:
                     self._bury(keeper, action)
+
+    def hurry(self) -> None:
+        """Let models that were waited for be looked at now; from any thread."""
+        with self._lock:
+            for keeper in self._keepers.values():
+                if keeper.phase in (Phase.FETCHING, Phase.FAILED):
+                    keeper.backoff_s = 0.0
+        self._wake()
 
     def stop(self) -> None:
         """Ask every engine to exit and wait; kill what does not."""
@@ -276,7 +297,13 @@ class Supervisor:
         keeper.exited = False
         keeper.starts += 1
         try:
-            spec, keeper.memory_bytes = keeper.served.prepare()
+            spec, keeper.memory_bytes = keeper.served.prepare(self._granted_bytes(keeper))
+        except NotYetError as error:
+            with self._lock:
+                keeper.phase, keeper.reason, keeper.code = Phase.FETCHING, str(error), Code.MODEL_MISSING
+            keeper.starts -= 1
+            keeper.backoff_s = self._backoff_first_s
+            return
         except EdgeAgentError as error:
             self._fail(keeper, error.code, error.message)
             self._back_off(keeper)
@@ -290,7 +317,16 @@ class Supervisor:
         process = EngineProcess(spec, tell=self._tell, gone=self._gone, now_s=self._now_s)
         with self._lock:
             keeper.process, keeper.phase, keeper.reason = process, Phase.STARTING, "loading the model"
+            keeper.backend = spec.backend
         process.listen()
+
+    def _granted_bytes(self, keeper: _Keeper) -> int:
+        """Return what other engines may still take of the memory that is free now."""
+        granted = 0
+        for other in self._keepers.values():
+            if other is not keeper and other.process is not None and other.memory_bytes is not None:
+                granted += max(0, other.memory_bytes - (other.process.anonymous_bytes() or 0))
+        return granted
 
     def _bury(self, keeper: _Keeper, action: Action) -> None:
         """Make sure an engine is gone, tell whose jobs were in it, set when to start the next."""

@@ -1,12 +1,24 @@
-"""The birth certificate: what an agent is, said once per connection and whenever it changes."""
+"""What an agent is and what it decided, said once per connection and whenever it changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edge_agent import __version__
 from edge_agent.engine.supervisor import EngineStatus
-from edge_agent.mqtt.payloads import PROTOCOL_VERSION, Info, Limits, MachineInfo, ServedModel
+from edge_agent.models.choose import Candidate, Decision
+from edge_agent.mqtt.payloads import (
+    PROTOCOL_VERSION,
+    AcceleratorInfo,
+    CandidateInfo,
+    DecisionReport,
+    Info,
+    Limits,
+    MachineInfo,
+    ModelDecision,
+    RejectedInfo,
+    ServedModel,
+)
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX
-from edge_agent.settings import Settings
+from edge_agent.settings import ServeSection, Settings
 from hardware.machine import Machine
 
 
@@ -21,11 +33,22 @@ def birth_certificate(
         boot_id=boot_id,
         conn_seq=conn_seq,
         machine=MachineInfo(
+            board=machine.board.model,
             architecture=machine.cpu.architecture,
             cpu=machine.cpu.model,
             physical_cores=machine.cpu.physical_cores,
             granted_cores=machine.cpu.granted_cores,
             memory_bytes=machine.memory.total_bytes,
+            accelerators=tuple(
+                AcceleratorInfo(
+                    kind=each.kind,
+                    vendor=each.vendor,
+                    name=each.name,
+                    usable=each.usable,
+                    memory_bytes=each.memory_bytes,
+                )
+                for each in machine.accelerators
+            ),
         ),
         models=tuple(_served_model(engine) for engine in engines),
         limits=Limits(
@@ -42,10 +65,60 @@ def _served_model(engine: EngineStatus) -> ServedModel:
     return ServedModel(
         name=engine.model,
         state=engine.phase,
-        backend=engine.backend,
+        backend=engine.backend or None,
+        variant=engine.variant,
         context_tokens=limits.context_tokens if limits else None,
         parallel=limits.parallel if limits else None,
         device=engine.device or None,
         library=engine.library or None,
         reason=engine.reason or None,
+    )
+
+
+def decision_report(
+    serves: Sequence[ServeSection], decisions: Mapping[str, Decision], *, agent: str, boot_id: str
+) -> DecisionReport:
+    """Return what the fleet may know of the decisions; models that are not decided yet are left out."""
+    models = [
+        _model_decision(serve, decisions.get(serve.name))
+        for serve in serves
+        if serve.path is not None or serve.name in decisions
+    ]
+    return DecisionReport(agent=agent, boot_id=boot_id, models=tuple(models))
+
+
+def _model_decision(serve: ServeSection, decision: Decision | None) -> ModelDecision:
+    return ModelDecision(
+        name=serve.name,
+        wanted=decision.wanted.model if decision else None,
+        path_given=serve.path is not None,
+        context_tokens=serve.context_tokens,
+        parallel=serve.parallel,
+        candidates=tuple(map(_candidate, decision.candidates)) if decision else (),
+        rejected=tuple(
+            RejectedInfo(
+                variant=each.variant.name, backend=each.variant.backend, device=each.device, reason=each.reason
+            )
+            for each in (decision.rejected if decision else ())
+        ),
+    )
+
+
+def _candidate(candidate: Candidate) -> CandidateInfo:
+    speed = candidate.tokens_per_s
+    return CandidateInfo(
+        variant=candidate.variant.name,
+        backend=candidate.variant.backend,
+        device=candidate.device,
+        installed=candidate.installed,
+        quality=candidate.variant.quality,
+        context_tokens=candidate.context_tokens,
+        parallel=candidate.parallel,
+        needed_bytes=candidate.needed_bytes,
+        free_bytes=candidate.free_bytes,
+        tokens_per_second=None if speed is None else round(speed, 1),
+        measured=candidate.measured,
+        options=candidate.options,
+        notes=candidate.notes,
+        behind=candidate.behind or None,
     )

@@ -51,7 +51,8 @@ def condition(
 ) -> Condition:
     """Return how the agent is (pure): the worst that is true, with every reason."""
     reasons = [f"{engine.model}: {engine.reason}" for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED)]
-    reasons += [f"{engine.model}: {engine.reason}" for engine in engines if engine.phase is Phase.STARTING]
+    beginning = (Phase.FETCHING, Phase.STARTING)
+    reasons += [f"{engine.model}: {engine.reason}" for engine in engines if engine.phase in beginning]
     if not engines:
         reasons.append("no model is served")
     if disk_full:
@@ -63,6 +64,6 @@ def condition(
         return Condition("draining", tuple(reasons))
     if disk_full or not engines or all(engine.phase is Phase.FAILED for engine in engines):
         return Condition("unhealthy", tuple(reasons))
-    if any(engine.phase is Phase.STARTING and engine.starts <= 1 for engine in engines):
+    if any(engine.phase in beginning and engine.starts <= 1 for engine in engines):
         return Condition("starting", tuple(reasons))
     return Condition("degraded" if reasons else "ready", tuple(reasons))

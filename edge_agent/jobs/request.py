@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
     ConfigDict,
     Discriminator,
     Field,
@@ -18,6 +17,9 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
+from edge_agent.jobs.response_format import ResponseFormat
+from edge_agent.jobs.strict import Strict
+
 METADATA_BYTES_MAX = 4096
 METADATA_DEPTH_MAX = 8
 
@@ -26,13 +28,6 @@ JobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 TTL_DEFAULT_S = 600
 TIMEOUT_DEFAULT_S = 300
-
-
-class Strict(BaseModel):
-    """Untrusted input: no unknown fields, no coercion, no NaN."""
-
-    # The library else keeps up to 16,384 short strings it has read, prompts among them, long after their erasure.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, cache_strings="keys")
 
 
 BRANCH_TEXT, BRANCH_LIST, BRANCH_OBJECT = "<text>", "<list>", "<object>"
@@ -94,16 +89,6 @@ class Message(Strict):
     def image_count(self) -> int:
         """How many images the message carries."""
         return 0 if isinstance(self.content, str) else sum(not isinstance(part, TextPart) for part in self.content)
-
-
-class ResponseFormat(Strict):
-    """A shape the answer must have."""
-
-    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
-    json_schema: JsonValue = None
-    schema_: JsonValue = Field(None, alias="schema")
-    regex: str | None = None
-    grammar: str | None = None
 
 
 def _plain(value: Any, depth: int = METADATA_DEPTH_MAX) -> Any:

@@ -20,8 +20,10 @@ SHIPPED = Path(__file__).with_name("catalogue.toml")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$")]
 """A file's or variant's name: one level of a path, never `..`."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Backend = Literal["onnx", "openvino"]
-Device = Literal["cpu", "cuda", "gpu", "npu", "qnn", "webgpu", "trt-rtx", "dml"]
+_FOLDER = r"^([A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)?$"
+Backend = Literal["onnx", "openvino", "genie", "ryzenai", "mlx", "llamacpp"]
+"""Whose runtime a build is for; those this version does not have are known so that a decision can say so."""
+Device = Literal["cpu", "cuda", "gpu", "npu", "qnn", "webgpu", "trt-rtx"]
 """What a build can run on, as its backend calls it: `gpu` and `npu` are Intel's, `qnn` is Qualcomm's NPU."""
 
 QUALITY = {
@@ -81,8 +83,8 @@ class Variant(_Entry):
     made_for: the generations of an accelerator it is bound to, as the probe names them; empty for any.
     repo, revision, folder: where it is published; a revision that is not a commit moves.
     weight_bytes: size of the files that are loaded.
+    files: those whose size or hash is known; the rest of the folder belongs to the build too.
     context_tokens, prompt_tokens, parallel: limits of this build where they are tighter than the family's.
-    published: False for builds that nobody publishes: to be made by hand, with `note` saying how.
     """
 
     name: Name
@@ -92,7 +94,7 @@ class Variant(_Entry):
     made_for: tuple[str, ...] = ()
     repo: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")]
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] = "main"
-    folder: Annotated[str, StringConstraints(pattern=r"^(?!.*\.\.)[A-Za-z0-9._/-]{0,255}$")] = ""
+    folder: Annotated[str, StringConstraints(pattern=_FOLDER, max_length=255)] = ""
     precision: Literal["int4", "int8", "fp16"]
     method: Literal["awq", "gptq", "rtn", "group", "channel"] | None = None
     group_size: int | None = None

@@ -1,50 +1,81 @@
-"""From a `[[models.serve]]` table to what an engine is told to load, as the machine is at that moment."""
+"""From a build on disk to what an engine is told to load, as the machine is at that moment."""
 
-from edge_agent.engine import backend
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.models.memory import CONTEXT_TOKENS_MIN, context_that_fits, read_build, reservation_bytes
+from edge_agent.models.choose import free_bytes
+from edge_agent.models.memory import (
+    CONTEXT_TOKENS_MIN,
+    largest_that_fits,
+    read_build,
+    reservation_bytes,
+    reserved,
+)
 from edge_agent.settings import ServeSection
-from hardware.machine import Machine, Memory
+from hardware.machine import Machine
 
 
-def available_bytes(memory: Memory) -> int | None:
-    """Return the memory a load may take: what is free, and no more than the cgroup grants; None when unreadable."""
-    known = [each for each in (memory.available_bytes, memory.limit_bytes) if each is not None]
-    return min(known, default=None)
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A build on disk and where it runs; `options` are the library's, see ModelSpec."""
+
+    path: Path
+    backend: str
+    device: str = "cpu"
+    options: Mapping[str, str] = field(default_factory=dict)
+    variant: str | None = None
+    revision: str | None = None
 
 
-def prepare(serve: ServeSection, machine: Machine) -> tuple[ModelSpec, int | None]:
-    """Return what to load and how many bytes of anonymous memory it may take (None: nobody knows).
+def prepare(
+    placed: Placed, serve: ServeSection, machine: Machine, *, reserved_bytes: int = 0
+) -> tuple[ModelSpec, int | None]:
+    """Return what to load and how many bytes of the machine's memory it may take (None: nobody knows).
 
-    Raises EdgeAgentError: MODEL_MISSING, UNSUPPORTED backend, or NO_FIT when memory does not even hold a short context.
+    `reserved_bytes` of what is free now belong to other engines that have not taken them yet. Raises EdgeAgentError
+    NO_FIT when memory does not even hold a short context.
     """
-    name = backend.backend_of(serve.path) if serve.backend == "auto" else serve.backend
-    if name not in backend.names():
-        there = ", ".join(backend.names())
-        raise EdgeAgentError(Code.UNSUPPORTED, f"backend {name} is not in this version, which has: {there}")
-    context_tokens = serve.context_tokens
+    context_tokens, parallel = serve.context_tokens, serve.parallel
     limit_bytes = serve.memory_bytes
-    build = read_build(serve.path)
-    room_bytes = available_bytes(machine.memory)
+    build = read_build(placed.path, placed.backend)
+    free = free_bytes(machine.memory)
     if build is not None:
-        if room_bytes is not None:
-            context_tokens = context_that_fits(
-                build, asked_tokens=serve.context_tokens, parallel=serve.parallel, available_bytes=room_bytes
+        room_bytes = None if free is None else free - reserved_bytes
+        fitting = largest_that_fits(
+            build,
+            device=placed.device,
+            context_tokens=context_tokens,
+            parallel=parallel,
+            fits=lambda need: room_bytes is None or reserved(need.host_bytes) <= room_bytes,
+        )
+        if fitting is None:
+            least = reservation_bytes(
+                build,
+                device=placed.device,
+                context_tokens=min(CONTEXT_TOKENS_MIN, context_tokens),
+                parallel=1,
             )
-        if not context_tokens:
-            needed = reservation_bytes(build, context_tokens=CONTEXT_TOKENS_MIN, parallel=serve.parallel) // 2**20
             raise EdgeAgentError(
                 Code.NO_FIT,
-                f"it needs {needed} MiB with the shortest context and {(room_bytes or 0) // 2**20} MiB are free; "
-                "free memory, lower models.serve.parallel, or take a smaller build",
+                f"it needs {least // 2**20} MiB with the shortest context and {max(0, room_bytes or 0) // 2**20} MiB "
+                "are free; free memory or take a smaller build",
             )
-        limit_bytes = limit_bytes or reservation_bytes(build, context_tokens=context_tokens, parallel=serve.parallel)
+        context_tokens, parallel = fitting
+        limit_bytes = limit_bytes or reservation_bytes(
+            build, device=placed.device, context_tokens=context_tokens, parallel=parallel
+        )
     spec = ModelSpec(
-        path=serve.path,
-        backend=name,
+        path=placed.path,
+        backend=placed.backend,
         context_tokens=context_tokens,
-        parallel=serve.parallel,
+        parallel=parallel,
         threads=serve.threads or machine.cpu.granted_cores,
+        device=placed.device,
+        options=placed.options,
+        variant=placed.variant,
+        revision=placed.revision,
     )
     return spec, limit_bytes

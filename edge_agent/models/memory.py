@@ -1,70 +1,177 @@
-"""What a load needs (pure): weights, keys and values of every lane, attention scores of one piece, overhead.
+"""What a load needs (pure): weights, keys and values of every lane, the scores of one piece of prompt, overhead.
 
-The figures were measured as anonymous memory (RssAnon) of the engine child with onnxruntime-genai 0.18 on a full-size
-synthetic Phi-3.5-mini (2645 MiB of files): 2846 MiB loaded, 3790 MiB at most with 1000 of 1024 tokens of context.
+The rates were measured as anonymous memory (RssAnon) of the engine child on full-size synthetic models of the
+Phi-3.5-mini architecture; `python -m tests.bench.memory` measures them again.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MAX
+from edge_agent.models.catalogue import Family, Variant
 
-WEIGHTS_FACTOR = 1.10
-"""Anonymous memory per byte of weights: the library repacks what it reads, so weights are not mapped."""
-KV_BYTES_PER_VALUE = 4
-"""The published CPU builds keep keys and values in 32-bit floats."""
-KV_FACTOR = 1.15
-"""Freed caches stay in the library's arena and do not always fit the next sequence."""
-SCORE_BYTES = 4
-OVERHEAD_BYTES = 384 * 2**20
-"""Interpreter, library, tokenizer and activations but for attention scores."""
+MIB = 2**20
 CONTEXT_TOKENS_MIN = 256
 """Less is of no use to anybody."""
+RESERVE_FACTOR = 1.10
+RESERVE_BYTES = 256 * MIB
+"""A reservation is the predicted peak, a tenth and so much: predictions are right to within a tenth, freed caches may
+stay in a library's arena, and a child that grows over its reservation is killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The numbers of a build that decide about memory, in bytes and in bytes per token of one sequence."""
+    """The numbers of a build that decide about memory.
 
+    kv_values_per_token: keys and values of one token over all layers. original_context_tokens: where longrope changes
+    its factors, None for plain rope.
+    """
+
+    backend: str
     weight_bytes: int
-    kv_bytes_per_token: int
+    kv_values_per_token: int
     heads: int
+    original_context_tokens: int | None = None
 
 
-def read_build(folder: Path) -> Build | None:
-    """Return the numbers of an onnxruntime-genai folder; None when it does not look like one."""
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How a backend turns a build into memory on one kind of device.
+
+    weights_factor: bytes held per byte of file. kv_bytes_per_value: of the cache, with its share of scales.
+    token_bytes: activations and logits per token of a piece of prompt. score_bytes: per head, query and key of a
+    piece; 0 where attention never holds them all. overhead_bytes: interpreter, library, tokenizer. host_bytes: of the
+    machine's memory, where the rest lies in memory of the device's own.
+    """
+
+    weights_factor: float
+    kv_bytes_per_value: float
+    token_bytes: int
+    score_bytes: float
+    overhead_bytes: int
+    host_bytes: int = 0
+
+
+RATES: Mapping[tuple[str, str], Rates] = {
+    # Weights are repacked, not mapped; keys and values are 32-bit. Predicted / measured: 1.01, 1.02 and 1.00 with
+    # 1,024, 4,096 and 8,192 tokens of context (onnxruntime-genai 0.18: 3692, 5989 and 10640 MiB).
+    ("onnx", "cpu"): Rates(1.0, 4.0, 215_000, 1.7, 168 * MIB),
+    ("openvino", "cpu"): Rates(1.10, 1.1, 215_000, 0, 600 * MIB),
+    # Never measured here: sizes in 16 bits as the builds' configurations say, and room for the driver's context.
+    ("onnx", "cuda"): Rates(1.05, 2.0, 215_000, 0, 700 * MIB, host_bytes=1500 * MIB),
+    ("openvino", "gpu"): Rates(1.05, 2.0, 215_000, 0, 700 * MIB, host_bytes=1500 * MIB),
+    ("openvino", "npu"): Rates(1.10, 2.0, 215_000, 0, 900 * MIB, host_bytes=1500 * MIB),
+}
+
+
+def rates(backend: str, device: str) -> Rates:
+    """Return a backend's rates on a device; those of the processor where nobody knows better."""
+    return RATES.get((backend, device), RATES["onnx", "cpu"])
+
+
+def build_of(variant: Variant, family: Family) -> Build:
+    """Return the numbers of a published build."""
+    return Build(
+        backend=variant.backend,
+        weight_bytes=variant.weight_bytes,
+        kv_values_per_token=2 * family.layers * family.kv_heads * family.head_size,
+        heads=family.heads,
+        original_context_tokens=family.original_context_tokens,
+    )
+
+
+def read_build(folder: Path, backend: str) -> Build | None:
+    """Return the numbers of a model folder; None when it does not tell them."""
     try:
-        config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
-        decoder = config["model"]["decoder"]
-        values = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
-        heads = int(decoder["num_attention_heads"])
-        weight_bytes = sum(file.stat().st_size for file in folder.iterdir() if ".onnx" in file.name)
+        return _READERS[backend](folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Build(weight_bytes=weight_bytes, kv_bytes_per_token=2 * values * KV_BYTES_PER_VALUE, heads=heads)
 
 
-def reservation_bytes(build: Build, *, context_tokens: int, parallel: int) -> int:
-    """Return the anonymous memory a loaded build may come to hold."""
-    cache = build.kv_bytes_per_token * context_tokens * parallel * KV_FACTOR
-    scores = build.heads * SCORE_BYTES * PIECE_TOKENS_MAX * context_tokens
-    if context_tokens >= LONGROPE_TOKENS:  # then so many tokens are computed in one call
-        scores = max(scores, build.heads * SCORE_BYTES * LONGROPE_TOKENS**2)
-    return int(build.weight_bytes * WEIGHTS_FACTOR + cache + scores) + OVERHEAD_BYTES
+def _read_onnx(folder: Path) -> Build:
+    model = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
+    decoder = model["decoder"]
+    values = 2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
+    return Build(
+        backend="onnx",
+        weight_bytes=_size_bytes(folder, ".onnx"),
+        kv_values_per_token=values,
+        heads=int(decoder["num_attention_heads"]),
+        # onnxruntime-genai switches factors for this type, at the length that all its models have in common
+        original_context_tokens=LONGROPE_TOKENS - 1 if model["type"].startswith("phi3") else None,
+    )
 
 
-def context_that_fits(build: Build, *, asked_tokens: int, parallel: int, available_bytes: int) -> int:
-    """Return the longest context up to the one asked for whose reservation fits; 0 when not even a short one does."""
-    least = min(asked_tokens, CONTEXT_TOKENS_MIN)
+def _read_openvino(folder: Path) -> Build:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    heads = int(config["num_attention_heads"])
+    values = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * config["hidden_size"] // heads
+    return Build("openvino", _size_bytes(folder, ".bin"), values, heads, config.get("original_max_position_embeddings"))
 
-    def fits(tokens: int) -> bool:
-        return reservation_bytes(build, context_tokens=tokens, parallel=parallel) <= available_bytes
 
-    if not fits(least):
-        return 0
-    low, high = least, asked_tokens
+_READERS = {"onnx": _read_onnx, "openvino": _read_openvino}
+
+
+def _size_bytes(folder: Path, mark: str) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if mark in file.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a load may come to hold: all of it, and how much of that is the machine's own memory, in bytes."""
+
+    bytes: int
+    host_bytes: int
+
+
+def needed(build: Build, *, device: str, context_tokens: int, parallel: int) -> Needed:
+    """Return the predicted peak of a loaded build with every lane full."""
+    rate = rates(build.backend, device)
+    cache = build.kv_values_per_token * rate.kv_bytes_per_value * context_tokens * parallel
+    work = _work_bytes(build, rate, min(PIECE_TOKENS_MAX, context_tokens), context_tokens)
+    if build.original_context_tokens and context_tokens > build.original_context_tokens:
+        # the first piece of a long prompt reaches beyond the switch
+        work = max(work, _work_bytes(build, rate, LONGROPE_TOKENS, LONGROPE_TOKENS))
+    total = int(build.weight_bytes * rate.weights_factor + cache + work) + rate.overhead_bytes
+    return Needed(total, rate.host_bytes or total)
+
+
+def _work_bytes(build: Build, rate: Rates, piece_tokens: int, reached_tokens: int) -> float:
+    """Return what computing a piece of prompt takes that reaches so far."""
+    return piece_tokens * (rate.token_bytes + build.heads * rate.score_bytes * reached_tokens)
+
+
+def reserved(predicted_bytes: int) -> int:
+    """Return what is set aside for a predicted peak."""
+    return int(predicted_bytes * RESERVE_FACTOR) + RESERVE_BYTES
+
+
+def reservation_bytes(build: Build, *, device: str, context_tokens: int, parallel: int) -> int:
+    """Return the machine's memory that a load is granted."""
+    peak = needed(build, device=device, context_tokens=context_tokens, parallel=parallel)
+    return reserved(peak.host_bytes)
+
+
+def largest_that_fits(
+    build: Build, *, device: str, context_tokens: int, parallel: int, fits: Callable[[Needed], bool]
+) -> tuple[int, int] | None:
+    """Return the most context tokens and lanes, up to those asked for, whose need `fits`; None when nothing does.
+
+    Lanes are given up before context: a prompt that is refused is worse than one that waits.
+    """
+
+    def room(tokens: int, lanes: int) -> bool:
+        return fits(needed(build, device=device, context_tokens=tokens, parallel=lanes))
+
+    for lanes in range(parallel, 0, -1):
+        if room(context_tokens, lanes):
+            return context_tokens, lanes
+    low, high = min(context_tokens, CONTEXT_TOKENS_MIN), context_tokens
+    if not room(low, 1):
+        return None
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+        low, high = (middle, high) if room(middle, 1) else (low, middle - 1)
+    return low, 1

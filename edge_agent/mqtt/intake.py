@@ -165,8 +165,6 @@ class Intake:
         images_max = self._roster.images_per_prompt(model)
         if request.image_count > images_max:
             raise EdgeAgentError(Code.UNSUPPORTED, f"messages: carry too many images; the model takes {images_max}")
-        if request.response_format is not None and request.response_format.type != "text":
-            raise EdgeAgentError(Code.UNSUPPORTED, "response_format: only text is available")
         if request.ttl_s > self._settings.ttl_max_s:
             raise EdgeAgentError(Code.BAD_REQUEST, f"ttl_s: must be at most {self._settings.ttl_max_s}")
         backlog = queue.backlog

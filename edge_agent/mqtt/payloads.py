@@ -13,7 +13,8 @@ from pydantic import BaseModel, JsonValue
 
 from edge_agent.errors import Code
 from edge_agent.jobs.job import Failure, Frozen, JobState, Outcome
-from edge_agent.jobs.request import JobName, Request, Strict
+from edge_agent.jobs.request import JobName, Request
+from edge_agent.jobs.strict import Strict
 
 PROTOCOL_VERSION = 1
 
@@ -100,7 +101,8 @@ class ServedModel(Payload):
 
     name: str
     state: str
-    backend: str
+    backend: str | None = None
+    variant: str | None = None
     context_tokens: int | None = None
     parallel: int | None = None
     device: str | None = None
@@ -117,14 +119,27 @@ class Limits(Payload):
     ttl_s: float
 
 
+class AcceleratorInfo(Payload):
+    """An accelerator of the machine in short; `usable` is absent where that cannot be told."""
+
+    kind: str
+    vendor: str
+    name: str | None = None
+    usable: bool | None = None
+    memory_bytes: int | None = None
+
+
 class MachineInfo(Payload):
     """The machine in short."""
+
+    board: str | None = None
 
     architecture: str | None = None
     cpu: str | None = None
     physical_cores: int | None = None
     granted_cores: int | None = None
     memory_bytes: int | None = None
+    accelerators: tuple[AcceleratorInfo, ...] = ()
 
 
 class Info(Payload):
@@ -139,6 +154,54 @@ class Info(Payload):
     models: tuple[ServedModel, ...]
     limits: Limits
     pools: tuple[str, ...] = ()
+
+
+class CandidateInfo(Payload):
+    """A build that can run here. `behind` says why the one before it is better, `notes` what had to be cut."""
+
+    variant: str
+    backend: str
+    device: str
+    installed: bool
+    quality: int
+    context_tokens: int
+    parallel: int
+    needed_bytes: int
+    free_bytes: int | None = None
+    tokens_per_second: float | None = None
+    measured: bool
+    options: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
+    behind: str | None = None
+
+
+class RejectedInfo(Payload):
+    """A build that cannot run here, and why."""
+
+    variant: str
+    backend: str
+    device: str
+    reason: str
+
+
+class ModelDecision(Payload):
+    """What was decided for one served model: candidates best first; none for a folder that the settings name."""
+
+    name: str
+    wanted: str | None = None
+    path_given: bool = False
+    context_tokens: int
+    parallel: int
+    candidates: tuple[CandidateInfo, ...] = ()
+    rejected: tuple[RejectedInfo, ...] = ()
+
+
+class DecisionReport(Payload):
+    """Which variant runs where and why, for every served model that is decided."""
+
+    agent: str
+    boot_id: str
+    models: tuple[ModelDecision, ...]
 
 
 class EngineReading(Payload):
@@ -182,6 +245,7 @@ PAYLOADS: dict[str, type[BaseModel]] = {
     "job-event": JobEvent,
     "presence": Presence,
     "info": Info,
+    "decision": DecisionReport,
     "telemetry": Telemetry,
 }
 

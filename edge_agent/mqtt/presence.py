@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from edge_agent.log import get_logger
-from edge_agent.mqtt.payloads import Info, Presence
+from edge_agent.mqtt.payloads import DecisionReport, Info, Payload, Presence
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound, Publication
 
@@ -27,9 +27,10 @@ class Condition:
 
 
 class Announcer:
-    """Publishes presence and info, and mends what overwrote them.
+    """Publishes presence, info and decision, and mends what overwrote them.
 
-    `describe` returns the birth certificate for a connection; `condition` how the agent is now.
+    `describe` returns the birth certificate for a connection; `decided` what runs where and why; `condition` how the
+    agent is now.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Announcer:
         boot_id: str,
         condition: Callable[[], Condition],
         describe: Callable[[int], Info],
+        decided: Callable[[], DecisionReport],
         say: Callable[[Publication], None],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,11 +48,12 @@ class Announcer:
         self._boot_id = boot_id
         self._condition = condition
         self._describe = describe
+        self._decided = decided
         self._say = say
         self._now_s = now_s
         self._lock = threading.Lock()
         self._conn_seq = 0
-        self._last: tuple[Presence, Info] | None = None
+        self._last: dict[str, Payload] = {}
         self._gone = False
         self._echoed_seq = 0
         self._foreign_s = float("-inf")
@@ -72,7 +75,7 @@ class Announcer:
         """Say that we are here, on a new connection."""
         with self._lock:
             self._conn_seq = conn_seq
-            self._last = None
+            self._last = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -80,15 +83,16 @@ class Announcer:
         with self._lock:
             if self._gone or not self._conn_seq:
                 return
-            condition = self._condition()
-            presence = self._body("online", self._conn_seq, condition)
-            info = self._describe(self._conn_seq)
-            if self._last == (presence, info):
-                return
-            self._last = presence, info
+            now: dict[str, Payload] = {
+                "presence": self._body("online", self._conn_seq, self._condition()),
+                "info": self._describe(self._conn_seq),
+                "decision": self._decided(),
+            }
             # Said under the lock: or an older condition, or one from before the farewell, could be said last.
-            self._say(self._retained("presence", presence.encode()))
-            self._say(self._retained("info", info.encode()))
+            for leaf, body in now.items():
+                if self._last.get(leaf) != body:
+                    self._say(self._retained(leaf, body.encode()))
+            self._last = now
 
     def farewell(self, reason: str) -> None:
         """Say that we leave in order; nothing is said after it."""
@@ -125,7 +129,7 @@ class Announcer:
             return
         log.warning("presence.overwritten", agent=self._topics.agent)
         with self._lock:
-            self._last = None
+            self._last = {}
         self.refresh()
 
     def _body(self, state: str, conn_seq: int, condition: Condition) -> Presence:

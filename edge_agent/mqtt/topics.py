@@ -50,7 +50,7 @@ class Topics:
         return f"{self.root}/clients/{client}/inbox/{self.agent}/{job_id}/{leaf}"
 
     def event(self, leaf: str) -> str:
-        """Where the agent tells of itself: `presence`, `info`, `telemetry`."""
+        """Where the agent tells of itself: `presence`, `info`, `decision`, `telemetry`."""
         return f"{self.root}/agents/{self.agent}/evt/{leaf}"
 
     def job_event(self, job_id: str) -> str:

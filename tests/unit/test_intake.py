@@ -176,7 +176,6 @@ def test_a_repeat_is_answered_also_when_nothing_new_is_taken(tmp_path):
         ({}, {"traceparent": "ü" * 65}, Code.BAD_REQUEST, "traceparent: must be at most 128 bytes"),
         ({"model": MARK}, {}, Code.UNKNOWN_MODEL, "model: this agent serves"),
         ({"ttl_s": 600_000}, {}, Code.BAD_REQUEST, "ttl_s: must be at most 86400"),
-        ({"response_format": {"type": "json_object"}}, {}, Code.UNSUPPORTED, "response_format: only text"),
         (
             {
                 "prompt": None,

@@ -104,7 +104,8 @@ class Sender:
         left.set()
 
     def settle(self):
-        """Wait until the outbox, and the store behind it, have nothing more to do."""
+        """Wait until the store, the outbox, and the store again have nothing more to do."""
+        flush(self.store)
         assert self.outbox.settle(PATIENCE_S)
         flush(self.store)
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 from fakes import PATIENCE_S
 
-from edge_agent.mqtt.payloads import Info, Limits, MachineInfo, Presence
+from edge_agent.mqtt.payloads import DecisionReport, Info, Limits, MachineInfo, Presence
 from edge_agent.mqtt.presence import DUPLICATE_S, Announcer, Condition
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound
@@ -20,12 +20,14 @@ class Desk:
     def __init__(self):
         self.said = []
         self.now_s = 0.0
+        self.models = ()
         self.condition = Condition("ready")
         self.announcer = Announcer(
             TOPICS,
             boot_id="ours",
             condition=lambda: self.condition,
             describe=self.describe,
+            decided=lambda: DecisionReport(agent="edge-01", boot_id="ours", models=self.models),
             say=self.said.append,
             now_s=lambda: self.now_s,
         )

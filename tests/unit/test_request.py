@@ -1,5 +1,7 @@
 """What a request may say, in the spellings people know, and when two requests are the same."""
 
+import json
+
 import pytest
 from fakes import request
 from hypothesis import given
@@ -48,9 +50,31 @@ def test_stop_is_a_string_or_a_list(stop, stops):
     assert request(stop=stop).stops == stops
 
 
-def test_response_format_takes_llama_cpps_schema():
-    asked = request(response_format={"type": "json_object", "schema": {"type": "object"}})
-    assert asked.response_format.schema_ == {"type": "object"}
+SCHEMA = {"type": "object", "properties": {"on": {"type": "boolean"}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "guide"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, ("json_schema", '{"type":"object"}')),
+        ({"type": "json_object", "schema": SCHEMA}, ("json_schema", SCHEMA)),
+        ({"type": "json_schema", "schema": SCHEMA}, ("json_schema", SCHEMA)),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}},
+            ("json_schema", SCHEMA),
+        ),
+        ({"type": "regex", "regex": "yes|no"}, ("regex", "yes|no")),
+        ({"type": "grammar", "grammar": 'start: "a"'}, ("grammar", 'start: "a"')),
+    ],
+)
+def test_a_shape_is_taken_in_the_spellings_people_use(asked, guide):
+    """OpenAI's with a name around the schema, llama.cpp's without."""
+    found = request(response_format=asked).response_format.guide
+    if guide is not None and isinstance(guide[1], dict):
+        assert (found[0], json.loads(found[1])) == guide
+    else:
+        assert found == guide
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,19 @@
 import json
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import pytest
-from fakes import ANSWER, ENGINE_DIED, Time, accept, claim, request
+from fakes import ANSWER, ENGINE_DIED, Time, accept, claim, machine, request
 from jsonschema import Draft202012Validator, ValidationError
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.health.birth import decision_report
 from edge_agent.jobs.job import JobState, Outcome, PromptTokensDetails, Timings, Usage
+from edge_agent.models import catalogue
+from edge_agent.models.choose import choose
+from edge_agent.models.provision import wanted
+from edge_agent.models.runtimes import presumed
 from edge_agent.mqtt import payloads
 from edge_agent.mqtt.payloads import (
     EngineReading,
@@ -26,6 +32,7 @@ from edge_agent.mqtt.payloads import (
 from edge_agent.mqtt.presence import Announcer, Condition
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound, Speech
+from edge_agent.settings import ServeSection
 
 SPEECH = Speech(Topics("edge/v1", "edge-01"))
 VALIDATORS = {name: Draft202012Validator(schema) for name, schema in schemas().items()}
@@ -97,18 +104,23 @@ def test_what_is_said_of_the_agent_validates():
         models=(ServedModel(name="phi", state="ready", backend="onnx", context_tokens=4096, parallel=2),),
         limits=Limits(payload_bytes=131_072, queue_jobs=10, queue_bytes=10, ttl_s=60.0),
     )
+    serve = ServeSection(name="phi", model="phi-3.5-mini")
+    decided = choose(wanted(serve), machine=machine(8), catalogue=catalogue.read(), runtimes=presumed(machine(8)))
+    given = ServeSection(name="ours", path=Path("/models/ours"))
+    decision = decision_report((serve, given), {"phi": decided}, agent="edge-01", boot_id="b")
     said = []
     announcer = Announcer(
         Topics("edge/v1", "edge-01"),
         boot_id="b",
         condition=lambda: Condition("degraded", ("the disk is full",)),
         describe=lambda _conn_seq: info,
+        decided=lambda: decision,
         say=said.append,
     )
     said.append(announcer.will(1))
     announcer.birth(1)
     announcer.farewell("stopped")
-    assert [each.topic.rsplit("/", 1)[1] for each in said] == ["presence", "presence", "info", "presence"]
+    assert [each.topic.rsplit("/", 1)[1] for each in said] == ["presence", "presence", "info", "decision", "presence"]
     for each in said:
         check(each.topic.rsplit("/", 1)[1], each.payload)
     bare = Telemetry(agent="edge-01", boot_id="b", uptime_s=1.0, health="ready")

@@ -1,5 +1,6 @@
 """Bytes to types and types to bytes: whatever comes, the sender learns the field and never reads the value back."""
 
+import functools
 import json
 from dataclasses import replace
 from datetime import datetime
@@ -27,6 +28,7 @@ from edge_agent.mqtt.wire import (
 )
 
 MARK = "S3CRET"
+NESTED = functools.reduce(lambda inner, _: {"not": inner}, range(40), {"const": MARK})
 """Planted as a value; no sentence may ever contain it."""
 USER = {"role": "user", "content": "x"}
 SPEECH = Speech(Topics("edge/v1", "edge-01"))
@@ -82,6 +84,16 @@ def refused(payload, decode=decode_request):
             "messages.0.content.0.image_sha256.sha256: must match pattern",
         ),
         ({"response_format": {"type": MARK}}, "response_format.type: must be 'text'"),
+        ({"response_format": {"type": "regex"}}, "response_format: regex is missing"),
+        ({"response_format": {"type": "json_schema"}}, "response_format: schema is missing"),
+        ({"response_format": {"type": "text", "regex": MARK}}, "response_format: regex does not go with this type"),
+        (
+            {"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"schema": {"const": MARK}}}},
+            "response_format: give the schema once",
+        ),
+        ({"response_format": {"type": "json_object", "schema": {"const": MARK * 9000}}}, "at most 32768 bytes"),
+        ({"response_format": {"type": "json_object", "schema": NESTED}}, "the schema nests deeper than 32 levels"),
+        ({"response_format": {"type": "regex", "regex": MARK * 600}}, "response_format.regex: must"),
         ({"messages": [USER | {"content": MARK}]}, "messages: give either messages or prompt"),
         ({"metadata": {"a": {"b": [[[[[[[[MARK]]]]]]]]}}}, "metadata: nests deeper than 8 levels"),
         ({"metadata": {"a": MARK * 1000}}, "metadata: must be at most 4096 bytes"),

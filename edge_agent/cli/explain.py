@@ -1,0 +1,149 @@
+"""`edge-agent explain`: what would run here, or on another machine, and why nothing else does."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import rich
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edge_agent import settings
+from edge_agent.errors import EdgeAgentError, SettingsError
+from edge_agent.health.birth import decision_report
+from edge_agent.models import catalogue, runtimes
+from edge_agent.models.choose import choose
+from edge_agent.models.provision import wanted
+from edge_agent.mqtt.payloads import CandidateInfo, ModelDecision
+from hardware.machine import Machine
+from hardware.probe import probe
+
+GIB_BYTES = 2**30
+SYSTEM_BYTES = 768 * 2**20
+"""What a headless Linux and the agent itself hold of a machine's memory, when one is only planned."""
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def memory_bytes(amount: str) -> int:
+    """Turn `8G` or `6.5GiB` into bytes. Raises typer.BadParameter when it is no amount."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*([KMGT]?)(?:I?B)?", amount.strip().upper())
+    if found is None:
+        raise typer.BadParameter("write an amount like 8G")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def explain(
+    model: Annotated[
+        str | None, typer.Argument(help="Family or build of the catalogue; all served ones if left out.")
+    ] = None,
+    *,
+    config: Annotated[
+        Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The settings file (TOML).", dir_okay=False)
+    ] = None,
+    context: Annotated[int | None, typer.Option(min=64, max=131_072, help="Tokens of prompt and answer.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, max=16, help="Sequences at once.")] = None,
+    machine: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plan for another machine: a folder with a copy of its proc and sys.", file_okay=False, exists=True
+        ),
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Plan as if the machine had so much memory, such as 8G.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as published on evt/decision.")] = False,
+) -> None:
+    """Show which build of a model runs here, what else could, and why the rest cannot."""
+    try:
+        loaded = settings.load(config)
+        serves = [serve for serve in loaded.models.serve if serve.path is None]
+        if model is not None:
+            serves = [settings.ServeSection(name="model", model=model)]
+        given = {"context_tokens": context, "parallel": parallel}
+        changed = {key: value for key, value in given.items() if value is not None}
+        serves = [serve.model_copy(update=changed) for serve in serves]
+        there = _machine(machine, memory)
+        offered = runtimes.presumed(there) if machine is not None else runtimes.ask()
+        builds = catalogue.read()
+        decisions = {
+            serve.name: choose(wanted(serve), machine=there, catalogue=builds, runtimes=offered) for serve in serves
+        }
+    except (EdgeAgentError, SettingsError) as error:
+        rich.print(Text(str(error)), file=sys.stderr)
+        raise typer.Exit(1) from error
+    report = decision_report(serves, decisions, agent=loaded.agent.id, boot_id="")
+    if json:
+        rich.print_json(report.model_dump_json(exclude_none=True))
+        return
+    for each in report.models:
+        _show(each, Console())
+    if not all(each.candidates for each in report.models):
+        raise typer.Exit(1)
+
+
+def _machine(root: Path | None, memory: str | None) -> Machine:
+    there = probe(root or Path("/"))
+    if memory is None:
+        return there
+    total_bytes = memory_bytes(memory)
+    planned = replace(
+        there.memory, total_bytes=total_bytes, available_bytes=max(0, total_bytes - SYSTEM_BYTES), limit_bytes=None
+    )
+    return replace(there, memory=planned)
+
+
+def _show(decision: ModelDecision, console: Console) -> None:
+    asked = f"{decision.context_tokens} tokens of context, {decision.parallel} at once"
+    if decision.candidates:
+        table = Table(title=f"{decision.wanted}: {asked}", title_justify="left", caption_justify="left")
+        for heading, right in (
+            ("", True),
+            ("build", False),
+            ("on", False),
+            ("memory", True),
+            ("context", True),
+            ("tok/s", True),
+        ):
+            table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "build")
+        table.add_column("remarks", ratio=1)
+        for place, each in enumerate(decision.candidates, 1):
+            table.add_row(
+                str(place),
+                each.variant,
+                each.device,
+                _of(each.needed_bytes, each.free_bytes),
+                f"{each.context_tokens} x {each.parallel}",
+                _speed(each),
+                _remarks(each),
+                style="bold" if place == 1 else "",
+            )
+        console.print(table)
+        console.print("memory: needed of free, GiB · tok/s: one answer; * expected of the memory's speed, not measured")
+    else:
+        console.print(Text(f"{decision.wanted}: nothing fits ({asked})", style="bold"))
+    if decision.rejected:
+        table = Table(title="turned down", title_justify="left")
+        table.add_column("build")
+        table.add_column("on")
+        table.add_column("why", ratio=1)
+        for turned_down in decision.rejected:
+            table.add_row(turned_down.variant, turned_down.device, turned_down.reason)
+        console.print(table)
+
+
+def _speed(candidate: CandidateInfo) -> str:
+    if candidate.tokens_per_second is None:
+        return "?"
+    return f"{candidate.tokens_per_second:g}" + ("" if candidate.measured else "*")
+
+
+def _remarks(candidate: CandidateInfo) -> str:
+    remarks = (candidate.behind, *candidate.notes, "" if candidate.installed else "not installed")
+    return "; ".join(remark for remark in remarks if remark)
+
+
+def _of(needed_bytes: int, free_bytes: int | None) -> str:
+    free = "?" if free_bytes is None else f"{free_bytes / GIB_BYTES:.1f}"
+    return f"{needed_bytes / GIB_BYTES:.1f} of {free}"

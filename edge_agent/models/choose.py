@@ -1,0 +1,297 @@
+"""Which build runs where (pure): from machine, catalogue, installed builds, measurements, and what is wanted."""
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.models.catalogue import Catalogue, Variant
+from edge_agent.models.memory import (
+    CONTEXT_TOKENS_MIN,
+    Build,
+    Needed,
+    build_of,
+    largest_that_fits,
+    needed,
+    reserved,
+)
+from edge_agent.models.runtimes import ACCELERATORS, RUNS, Runtime, Runtimes
+from edge_agent.models.speed import expected_per_s
+from hardware.machine import Accelerator, Kind, Machine, Memory, Vendor
+
+MIB = 2**20
+FAST_ENOUGH_PER_S = 20.0
+"""Among builds that answer so fast, the better one wins over the faster: people read 5 to 8 tokens per second, and a
+line of two or three jobs still moves at that speed."""
+NPU_RESPONSE_SHARE = 4
+"""An NPU's graph has a fixed size: one part in so many of the context is kept for the answer."""
+NPU_RESPONSE_TOKENS_MIN = 128
+"""OpenVINO's own default for MIN_RESPONSE_LEN."""
+
+NAMES = {
+    (Vendor.NVIDIA, Kind.GPU): "NVIDIA GPU",
+    (Vendor.INTEL, Kind.GPU): "Intel GPU",
+    (Vendor.INTEL, Kind.NPU): "Intel NPU",
+    (Vendor.QUALCOMM, Kind.NPU): "Qualcomm NPU",
+}
+DRIVERS = {
+    ("onnx", "cuda"): "install the extra [cuda] in place of [cpu], and NVIDIA's driver for CUDA 13",
+    ("openvino", "gpu"): "sudo apt install intel-opencl-icd",
+    ("openvino", "npu"): "install intel-level-zero-npu and intel-fw-npu from github.com/intel/linux-npu-driver",
+}
+"""What a library lacks that does not see an accelerator which the kernel sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for: `model` is a family or a variant, `backend` and `device` may be `auto`."""
+
+    model: str
+    context_tokens: int = 4096
+    parallel: int = 1
+    backend: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a calibration found best: decode speed of one sequence and the library's settings for it."""
+
+    tokens_per_s: float
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A build that can run.
+
+    needed_bytes, free_bytes: memory with every lane full, and what there is, where it would lie.
+    tokens_per_s: measured, or expected of the memory's speed; None when that is not known.
+    options: settings of the library. notes: what had to be cut. behind: why the one before it is better.
+    """
+
+    variant: Variant
+    device: str
+    context_tokens: int
+    parallel: int
+    needed_bytes: int
+    free_bytes: int | None
+    tokens_per_s: float | None
+    measured: bool
+    options: Mapping[str, str]
+    installed: bool
+    whole: bool
+    notes: tuple[str, ...] = ()
+    behind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A build that cannot run on a device, and why."""
+
+    variant: Variant
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The candidates, best first, and everything that was turned down."""
+
+    wanted: Wanted
+    candidates: tuple[Candidate, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def free_bytes(memory: Memory) -> int | None:
+    """Return the memory a load may take: what is free, and no more than the cgroup grants; None when unreadable."""
+    known = [each for each in (memory.available_bytes, memory.limit_bytes) if each is not None]
+    return min(known, default=None)
+
+
+def choose(
+    wanted: Wanted,
+    *,
+    machine: Machine,
+    catalogue: Catalogue,
+    runtimes: Runtimes,
+    installed: Collection[str] = (),
+    measured: Mapping[tuple[str, str], Measurement] | None = None,
+) -> Decision:
+    """Return what can run, best first, and why nothing else does.
+
+    `installed` are names of variants in the store; `measured` is by variant's name and device. Raises EdgeAgentError
+    UNKNOWN_MODEL when the catalogue has nothing of that name.
+    """
+    variants = catalogue.builds_of(wanted.model)
+    if not variants:
+        close = difflib.get_close_matches(wanted.model, catalogue.names(), n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else "see edge-agent models list"
+        raise EdgeAgentError(Code.UNKNOWN_MODEL, f"the catalogue has no model {wanted.model!r}; {hint}")
+    candidates: list[Candidate] = []
+    rejected: list[Rejected] = []
+    for variant in variants:
+        build = build_of(variant, catalogue.family_of(variant))
+        most = variant.context_tokens or catalogue.family_of(variant).context_tokens
+        for device in variant.devices:
+            reason = _unusable(variant, device, wanted=wanted, machine=machine, runtimes=runtimes)
+            runtime = runtimes.of(variant.backend, device)
+            if reason or runtime is None:
+                rejected.append(Rejected(variant, device, reason))
+                continue
+            judged = _fit(variant, runtime, build, wanted=wanted, machine=machine, most_tokens=most)
+            if isinstance(judged, Rejected):
+                rejected.append(judged)
+                continue
+            seen = (measured or {}).get((variant.name, device))
+            candidates.append(
+                replace(
+                    judged,
+                    installed=variant.name in installed,
+                    tokens_per_s=seen.tokens_per_s if seen else expected_per_s(variant, runtime, machine),
+                    measured=seen is not None,
+                    options={**judged.options, **(seen.options if seen else {})},
+                )
+            )
+    return Decision(wanted, _ranked(candidates), tuple(rejected))
+
+
+def _unusable(variant: Variant, device: str, *, wanted: Wanted, machine: Machine, runtimes: Runtimes) -> str:
+    """Return why a build cannot run on a device at all; empty when it can."""
+    if wanted.backend not in {"auto", variant.backend} or wanted.device not in {"auto", device}:
+        return f"backend {wanted.backend} and device {wanted.device} are asked for"
+    if (variant.backend, device) not in RUNS:
+        note = f": {variant.note}" if variant.note else ""
+        return f"this version has no {variant.backend} backend for {device}{note}"
+    if device != "cpu" and (reason := _accelerator_unusable(variant, device, machine)):
+        return reason
+    if runtimes.of(variant.backend, device) is None:
+        if variant.backend in runtimes.missing:
+            return runtimes.missing[variant.backend]
+        mend = DRIVERS.get((variant.backend, device))
+        return f"the library of {variant.backend} sees no {device}" + (f"; {mend}" if mend else "")
+    return ""
+
+
+def _accelerator_unusable(variant: Variant, device: str, machine: Machine) -> str:
+    vendor, kind = ACCELERATORS[variant.backend, device]
+    name = NAMES[vendor, kind]
+    there = [each for each in machine.accelerators if (each.vendor, each.kind) == (vendor, kind)]
+    if not there:
+        return f"this machine has no {name}"
+    fitting = [each for each in there if not variant.made_for or each.generation in variant.made_for]
+    if not fitting:
+        seen = ", ".join(each.generation or each.name or "unknown" for each in there)
+        return f"made for {', '.join(variant.made_for)}; this {name} is {seen}"
+    if all(each.usable is False for each in fitting):
+        return _closed(name, fitting[0])
+    return ""
+
+
+def _closed(name: str, accelerator: Accelerator) -> str:
+    reason = f"the {name} is there but {accelerator.node or 'its device file'} may not be opened"
+    return f"{reason}; {accelerator.mend}" if accelerator.mend else reason
+
+
+def _fit(
+    variant: Variant, runtime: Runtime, build: Build, *, wanted: Wanted, machine: Machine, most_tokens: int
+) -> Candidate | Rejected:
+    """Find the most context and lanes that the memory holds."""
+    host_free = free_bytes(machine.memory)
+    own = runtime.memory_bytes
+
+    def fits(need: Needed) -> bool:
+        in_host = host_free is None or reserved(need.host_bytes) <= host_free
+        return in_host and (own is None or reserved(need.bytes) <= own)
+
+    asked = min(wanted.context_tokens, most_tokens)
+    lanes = min(wanted.parallel, variant.parallel or wanted.parallel)
+    most = largest_that_fits(build, device=runtime.device, context_tokens=asked, parallel=lanes, fits=fits)
+    free = host_free if own is None else own
+    if most is None:
+        least = needed(build, device=runtime.device, context_tokens=min(asked, CONTEXT_TOKENS_MIN), parallel=1)
+        of_its_own = own is not None and reserved(least.bytes) > own
+        need, there = (least.bytes, own or 0) if of_its_own else (least.host_bytes, host_free or 0)
+        return Rejected(
+            variant,
+            runtime.device,
+            f"needs {_mib(reserved(need))} MiB with the shortest context, {_mib(there)} MiB are free",
+        )
+    tokens, fitting_lanes = most
+    notes = []
+    if asked < wanted.context_tokens:
+        notes.append(f"this build takes {asked} tokens of context")
+    if tokens < asked:
+        notes.append(f"memory holds {tokens} of {asked} tokens of context")
+    if lanes < wanted.parallel:
+        notes.append(f"this build takes {lanes} at once")
+    if fitting_lanes < lanes:
+        notes.append(f"memory holds {fitting_lanes} of {lanes} lanes")
+    need_bytes = needed(build, device=runtime.device, context_tokens=tokens, parallel=fitting_lanes).bytes
+    return Candidate(
+        variant=variant,
+        device=runtime.device,
+        context_tokens=tokens,
+        parallel=fitting_lanes,
+        needed_bytes=reserved(need_bytes),
+        free_bytes=free,
+        tokens_per_s=None,
+        measured=False,
+        options=options_of(variant, runtime.device, context_tokens=tokens),
+        installed=False,
+        whole=(tokens, fitting_lanes) == (wanted.context_tokens, wanted.parallel),
+        notes=tuple(notes),
+    )
+
+
+def options_of(variant: Variant, device: str, *, context_tokens: int) -> Mapping[str, str]:
+    """Return the settings of the library that a build needs on a device, in the library's own spelling."""
+    if variant.backend == "openvino" and device == "npu":
+        response = max(NPU_RESPONSE_TOKENS_MIN, context_tokens // NPU_RESPONSE_SHARE)
+        return {"MAX_PROMPT_LEN": str(context_tokens - response), "MIN_RESPONSE_LEN": str(response)}
+    if variant.backend == "openvino" and device == "cpu" and variant.group_size:
+        # the group size of the weights themselves: measured 1.4 to 1.5 times as fast as other sizes
+        return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(variant.group_size)}
+    return {}
+
+
+def _ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    ordered = sorted(candidates, key=_rank, reverse=True)
+    return tuple(
+        replace(each, behind=_behind(each, ordered[place - 1])) if place else each for place, each in enumerate(ordered)
+    )
+
+
+def _rank(candidate: Candidate) -> tuple[float, ...]:
+    """Whole before cut, then fast enough, then quality among the fast and speed among the slow."""
+    fast = _fast(candidate)
+    quality = candidate.variant.quality
+    speed = candidate.tokens_per_s if candidate.tokens_per_s is not None else 1e9 / candidate.variant.weight_bytes
+    return (candidate.whole, fast, *((quality, speed) if fast else (speed, quality)), candidate.installed)
+
+
+def _fast(candidate: Candidate) -> bool:
+    return candidate.tokens_per_s is not None and candidate.tokens_per_s >= FAST_ENOUGH_PER_S
+
+
+def _behind(candidate: Candidate, better: Candidate) -> str:
+    """Say in which point the candidate before it is better."""
+    if better.whole and not candidate.whole:
+        return "does not hold what is wanted: " + ", ".join(candidate.notes)
+    if _fast(better) and not _fast(candidate):
+        return f"slower than {FAST_ENOUGH_PER_S:.0f} tokens/s"
+    if _fast(candidate) and better.variant.quality > candidate.variant.quality:
+        return f"lower quality ({_kind(candidate.variant)} after {_kind(better.variant)})"
+    if candidate.tokens_per_s is None or better.tokens_per_s is None:
+        return "larger weights, so slower"
+    if better.tokens_per_s > candidate.tokens_per_s:
+        return f"slower ({candidate.tokens_per_s:.3g} after {better.tokens_per_s:.3g} tokens/s)"
+    return "equal, but not installed" if better.installed and not candidate.installed else "equal"
+
+
+def _kind(variant: Variant) -> str:
+    return f"{variant.precision} {variant.method}" if variant.method else variant.precision
+
+
+def _mib(size_bytes: float) -> int:
+    return int(size_bytes) // MIB

@@ -1,0 +1,224 @@
+"""From what is wanted to a build on disk: asks the libraries, decides, fetches. One thread, beside everything else."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.engine.backend import ModelSpec, backend_of, names
+from edge_agent.engine.supervisor import NotYetError
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.log import get_logger
+from edge_agent.models.catalogue import Catalogue, Variant
+from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
+from edge_agent.models.load import Placed, prepare
+from edge_agent.models.runtimes import Runtimes
+from edge_agent.settings import ServeSection
+from hardware.machine import Machine
+
+RETRY_S = 60.0
+"""How long after a failed fetch the next try begins; doubled up to RETRY_MOST_S."""
+RETRY_MOST_S = 3600.0
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a decision rests on, each asked anew: the machine, its libraries, the store, calibrations.
+
+    `fetch` brings a variant into the store and tells how far it is in words; None where that is not allowed.
+    """
+
+    machine: Callable[[], Machine]
+    runtimes: Callable[[], Runtimes]
+    installed: Callable[[], Mapping[str, Path]]
+    measured: Callable[[], Mapping[tuple[str, str], Measurement]]
+    fetch: Callable[[Variant, Callable[[str], None], threading.Event], Path] | None
+
+
+class Provision:
+    """Brings a build for every served model. `prepare` belongs to the main thread; `changed` is called on ours."""
+
+    def __init__(
+        self,
+        serves: Sequence[ServeSection],
+        *,
+        catalogue: Catalogue,
+        sources: Sources,
+        changed: Callable[[], None],
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._catalogue = catalogue
+        self._sources = sources
+        self._changed = changed
+        self._retry_s = retry_s
+        self._chosen = [serve for serve in serves if serve.path is None]
+        self._lock = threading.Lock()
+        self._decisions: dict[str, Decision] = {}
+        self._notes: dict[str, str] = {serve.name: "looks at what this machine can run" for serve in self._chosen}
+        self._faults: dict[str, EdgeAgentError] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="models", daemon=True)
+
+    def start(self) -> None:
+        """Begin to decide and fetch, where there is something to decide."""
+        if self._chosen:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop fetching; what was fetched so far is kept and continued next time."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def decisions(self) -> Mapping[str, Decision]:
+        """Return the decision for each model whose build we choose, as far as they are made."""
+        with self._lock:
+            return dict(self._decisions)
+
+    def prepare(self, serve: ServeSection, reserved_bytes: int) -> tuple[ModelSpec, int | None]:
+        """Return what to load now: the given folder, or the best build in the store that fits at this moment.
+
+        Raises NotYetError while there is none, EdgeAgentError when there will be none as things are.
+        """
+        if serve.path is not None:
+            return prepare(placed(serve, serve.path), serve, self._sources.machine(), reserved_bytes=reserved_bytes)
+        with self._lock:
+            decision, fault, note = (
+                self._decisions.get(serve.name),
+                self._faults.get(serve.name),
+                self._notes.get(serve.name),
+            )
+        if fault is not None:
+            raise fault
+        if decision is None or note:
+            raise NotYetError(note)
+        return self._prepare_best(serve, decision, reserved_bytes)
+
+    def _prepare_best(
+        self, serve: ServeSection, decision: Decision, reserved_bytes: int
+    ) -> tuple[ModelSpec, int | None]:
+        installed = self._sources.installed()
+        machine = self._sources.machine()
+        refused: EdgeAgentError | None = None
+        for candidate in decision.candidates:
+            path = installed.get(candidate.variant.name)
+            if path is None:
+                continue
+            variant = candidate.variant
+            place = Placed(path, variant.backend, candidate.device, candidate.options, variant.name, variant.revision)
+            try:
+                return prepare(place, serve, machine, reserved_bytes=reserved_bytes)
+            except EdgeAgentError as error:
+                refused = refused or error
+        raise refused or EdgeAgentError(Code.MODEL_MISSING, _absent(decision))
+
+    # The thread
+
+    def _run(self) -> None:
+        runtimes = self._sources.runtimes()
+        waits = dict.fromkeys((serve.name for serve in self._chosen), 0.0)
+        backoff = dict.fromkeys(waits, self._retry_s)
+        while waits and not self._stopping.is_set():
+            for serve in self._chosen:
+                if waits.get(serve.name, float("inf")) > time.monotonic():
+                    continue
+                if self._provide(serve, runtimes):
+                    del waits[serve.name]
+                else:
+                    waits[serve.name] = time.monotonic() + backoff[serve.name]
+                    backoff[serve.name] = min(RETRY_MOST_S, 2 * backoff[serve.name])
+            self._stopping.wait(max(0.0, min(waits.values(), default=0.0) - time.monotonic()))
+
+    def _provide(self, serve: ServeSection, runtimes: Runtimes) -> bool:
+        """Decide, and fetch the best candidate if it is not there; return whether nothing is left to be done."""
+        installed = self._sources.installed()
+        try:
+            decision = choose(
+                wanted(serve),
+                machine=self._sources.machine(),
+                catalogue=self._catalogue,
+                runtimes=runtimes,
+                installed=installed,
+                measured=self._sources.measured(),
+            )
+        except EdgeAgentError as error:
+            self._settle(serve, None, fault=error)
+            return True
+        if not decision.candidates:
+            self._settle(serve, decision, fault=EdgeAgentError(Code.NO_FIT, _nothing(decision)))
+            return False
+        best = decision.candidates[0]
+        log.info("model.chosen", model=serve.name, variant=best.variant.name, device=best.device)
+        if best.installed or self._sources.fetch is None:
+            here = any(each.installed for each in decision.candidates)
+            fault = None if here else EdgeAgentError(Code.MODEL_MISSING, _absent(decision))
+            self._settle(serve, decision, fault=fault)
+            return here
+        return self._fetch(serve, decision, best)
+
+    def _fetch(self, serve: ServeSection, decision: Decision, best: Candidate) -> bool:
+        assert self._sources.fetch is not None  # noqa: S101 - only called where fetching is allowed
+        self._settle(serve, decision, note=f"fetches {best.variant.name}")
+        try:
+            self._sources.fetch(best.variant, lambda text: self._note(serve, text), self._stopping)
+        except EdgeAgentError as error:
+            if self._stopping.is_set():
+                return False
+            log.error("model.unfetched", model=serve.name, variant=best.variant.name, reason=error.message)
+            here = any(each.installed for each in decision.candidates)
+            self._settle(serve, decision, fault=None if here else error)
+            return False
+        self._settle(serve, decision)
+        return True
+
+    def _settle(
+        self,
+        serve: ServeSection,
+        decision: Decision | None,
+        *,
+        note: str = "",
+        fault: EdgeAgentError | None = None,
+    ) -> None:
+        with self._lock:
+            self._notes[serve.name] = note
+            if decision is not None:
+                self._decisions[serve.name] = decision
+            if fault is None:
+                self._faults.pop(serve.name, None)
+            else:
+                self._faults[serve.name] = fault
+        self._changed()
+
+    def _note(self, serve: ServeSection, text: str) -> None:
+        with self._lock:
+            self._notes[serve.name] = text
+
+
+def wanted(serve: ServeSection) -> Wanted:
+    """Return what a table of the settings asks of a decision."""
+    return Wanted(serve.wanted, serve.context_tokens, serve.parallel, serve.backend, serve.device)
+
+
+def placed(serve: ServeSection, path: Path) -> Placed:
+    """Return how a folder of the user's own is loaded. Raises EdgeAgentError MODEL_MISSING or UNSUPPORTED."""
+    backend = backend_of(path) if serve.backend == "auto" else serve.backend
+    if backend not in names():
+        there = ", ".join(names())
+        raise EdgeAgentError(Code.UNSUPPORTED, f"backend {backend} is not in this version, which has: {there}")
+    return Placed(path, backend, "cpu" if serve.device == "auto" else serve.device, variant=path.name)
+
+
+def _absent(decision: Decision) -> str:
+    best = decision.candidates[0].variant.name
+    return (
+        f"no build of {decision.wanted.model} is in the store; fetch the best one for this machine with: "
+        f"edge-agent models pull {best} (or set models.pull to missing; without a network: edge-agent models import)"
+    )
+
+
+def _nothing(decision: Decision) -> str:
+    reasons = "; ".join(f"{each.variant.name} on {each.device}: {each.reason}" for each in decision.rejected)
+    return f"this machine can run no build of {decision.wanted.model}: {reasons}"

@@ -1,0 +1,54 @@
+"""How fast a build can answer at most (pure): every token reads all weights once, so memory decides."""
+
+from collections.abc import Mapping
+
+from edge_agent.models.catalogue import Variant
+from edge_agent.models.runtimes import Runtime
+from hardware.machine import Machine
+
+EFFICIENCY: Mapping[tuple[str, str], float] = {
+    # Decode measured on full-size synthetic builds, 2 cores with 43 GB/s: 14.1 of 15.5 and 16.5 of 20 tokens/s.
+    ("onnx", "cpu"): 0.9,
+    ("openvino", "cpu"): 0.8,
+    # Published: 266 tokens/s of 438 on an RTX 4090, 39 of 66 on a Core Ultra 7 258V.
+    ("onnx", "cuda"): 0.6,
+    ("openvino", "gpu"): 0.6,
+    ("openvino", "npu"): 0.5,
+}
+"""Share of the memory's speed that a backend makes use of on a device."""
+
+GB_PER_S = 1e9
+NOMINAL_BYTES_PER_S: Mapping[str, float] = {
+    "brcm,bcm2712": 17.1 * GB_PER_S,  # Raspberry Pi 5: 32 bits of LPDDR4X-4267
+    "nvidia,tegra234": 68 * GB_PER_S,  # Jetson Orin Nano 8 GB data sheet; larger modules have more
+    "Meteor Lake": 89.6 * GB_PER_S,  # two channels of DDR5-5600, Intel's data sheet; LPDDR5x has more
+    "Lunar Lake": 136.5 * GB_PER_S,  # 128 bits of LPDDR5X-8533, Intel's data sheet
+    "X Elite": 135 * GB_PER_S,  # Qualcomm's product brief
+}
+"""Memory of boards and of accelerators that share it, by device tree and generation; used until it was measured."""
+OWN_MEMORY_BYTES_PER_S: Mapping[str, float] = {
+    "A770": 560 * GB_PER_S,
+    "RTX 4090": 1008 * GB_PER_S,
+    "A100": 1555 * GB_PER_S,
+    "L4": 300 * GB_PER_S,
+    "H100": 3350 * GB_PER_S,
+    "H200": 4800 * GB_PER_S,
+}
+"""Memory of accelerators by a part of their names, from their makers' data sheets."""
+
+
+def expected_per_s(variant: Variant, runtime: Runtime, machine: Machine) -> float | None:
+    """Return the tokens per second of one sequence that the memory's speed allows; None when that is not known."""
+    bandwidth = _bandwidth(runtime, machine)
+    if bandwidth is None:
+        return None
+    return bandwidth * EFFICIENCY[runtime.backend, runtime.device] / variant.weight_bytes
+
+
+def _bandwidth(runtime: Runtime, machine: Machine) -> float | None:
+    if runtime.memory_bytes is not None:
+        return next((speed for part, speed in OWN_MEMORY_BYTES_PER_S.items() if part in runtime.name), None)
+    if machine.memory.bandwidth_bytes_per_s is not None:
+        return machine.memory.bandwidth_bytes_per_s
+    known = (*machine.board.compatible, *(each.generation or "" for each in machine.accelerators))
+    return next((NOMINAL_BYTES_PER_S[name] for name in known if name in NOMINAL_BYTES_PER_S), None)

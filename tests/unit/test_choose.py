@@ -1,0 +1,211 @@
+"""Which build runs where, and why every other does not."""
+
+import pytest
+from fakes import GIB, machine
+
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.models import catalogue
+from edge_agent.models.choose import Measurement, Wanted, choose
+from edge_agent.models.runtimes import Runtime, Runtimes, presumed
+from hardware.machine import Accelerator, Kind, Vendor
+
+CATALOGUE = catalogue.read()
+MINI = "phi-3.5-mini"
+BOTH = (Runtime("onnx", "cpu", "CPU"), Runtime("openvino", "cpu", "CPU"))
+ARC = Accelerator(Kind.GPU, Vendor.INTEL, "Arc A770", usable=True, memory_bytes=16 * GIB)
+NPU = Accelerator(Kind.NPU, Vendor.INTEL, "NPU", generation="Meteor Lake", usable=True, shares_memory=True)
+NVIDIA = Accelerator(Kind.GPU, Vendor.NVIDIA, "NVIDIA L4", usable=True, memory_bytes=24 * GIB)
+
+
+def decide(there=None, *, offered=BOTH, missing=None, model=MINI, installed=(), measured=None, **wanted):
+    return choose(
+        Wanted(model, **wanted),
+        machine=there or machine(),
+        catalogue=CATALOGUE,
+        runtimes=Runtimes(tuple(offered), missing or {}),
+        installed=installed,
+        measured=measured,
+    )
+
+
+def order(decision):
+    return [(each.variant.name.removeprefix("phi-3.5-mini-"), each.device) for each in decision.candidates]
+
+
+def reason(decision, variant, device):
+    (found,) = (
+        each.reason for each in decision.rejected if (each.variant.name, each.device) == (f"{MINI}-{variant}", device)
+    )
+    return found
+
+
+def test_every_build_and_device_of_the_model_is_accounted_for():
+    """Each is a candidate or turned down, once."""
+    decision = decide()
+    judged = [(each.variant.name, each.device) for each in (*decision.candidates, *decision.rejected)]
+    assert sorted(judged) == sorted((each.name, on) for each in CATALOGUE.builds_of(MINI) for on in each.devices)
+    assert all(each.reason for each in decision.rejected)
+
+
+def test_where_memory_is_slow_the_fastest_wins():
+    """None of them answers as fast as people need, so quality must wait."""
+    decision = decide(machine(bandwidth_gb_per_s=40))
+    assert order(decision) == [
+        ("openvino-int4", "cpu"),
+        ("onnx-cpu-int4", "cpu"),
+        ("openvino-int8", "cpu"),
+        ("openvino-fp16", "cpu"),
+    ]
+    first, second, *_ = decision.candidates
+    assert first.tokens_per_s == pytest.approx(40e9 * 0.8 / 2.08e9)
+    assert second.behind == "slower (12.9 after 15.4 tokens/s)"
+
+
+def test_where_memory_is_fast_the_best_wins():
+    """All that are fast enough come by quality, the others after them by speed."""
+    decision = decide(machine(bandwidth_gb_per_s=120))
+    assert order(decision)[:2] == [("openvino-int8", "cpu"), ("onnx-cpu-int4", "cpu")]
+    assert decision.candidates[1].behind == "lower quality (int4 awq after int8)"
+    assert order(decision)[-1] == ("openvino-fp16", "cpu")
+    assert decision.candidates[-1].behind == "slower than 20 tokens/s"
+
+
+def test_without_a_known_speed_the_smallest_weights_come_first():
+    """They are read for every token."""
+    decision = decide(machine(bandwidth_gb_per_s=None))
+    assert order(decision)[0] == ("openvino-int4", "cpu")
+    assert decision.candidates[0].tokens_per_s is None
+    assert decision.candidates[1].behind == "larger weights, so slower"
+
+
+def test_what_holds_everything_asked_for_comes_before_what_must_be_cut():
+    """Better quality with a third of the context is not what was wanted."""
+    decision = decide(machine(5.5, bandwidth_gb_per_s=200))
+    assert order(decision)[0] == ("openvino-int4", "cpu")
+    cut = next(each for each in decision.candidates if each.variant.name.endswith("onnx-cpu-int4"))
+    assert cut.context_tokens < 4096
+    assert cut.notes == (f"memory holds {cut.context_tokens} of 4096 tokens of context",)
+
+
+def test_lanes_that_do_not_fit_are_said():
+    """The context is kept."""
+    decision = decide(machine(9), offered=BOTH[:1], parallel=8)
+    assert decision.candidates[0].context_tokens == 4096
+    assert decision.candidates[0].notes == (f"memory holds {decision.candidates[0].parallel} of 8 lanes",)
+
+
+def test_what_does_not_fit_is_turned_down_with_the_numbers():
+    """Also under a cgroup's limit, whatever the machine has."""
+    decision = decide(machine(64, limit_gib=2))
+    assert decision.candidates == ()
+    assert reason(decision, "onnx-cpu-int4", "cpu").endswith("MiB with the shortest context, 2048 MiB are free")
+
+
+def test_a_measurement_beats_an_expectation_and_brings_its_settings():
+    """It was seen on this very machine."""
+    measured = {(f"{MINI}-onnx-cpu-int4", "cpu"): Measurement(22.5, {"intra_op_num_threads": "2"})}
+    decision = decide(machine(bandwidth_gb_per_s=40), measured=measured)
+    best = decision.candidates[0]
+    assert (best.variant.name, best.tokens_per_s, best.measured) == (f"{MINI}-onnx-cpu-int4", 22.5, True)
+    assert best.options == {"intra_op_num_threads": "2"}
+    assert decision.candidates[1].behind == "slower than 20 tokens/s"
+
+
+def test_a_card_is_used_when_it_is_there_and_may_be_opened():
+    """With its own memory as the bound."""
+    offered = (*BOTH, Runtime("openvino", "gpu", "Arc A770", 16 * GIB))
+    decision = decide(machine(accelerators=(ARC,), bandwidth_gb_per_s=40), offered=offered)
+    assert order(decision)[0] == ("openvino-fp16", "gpu")
+    assert decision.candidates[0].free_bytes == 16 * GIB
+    small = (*BOTH, Runtime("openvino", "gpu", "Arc A380", 6 * GIB))
+    assert "needs" in reason(decide(machine(accelerators=(ARC,)), offered=small), "openvino-fp16", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "variant", "device", "said"),
+    [
+        ((), "onnx-gpu-int4", "cuda", "this machine has no NVIDIA GPU"),
+        ((), "openvino-npu-int4-cw", "npu", "this machine has no Intel NPU"),
+        ((ARC,), "openvino-int4", "gpu", "the library of openvino sees no gpu; sudo apt install intel-opencl-icd"),
+        (
+            (NVIDIA,),
+            "onnx-gpu-int4",
+            "cuda",
+            (
+                "the library of onnx sees no cuda; install the extra [cuda] in place of [cpu], and NVIDIA's driver for "
+                "CUDA 13"
+            ),
+        ),
+        (
+            (NPU,),
+            "openvino-npu-int4-gq",
+            "npu",
+            "made for Lunar Lake, Panther Lake, Wildcat Lake; this Intel NPU is Meteor Lake",
+        ),
+    ],
+)
+def test_an_accelerator_that_cannot_be_used_is_said_with_what_mends_it(accelerators, variant, device, said):
+    """The reader learns what to install or that there is nothing to hope for."""
+    assert reason(decide(machine(accelerators=accelerators)), variant, device) == said
+
+
+def test_a_device_file_that_is_closed_to_us_is_said_with_the_command():
+    """The library would only say that it sees nothing."""
+    closed = Accelerator(
+        Kind.NPU,
+        Vendor.INTEL,
+        "NPU",
+        generation="Meteor Lake",
+        node="/dev/accel/accel0",
+        usable=False,
+        mend="sudo usermod -aG render edge-agent",
+    )
+    decision = decide(machine(accelerators=(closed,)))
+    assert reason(decision, "openvino-npu-int4-cw", "npu") == (
+        "the Intel NPU is there but /dev/accel/accel0 may not be opened; sudo usermod -aG render edge-agent"
+    )
+
+
+def test_an_npu_gets_a_graph_of_the_size_that_is_wanted():
+    """Its sizes are fixed when the model is compiled."""
+    there = machine(accelerators=(NPU,))
+    decision = decide(there, offered=presumed(there).offered, device="npu", context_tokens=2048)
+    (only,) = decision.candidates
+    assert only.options == {"MAX_PROMPT_LEN": "1536", "MIN_RESPONSE_LEN": "512"}
+
+
+def test_a_library_that_is_missing_says_how_to_get_it():
+    """In the words of whoever looked for it."""
+    missing = {"openvino": "openvino_genai is not installed; install it with: pip install …"}
+    assert reason(decide(offered=BOTH[:1], missing=missing), "openvino-int4", "cpu") == missing["openvino"]
+
+
+def test_what_is_asked_for_is_obeyed():
+    """A backend, a device, one very build."""
+    assert {each.variant.backend for each in decide(backend="openvino").candidates} == {"openvino"}
+    assert decide(device="npu").candidates == ()
+    assert order(decide(model=f"{MINI}-openvino-int8")) == [("openvino-int8", "cpu")]
+
+
+def test_what_the_catalogue_does_not_have_is_said_with_the_nearest():
+    """A typing error should cost no search."""
+    with pytest.raises(EdgeAgentError, match=r"did you mean phi-3\.5-mini\?") as caught:
+        decide(model="phi-3.5-mni")
+    assert caught.value.code is Code.UNKNOWN_MODEL
+
+
+def test_of_builds_equally_fast_the_better_comes_first():
+    """Also when the other is here already: it is fetched once and answers for years."""
+    measured = {(f"{MINI}-{name}", "cpu"): Measurement(10.0) for name in ("onnx-cpu-int4", "openvino-int4")}
+    assert order(decide(measured=measured, installed={f"{MINI}-openvino-int4"}))[0] == ("onnx-cpu-int4", "cpu")
+
+
+def test_runtimes_presumed_of_a_machine_are_those_of_its_accelerators():
+    """For planning: as if every driver and library were there."""
+    offered = presumed(machine(accelerators=(ARC, NPU, NVIDIA))).offered
+    assert {(each.backend, each.device) for each in offered} >= {
+        ("onnx", "cpu"),
+        ("onnx", "cuda"),
+        ("openvino", "gpu"),
+        ("openvino", "npu"),
+    }

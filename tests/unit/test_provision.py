@@ -1,0 +1,204 @@
+"""From what is wanted to a build on disk: what is said on the way, and what is loaded in the end."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import PATIENCE_S, machine
+from test_memory import write_build
+
+from edge_agent.engine.supervisor import NotYetError
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.models import catalogue
+from edge_agent.models.provision import Provision, Sources
+from edge_agent.models.runtimes import Runtime, Runtimes
+from edge_agent.settings import ServeSection
+
+ONNX = "phi-3.5-mini-onnx-cpu-int4"
+OPENVINO = "phi-3.5-mini-openvino-int4"
+BOTH = Runtimes((Runtime("onnx", "cpu", "CPU"), Runtime("openvino", "cpu", "CPU")))
+SERVE = ServeSection(name="phi-3.5-mini")
+WEIGHTS_BYTES = {"onnx": 2_780_000_000, "openvino": 2_080_000_000}
+
+
+class Bench:
+    """A provision whose sources are set by hand."""
+
+    def __init__(self, folder, *serves, fetch=None, **sources):
+        self.folder = folder
+        self.store = {}
+        self.machine = machine(16, bandwidth_gb_per_s=40)
+        self.news = threading.Semaphore(0)
+        self.provision = Provision(
+            serves or (SERVE,),
+            catalogue=catalogue.read(),
+            sources=replace(
+                Sources(
+                    machine=lambda: self.machine,
+                    runtimes=lambda: BOTH,
+                    installed=lambda: dict(self.store),
+                    measured=dict,
+                    fetch=fetch,
+                ),
+                **sources,
+            ),
+            changed=self.news.release,
+            retry_s=0.01,
+        )
+
+    def install(self, name, backend):
+        folder = self.folder / name
+        folder.mkdir()
+        self.store[name] = write_build(folder, backend, WEIGHTS_BYTES[backend])
+        return folder
+
+    def settled(self, times=1):
+        """Wait until it said so often that something changed."""
+        for _ in range(times):
+            assert self.news.acquire(timeout=PATIENCE_S), "nothing changed"
+        return self.provision
+
+    def __enter__(self):
+        self.provision.start()
+        return self
+
+    def __exit__(self, *_exception):
+        self.provision.stop()
+
+
+def test_the_best_build_in_the_store_is_loaded_as_decided(tmp_path):
+    """With its device, its library's settings and its name."""
+    bench = Bench(tmp_path)
+    folder = bench.install(OPENVINO, "openvino")
+    with bench:
+        spec, limit_bytes = bench.settled().prepare(SERVE, 0)
+    assert (spec.path, spec.backend, spec.device, spec.variant) == (folder, "openvino", "cpu", OPENVINO)
+    assert spec.options == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
+    assert spec.revision == "03cc3b1f99c6cb2b11cd17137642971712970b1f"
+    assert limit_bytes
+
+
+def test_without_any_build_it_is_said_exactly_what_to_do(tmp_path):
+    """The command stands in the sentence."""
+    with Bench(tmp_path) as bench, pytest.raises(EdgeAgentError) as caught:
+        bench.settled().prepare(SERVE, 0)
+    assert caught.value.code is Code.MODEL_MISSING
+    assert f"edge-agent models pull {OPENVINO}" in caught.value.message
+
+
+def test_where_nothing_may_be_fetched_what_is_here_is_good_enough(tmp_path):
+    """Not the best of all, but the best there is."""
+    bench = Bench(tmp_path)
+    bench.install(ONNX, "onnx")
+    with bench:
+        spec, _ = bench.settled().prepare(SERVE, 0)
+    assert spec.variant == ONNX
+
+
+def test_when_memory_is_taken_meanwhile_the_next_best_is_loaded(tmp_path):
+    """The decision was made on another day."""
+    bench = Bench(tmp_path)
+    bench.install(ONNX, "onnx")
+    with bench:
+        bench.settled()
+        bench.machine = machine(3)
+        with pytest.raises(EdgeAgentError) as caught:
+            bench.provision.prepare(SERVE, 0)
+        assert caught.value.code is Code.NO_FIT
+        bench.install(OPENVINO, "openvino")
+        bench.machine = machine(3.6)
+        spec, _ = bench.provision.prepare(SERVE, 0)
+    assert spec.variant == OPENVINO
+
+
+def test_while_a_build_is_fetched_it_is_said_how_far_it_is(tmp_path):
+    """And when it is there it is loaded."""
+    go = threading.Event()
+
+    def fetch(variant, tell, _stop):
+        tell("34 % of 2.1 GB")
+        bench.install(variant.name, variant.backend)
+        assert go.wait(PATIENCE_S)
+        return bench.store[variant.name]
+
+    with Bench(tmp_path, fetch=fetch) as bench:
+        bench.settled()
+        while True:  # the note comes a moment after the start
+            with pytest.raises(NotYetError) as caught:
+                bench.provision.prepare(SERVE, 0)
+            if "34 %" in str(caught.value):
+                break
+        go.set()
+        spec, _ = bench.settled().prepare(SERVE, 0)
+    assert spec.variant == OPENVINO
+
+
+def test_a_failed_fetch_is_told_and_tried_again(tmp_path):
+    """With growing pauses, until it works."""
+    failures = iter([EdgeAgentError(Code.MODEL_MISSING, "the hub answers 503"), None])
+
+    def fetch(variant, _tell, _stop):
+        if failure := next(failures):
+            raise failure
+        return bench.install(variant.name, variant.backend)
+
+    with Bench(tmp_path, fetch=fetch) as bench:
+        bench.settled(4)
+        spec, _ = bench.provision.prepare(SERVE, 0)
+    assert spec.variant == OPENVINO
+
+
+def test_a_failed_fetch_leaves_what_is_here_in_use(tmp_path):
+    """A hub that is away costs no answer."""
+    asked = threading.Event()
+
+    def fetch(_variant, _tell, stop):
+        asked.set()
+        assert stop.wait(0) is False
+        raise EdgeAgentError(Code.MODEL_MISSING, "the hub cannot be reached")
+
+    bench = Bench(tmp_path, fetch=fetch)
+    bench.install(ONNX, "onnx")
+    with bench:
+        spec, _ = bench.settled(2).prepare(SERVE, 0)
+    assert asked.is_set()
+    assert spec.variant == ONNX
+
+
+def test_a_machine_that_can_run_nothing_says_why(tmp_path):
+    """Every build with its reason."""
+    bench = Bench(tmp_path)
+    bench.machine = machine(1)
+    with bench, pytest.raises(EdgeAgentError, match=f"{ONNX} on cpu: needs .* 1024 MiB are free") as caught:
+        bench.settled().prepare(SERVE, 0)
+    assert caught.value.code is Code.NO_FIT
+
+
+def test_a_name_that_the_catalogue_does_not_have_is_said(tmp_path):
+    """With what it may have meant."""
+    serve = ServeSection(name="phi", model="phi-3.5-mni")
+    with Bench(tmp_path, serve) as bench, pytest.raises(EdgeAgentError, match="did you mean") as caught:
+        bench.settled().prepare(serve, 0)
+    assert caught.value.code is Code.UNKNOWN_MODEL
+
+
+def test_a_folder_of_ones_own_is_loaded_as_it_is(tmp_path):
+    """No decision, no library asked, no fetch."""
+
+    def never():
+        raise AssertionError("nobody needs to know")
+
+    serve = ServeSection(name="ours", path=write_build(tmp_path))
+    with Bench(tmp_path, serve, runtimes=never) as bench:
+        spec, _ = bench.provision.prepare(serve, 0)
+        assert bench.provision.decisions() == {}
+    assert (spec.path, spec.backend, spec.variant) == (tmp_path, "onnx", tmp_path.name)
+
+
+def test_a_folder_without_a_model_is_said():
+    """And which key to mend."""
+    serve = ServeSection(name="ours", path=Path("/absent"))
+    with pytest.raises(EdgeAgentError, match=r"mend models\.serve\.path") as caught:
+        Bench(Path("/absent"), serve).provision.prepare(serve, 0)
+    assert caught.value.code is Code.MODEL_MISSING
