@@ -171,7 +171,14 @@ class Agent:
         )
 
     def _sources(self, state_dir: Path) -> Sources:
-        return Sources(machine=probe, runtimes=runtimes.ask, installed=dict, measured=dict, fetch=None)
+        return Sources(
+            machine=probe,
+            bandwidth=lambda: probe(measure_bandwidth=True).memory.bandwidth_bytes_per_s,
+            runtimes=runtimes.ask,
+            installed=dict,
+            measured=dict,
+            fetch=None,
+        )
 
     # Order of start and stop
 

@@ -84,7 +84,7 @@ def explain(
 
 
 def _machine(root: Path | None, memory: str | None) -> Machine:
-    there = probe(root or Path("/"))
+    there = probe(root or Path("/"), measure_bandwidth=root is None)
     if memory is None:
         return there
     total_bytes = memory_bytes(memory)
@@ -107,7 +107,7 @@ def _show(decision: ModelDecision, console: Console) -> None:
             ("tok/s", True),
         ):
             table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "build")
-        table.add_column("remarks", ratio=1)
+        table.add_column("remarks", ratio=1, overflow="fold")
         for place, each in enumerate(decision.candidates, 1):
             table.add_row(
                 str(place),
@@ -125,7 +125,7 @@ def _show(decision: ModelDecision, console: Console) -> None:
         console.print(Text(f"{decision.wanted}: nothing fits ({asked})", style="bold"))
     if decision.rejected:
         table = Table(title="turned down", title_justify="left")
-        table.add_column("build")
+        table.add_column("build", overflow="fold")
         table.add_column("on")
         table.add_column("why", ratio=1)
         for turned_down in decision.rejected:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_agent.engine.backend import ModelSpec, backend_of, names
@@ -28,10 +28,11 @@ log = get_logger()
 class Sources:
     """What a decision rests on, each asked anew: the machine, its libraries, the store, calibrations.
 
-    `fetch` brings a variant into the store and tells how far it is in words; None where that is not allowed.
+    `bandwidth` measures how many bytes of memory can be read per second, where that can be told. `fetch` brings a variant into the store and tells how far it is in words; None where that is not allowed.
     """
 
     machine: Callable[[], Machine]
+    bandwidth: Callable[[], float | None]
     runtimes: Callable[[], Runtimes]
     installed: Callable[[], Mapping[str, Path]]
     measured: Callable[[], Mapping[tuple[str, str], Measurement]]
@@ -118,27 +119,29 @@ class Provision:
     # The thread
 
     def _run(self) -> None:
-        runtimes = self._sources.runtimes()
+        runtimes, bandwidth = self._sources.runtimes(), self._sources.bandwidth()
         waits = dict.fromkeys((serve.name for serve in self._chosen), 0.0)
         backoff = dict.fromkeys(waits, self._retry_s)
         while waits and not self._stopping.is_set():
             for serve in self._chosen:
                 if waits.get(serve.name, float("inf")) > time.monotonic():
                     continue
-                if self._provide(serve, runtimes):
+                if self._provide(serve, runtimes, bandwidth):
                     del waits[serve.name]
                 else:
                     waits[serve.name] = time.monotonic() + backoff[serve.name]
                     backoff[serve.name] = min(RETRY_MOST_S, 2 * backoff[serve.name])
             self._stopping.wait(max(0.0, min(waits.values(), default=0.0) - time.monotonic()))
 
-    def _provide(self, serve: ServeSection, runtimes: Runtimes) -> bool:
+    def _provide(self, serve: ServeSection, runtimes: Runtimes, bandwidth: float | None) -> bool:
         """Decide, and fetch the best candidate if it is not there; return whether nothing is left to be done."""
         installed = self._sources.installed()
+        machine = self._sources.machine()
+        memory = replace(machine.memory, bandwidth_bytes_per_s=bandwidth)
         try:
             decision = choose(
                 wanted(serve),
-                machine=self._sources.machine(),
+                machine=replace(machine, memory=memory),
                 catalogue=self._catalogue,
                 runtimes=runtimes,
                 installed=installed,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fakes import PATIENCE_S, machine
+from running import wait_for
 from test_memory import write_build
 
 from edge_agent.engine.supervisor import NotYetError
@@ -28,7 +29,7 @@ class Bench:
     def __init__(self, folder, *serves, fetch=None, **sources):
         self.folder = folder
         self.store = {}
-        self.machine = machine(16, bandwidth_gb_per_s=40)
+        self.machine = machine(16)
         self.news = threading.Semaphore(0)
         self.provision = Provision(
             serves or (SERVE,),
@@ -36,6 +37,7 @@ class Bench:
             sources=replace(
                 Sources(
                     machine=lambda: self.machine,
+                    bandwidth=lambda: 40e9,
                     runtimes=lambda: BOTH,
                     installed=lambda: dict(self.store),
                     measured=dict,
@@ -124,11 +126,13 @@ def test_while_a_build_is_fetched_it_is_said_how_far_it_is(tmp_path):
 
     with Bench(tmp_path, fetch=fetch) as bench:
         bench.settled()
-        while True:  # the note comes a moment after the start
+
+        def said():
             with pytest.raises(NotYetError) as caught:
                 bench.provision.prepare(SERVE, 0)
-            if "34 %" in str(caught.value):
-                break
+            return str(caught.value)
+
+        wait_for(lambda: said() == "34 % of 2.1 GB", "the note, which comes a moment after the start")
         go.set()
         spec, _ = bench.settled().prepare(SERVE, 0)
     assert spec.variant == OPENVINO
