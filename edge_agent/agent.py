@@ -25,8 +25,8 @@ from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue, StorageError
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
-from edge_agent.models import catalogue, runtimes
-from edge_agent.models.provision import Provision, Sources
+from edge_agent.models import catalogue
+from edge_agent.models.provision import Provision, sources
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
 from edge_agent.mqtt.outbox import Outbox
@@ -128,7 +128,7 @@ class Agent:
         self._provision = Provision(
             settings.models.serve,
             catalogue=catalogue.read(settings.models.catalogue),
-            sources=self._sources(state_dir),
+            sources=sources(settings),
             changed=self._decided,
         )
         self._supervisor = Supervisor(
@@ -168,16 +168,6 @@ class Agent:
             connections=lambda: self._link.connections,
             refresh=self._announcer.refresh,
             say=self._report,
-        )
-
-    def _sources(self, state_dir: Path) -> Sources:
-        return Sources(
-            machine=probe,
-            bandwidth=lambda: probe(measure_bandwidth=True).memory.bandwidth_bytes_per_s,
-            runtimes=runtimes.ask,
-            installed=dict,
-            measured=dict,
-            fetch=None,
         )
 
     # Order of start and stop

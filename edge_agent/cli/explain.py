@@ -8,6 +8,7 @@ from typing import Annotated
 
 import rich
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +18,8 @@ from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.health.birth import decision_report
 from edge_agent.models import catalogue, runtimes
 from edge_agent.models.choose import choose
-from edge_agent.models.provision import wanted
+from edge_agent.models.provision import here, wanted
+from edge_agent.models.store import Store
 from edge_agent.mqtt.payloads import CandidateInfo, ModelDecision
 from hardware.machine import Machine
 from hardware.probe import probe
@@ -66,9 +68,11 @@ def explain(
         serves = [serve.model_copy(update=changed) for serve in serves]
         there = _machine(machine, memory)
         offered = runtimes.presumed(there) if machine is not None else runtimes.ask()
-        builds = catalogue.read()
+        builds = catalogue.read(loaded.models.catalogue)
+        installed = here(Store.of(loaded)) if machine is None else {}
         decisions = {
-            serve.name: choose(wanted(serve), machine=there, catalogue=builds, runtimes=offered) for serve in serves
+            serve.name: choose(wanted(serve), machine=there, catalogue=builds, runtimes=offered, installed=installed)
+            for serve in serves
         }
     except (EdgeAgentError, SettingsError) as error:
         rich.print(Text(str(error)), file=sys.stderr)
@@ -97,35 +101,17 @@ def _machine(root: Path | None, memory: str | None) -> Machine:
 def _show(decision: ModelDecision, console: Console) -> None:
     asked = f"{decision.context_tokens} tokens of context, {decision.parallel} at once"
     if decision.candidates:
-        table = Table(title=f"{decision.wanted}: {asked}", title_justify="left", caption_justify="left")
-        for heading, right in (
-            ("", True),
-            ("build", False),
-            ("on", False),
-            ("memory", True),
-            ("context", True),
-            ("tok/s", True),
-        ):
-            table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "build")
-        table.add_column("remarks", ratio=1, overflow="fold")
+        console.print(_candidates(decision, title=f"{decision.wanted}: {asked}"))
         for place, each in enumerate(decision.candidates, 1):
-            table.add_row(
-                str(place),
-                each.variant,
-                each.device,
-                _of(each.needed_bytes, each.free_bytes),
-                f"{each.context_tokens} x {each.parallel}",
-                _speed(each),
-                _remarks(each),
-                style="bold" if place == 1 else "",
-            )
-        console.print(table)
-        console.print("memory: needed of free, GiB · tok/s: one answer; * expected of the memory's speed, not measured")
+            remarks = "; ".join(remark for remark in (each.behind, *each.notes) if remark)
+            if remarks:
+                console.print(Text(f"{place}. {remarks}"))
+        console.print("memory: needed of free, GiB; tokens/s of one answer, * expected of the memory's speed\n")
     else:
-        console.print(Text(f"{decision.wanted}: nothing fits ({asked})", style="bold"))
+        console.print(Text(f"{decision.wanted}: nothing fits ({asked})\n", style="bold"))
     if decision.rejected:
-        table = Table(title="turned down", title_justify="left")
-        table.add_column("build", overflow="fold")
+        table = _table("turned down")
+        table.add_column("build", no_wrap=True)
         table.add_column("on")
         table.add_column("why", ratio=1)
         for turned_down in decision.rejected:
@@ -133,15 +119,36 @@ def _show(decision: ModelDecision, console: Console) -> None:
         console.print(table)
 
 
+def _candidates(decision: ModelDecision, *, title: str) -> Table:
+    table = _table(title)
+    for heading in ("", "build", "on", "memory", "context", "tokens/s", "here"):
+        words = heading in {"build", "on", "here"}
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True)
+    for place, each in enumerate(decision.candidates, 1):
+        table.add_row(
+            str(place),
+            each.variant,
+            each.device,
+            _of(each.needed_bytes, each.free_bytes),
+            f"{each.context_tokens} x {each.parallel}",
+            _speed(each),
+            "yes" if each.installed else "no",
+            style="bold" if place == 1 else "",
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    """Return a table that leaves the names of builds whole on a terminal of 80 columns."""
+    return Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+
+
 def _speed(candidate: CandidateInfo) -> str:
     if candidate.tokens_per_second is None:
         return "?"
     return f"{candidate.tokens_per_second:g}" + ("" if candidate.measured else "*")
-
-
-def _remarks(candidate: CandidateInfo) -> str:
-    remarks = (candidate.behind, *candidate.notes, "" if candidate.installed else "not installed")
-    return "; ".join(remark for remark in remarks if remark)
 
 
 def _of(needed_bytes: int, free_bytes: int | None) -> str:

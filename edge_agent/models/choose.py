@@ -16,13 +16,15 @@ from edge_agent.models.memory import (
     reserved,
 )
 from edge_agent.models.runtimes import ACCELERATORS, RUNS, Runtime, Runtimes
-from edge_agent.models.speed import expected_per_s
+from edge_agent.models.speed import efficiency, expected_per_s
 from hardware.machine import Accelerator, Kind, Machine, Memory, Vendor
 
 MIB = 2**20
 FAST_ENOUGH_PER_S = 20.0
 """Among builds that answer so fast, the better one wins over the faster: people read 5 to 8 tokens per second, and a
 line of two or three jobs still moves at that speed."""
+ANY_BYTES_PER_S = 20e9
+"""Where the memory's speed is not known, builds are ordered as if it were this; it is never shown."""
 NPU_RESPONSE_SHARE = 4
 """An NPU's graph has a fixed size: one part in so many of the context is kept for the answer."""
 NPU_RESPONSE_TOKENS_MIN = 128
@@ -65,7 +67,8 @@ class Measurement:
 class Candidate:
     """A build that can run.
 
-    needed_bytes, free_bytes: memory with every lane full, and what there is, where it would lie.
+    needed_bytes, free_bytes: memory with every lane full, and what there is (None: unknown), where it would lie:
+    in the machine's when `shares_memory`.
     tokens_per_s: measured, or expected of the memory's speed; None when that is not known.
     options: settings of the library. notes: what had to be cut. behind: why the one before it is better.
     """
@@ -81,6 +84,8 @@ class Candidate:
     options: Mapping[str, str]
     installed: bool
     whole: bool
+    shares_memory: bool
+    rank_per_s: float
     notes: tuple[str, ...] = ()
     behind: str = ""
 
@@ -139,16 +144,20 @@ def choose(
             if reason or runtime is None:
                 rejected.append(Rejected(variant, device, reason))
                 continue
-            judged = _fit(variant, runtime, build, wanted=wanted, machine=machine, most_tokens=most)
+            accelerator = _accelerator(variant, device, machine)
+            judged = _fit(variant, runtime, build, wanted, machine, accelerator, most_tokens=most)
             if isinstance(judged, Rejected):
                 rejected.append(judged)
                 continue
             seen = (measured or {}).get((variant.name, device))
+            expected = expected_per_s(variant, runtime, machine, accelerator)
+            speed = seen.tokens_per_s if seen else expected
             candidates.append(
                 replace(
                     judged,
                     installed=variant.name in installed,
-                    tokens_per_s=seen.tokens_per_s if seen else expected_per_s(variant, runtime, machine),
+                    tokens_per_s=speed,
+                    rank_per_s=speed or ANY_BYTES_PER_S * efficiency(runtime, machine) / variant.weight_bytes,
                     measured=seen is not None,
                     options={**judged.options, **(seen.options if seen else {})},
                 )
@@ -173,6 +182,17 @@ def _unusable(variant: Variant, device: str, *, wanted: Wanted, machine: Machine
     return ""
 
 
+def _accelerator(variant: Variant, device: str, machine: Machine) -> Accelerator | None:
+    """Return what a build would run on; None for the processor."""
+    wanted = ACCELERATORS.get((variant.backend, device))
+    fitting = (
+        each
+        for each in machine.accelerators
+        if (each.vendor, each.kind) == wanted and (not variant.made_for or each.generation in variant.made_for)
+    )
+    return next(fitting, None)
+
+
 def _accelerator_unusable(variant: Variant, device: str, machine: Machine) -> str:
     vendor, kind = ACCELERATORS[variant.backend, device]
     name = NAMES[vendor, kind]
@@ -194,24 +214,33 @@ def _closed(name: str, accelerator: Accelerator) -> str:
 
 
 def _fit(
-    variant: Variant, runtime: Runtime, build: Build, *, wanted: Wanted, machine: Machine, most_tokens: int
+    variant: Variant,
+    runtime: Runtime,
+    build: Build,
+    wanted: Wanted,
+    machine: Machine,
+    accelerator: Accelerator | None,
+    *,
+    most_tokens: int,
 ) -> Candidate | Rejected:
     """Find the most context and lanes that the memory holds."""
     host_free = free_bytes(machine.memory)
-    own = runtime.memory_bytes
+    shared = accelerator is None or accelerator.shares_memory
+    own = None if accelerator is None or shared else accelerator.memory_bytes or runtime.memory_bytes
 
     def fits(need: Needed) -> bool:
-        in_host = host_free is None or reserved(need.host_bytes) <= host_free
+        in_host = host_free is None or reserved(need.bytes if shared else need.host_bytes) <= host_free
         return in_host and (own is None or reserved(need.bytes) <= own)
 
     asked = min(wanted.context_tokens, most_tokens)
     lanes = min(wanted.parallel, variant.parallel or wanted.parallel)
     most = largest_that_fits(build, device=runtime.device, context_tokens=asked, parallel=lanes, fits=fits)
-    free = host_free if own is None else own
+    free = host_free if shared else own
     if most is None:
         least = needed(build, device=runtime.device, context_tokens=min(asked, CONTEXT_TOKENS_MIN), parallel=1)
         of_its_own = own is not None and reserved(least.bytes) > own
-        need, there = (least.bytes, own or 0) if of_its_own else (least.host_bytes, host_free or 0)
+        in_host = least.bytes if shared else least.host_bytes
+        need, there = (least.bytes, own or 0) if of_its_own else (in_host, host_free or 0)
         return Rejected(
             variant,
             runtime.device,
@@ -240,6 +269,8 @@ def _fit(
         options=options_of(variant, runtime.device, context_tokens=tokens),
         installed=False,
         whole=(tokens, fitting_lanes) == (wanted.context_tokens, wanted.parallel),
+        shares_memory=shared,
+        rank_per_s=0.0,
         notes=tuple(notes),
     )
 
@@ -265,8 +296,7 @@ def _ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 def _rank(candidate: Candidate) -> tuple[float, ...]:
     """Whole before cut, then fast enough, then quality among the fast and speed among the slow."""
     fast = _fast(candidate)
-    quality = candidate.variant.quality
-    speed = candidate.tokens_per_s if candidate.tokens_per_s is not None else 1e9 / candidate.variant.weight_bytes
+    quality, speed = candidate.variant.quality, candidate.rank_per_s
     return (candidate.whole, fast, *((quality, speed) if fast else (speed, quality)), candidate.installed)
 
 
@@ -283,7 +313,7 @@ def _behind(candidate: Candidate, better: Candidate) -> str:
     if _fast(candidate) and better.variant.quality > candidate.variant.quality:
         return f"lower quality ({_kind(candidate.variant)} after {_kind(better.variant)})"
     if candidate.tokens_per_s is None or better.tokens_per_s is None:
-        return "larger weights, so slower"
+        return "slower by the size of its weights"
     if better.tokens_per_s > candidate.tokens_per_s:
         return f"slower ({candidate.tokens_per_s:.3g} after {better.tokens_per_s:.3g} tokens/s)"
     return "equal, but not installed" if better.installed and not candidate.installed else "equal"

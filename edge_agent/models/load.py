@@ -9,9 +9,10 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.choose import free_bytes
 from edge_agent.models.memory import (
     CONTEXT_TOKENS_MIN,
+    Needed,
     largest_that_fits,
+    needed,
     read_build,
-    reservation_bytes,
     reserved,
 )
 from edge_agent.settings import ServeSection
@@ -20,14 +21,22 @@ from hardware.machine import Machine
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A build on disk and where it runs; `options` are the library's, see ModelSpec."""
+    """A build on disk and where it runs; `options` are the library's, see ModelSpec.
+
+    shares_memory: whether the device computes in the machine's own memory.
+    """
 
     path: Path
     backend: str
     device: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
+    shares_memory: bool = True
     variant: str | None = None
     revision: str | None = None
+
+    def reserved_bytes(self, need: Needed) -> int:
+        """Return the machine's memory that is set aside for a predicted need."""
+        return reserved(need.bytes if self.shares_memory else need.host_bytes)
 
 
 def prepare(
@@ -49,14 +58,11 @@ def prepare(
             device=placed.device,
             context_tokens=context_tokens,
             parallel=parallel,
-            fits=lambda need: room_bytes is None or reserved(need.host_bytes) <= room_bytes,
+            fits=lambda need: room_bytes is None or placed.reserved_bytes(need) <= room_bytes,
         )
         if fitting is None:
-            least = reservation_bytes(
-                build,
-                device=placed.device,
-                context_tokens=min(CONTEXT_TOKENS_MIN, context_tokens),
-                parallel=1,
+            least = placed.reserved_bytes(
+                needed(build, device=placed.device, context_tokens=min(CONTEXT_TOKENS_MIN, context_tokens), parallel=1)
             )
             raise EdgeAgentError(
                 Code.NO_FIT,
@@ -64,9 +70,8 @@ def prepare(
                 "are free; free memory or take a smaller build",
             )
         context_tokens, parallel = fitting
-        limit_bytes = limit_bytes or reservation_bytes(
-            build, device=placed.device, context_tokens=context_tokens, parallel=parallel
-        )
+        need = needed(build, device=placed.device, context_tokens=context_tokens, parallel=parallel)
+        limit_bytes = limit_bytes or placed.reserved_bytes(need)
     spec = ModelSpec(
         path=placed.path,
         backend=placed.backend,

@@ -148,12 +148,6 @@ def reserved(predicted_bytes: int) -> int:
     return int(predicted_bytes * RESERVE_FACTOR) + RESERVE_BYTES
 
 
-def reservation_bytes(build: Build, *, device: str, context_tokens: int, parallel: int) -> int:
-    """Return the machine's memory that a load is granted."""
-    peak = needed(build, device=device, context_tokens=context_tokens, parallel=parallel)
-    return reserved(peak.host_bytes)
-
-
 def largest_that_fits(
     build: Build, *, device: str, context_tokens: int, parallel: int, fits: Callable[[Needed], bool]
 ) -> tuple[int, int] | None:

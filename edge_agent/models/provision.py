@@ -10,12 +10,16 @@ from edge_agent.engine.backend import ModelSpec, backend_of, names
 from edge_agent.engine.supervisor import NotYetError
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.log import get_logger
+from edge_agent.models import runtimes as libraries
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
+from edge_agent.models.fetch import Hub, Progress, fetch
 from edge_agent.models.load import Placed, prepare
 from edge_agent.models.runtimes import Runtimes
-from edge_agent.settings import ServeSection
+from edge_agent.models.store import Store, in_words
+from edge_agent.settings import ServeSection, Settings
 from hardware.machine import Machine
+from hardware.probe import probe
 
 RETRY_S = 60.0
 """How long after a failed fetch the next try begins; doubled up to RETRY_MOST_S."""
@@ -28,7 +32,8 @@ log = get_logger()
 class Sources:
     """What a decision rests on, each asked anew: the machine, its libraries, the store, calibrations.
 
-    `bandwidth` measures how many bytes of memory can be read per second, where that can be told. `fetch` brings a variant into the store and tells how far it is in words; None where that is not allowed.
+    `bandwidth` measures how many bytes of memory can be read per second, where that can be told. `fetch` brings a
+    variant into the store and tells how far it is in words; None where that is not allowed.
     """
 
     machine: Callable[[], Machine]
@@ -37,6 +42,35 @@ class Sources:
     installed: Callable[[], Mapping[str, Path]]
     measured: Callable[[], Mapping[tuple[str, str], Measurement]]
     fetch: Callable[[Variant, Callable[[str], None], threading.Event], Path] | None
+
+
+def sources(settings: Settings) -> Sources:
+    """Return this machine, its libraries, and the store and hub that the settings name."""
+    store, hub = Store.of(settings), Hub.of(settings.models)
+
+    def bring(variant: Variant, tell: Callable[[str], None], stop: threading.Event) -> Path:
+        return fetch(store, variant, hub=hub, progress=lambda progress: tell(_told(variant, progress)), stop=stop)
+
+    return Sources(
+        machine=probe,
+        bandwidth=lambda: probe(measure_bandwidth=True).memory.bandwidth_bytes_per_s,
+        runtimes=libraries.ask,
+        installed=lambda: here(store),
+        measured=dict,
+        fetch=bring if settings.models.pull == "missing" else None,
+    )
+
+
+def here(store: Store) -> dict[str, Path]:
+    """Return the folders of the builds in the store that are whole, by name."""
+    return {each.name: each.path for each in store.installed() if each.manifest is not None}
+
+
+def _told(variant: Variant, progress: Progress) -> str:
+    if progress.phase != "fetching" or not progress.total_bytes:
+        return f"{progress.phase} {variant.name}"
+    share = 100 * progress.done_bytes // progress.total_bytes
+    return f"fetches {variant.name}: {share} % of {in_words(progress.total_bytes)}"
 
 
 class Provision:
@@ -109,7 +143,15 @@ class Provision:
             if path is None:
                 continue
             variant = candidate.variant
-            place = Placed(path, variant.backend, candidate.device, candidate.options, variant.name, variant.revision)
+            place = Placed(
+                path,
+                variant.backend,
+                candidate.device,
+                candidate.options,
+                candidate.shares_memory,
+                variant.name,
+                variant.revision,
+            )
             try:
                 return prepare(place, serve, machine, reserved_bytes=reserved_bytes)
             except EdgeAgentError as error:

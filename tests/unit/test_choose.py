@@ -1,5 +1,7 @@
 """Which build runs where, and why every other does not."""
 
+from dataclasses import replace
+
 import pytest
 from fakes import GIB, machine
 
@@ -75,7 +77,7 @@ def test_without_a_known_speed_the_smallest_weights_come_first():
     decision = decide(machine(bandwidth_gb_per_s=None))
     assert order(decision)[0] == ("openvino-int4", "cpu")
     assert decision.candidates[0].tokens_per_s is None
-    assert decision.candidates[1].behind == "larger weights, so slower"
+    assert decision.candidates[1].behind == "slower by the size of its weights"
 
 
 def test_what_holds_everything_asked_for_comes_before_what_must_be_cut():
@@ -117,8 +119,19 @@ def test_a_card_is_used_when_it_is_there_and_may_be_opened():
     decision = decide(machine(accelerators=(ARC,), bandwidth_gb_per_s=40), offered=offered)
     assert order(decision)[0] == ("openvino-fp16", "gpu")
     assert decision.candidates[0].free_bytes == 16 * GIB
-    small = (*BOTH, Runtime("openvino", "gpu", "Arc A380", 6 * GIB))
-    assert "needs" in reason(decide(machine(accelerators=(ARC,)), offered=small), "openvino-fp16", "gpu")
+    small = replace(ARC, memory_bytes=6 * GIB)
+    assert "6144 MiB are free" in reason(
+        decide(machine(accelerators=(small,)), offered=offered), "openvino-fp16", "gpu"
+    )
+
+
+def test_an_accelerator_in_the_processors_chip_takes_the_machines_memory():
+    """What the library calls its memory is not its own."""
+    chip = replace(ARC, memory_bytes=None, shares_memory=True)
+    offered = (*BOTH, Runtime("openvino", "gpu", "Arc 140V", 16 * GIB))
+    decision = decide(machine(2, accelerators=(chip,)), offered=offered, device="gpu")
+    assert decision.candidates == ()
+    assert "2048 MiB are free" in reason(decision, "openvino-int4", "gpu")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from edge_agent.models.memory import (
     largest_that_fits,
     needed,
     read_build,
-    reservation_bytes,
     reserved,
 )
 from edge_agent.settings import ServeSection
@@ -127,7 +126,7 @@ def test_a_load_is_bounded_by_what_is_free_and_by_the_cgroup(tmp_path):
     placed, serve = Placed(write_build(tmp_path), "onnx"), ServeSection(name="phi", path=tmp_path)
     spec, limit_bytes = prepare(placed, serve, machine(64))
     assert (spec.context_tokens, spec.threads, spec.backend, spec.device) == (4096, 3, "onnx", "cpu")
-    assert limit_bytes == reservation_bytes(FULL, device="cpu", context_tokens=4096, parallel=1)
+    assert limit_bytes == reserved(need(context_tokens=4096))
     spec, limit_bytes = prepare(placed, serve, machine(64, limit_gib=5))
     assert spec.context_tokens < 4096
     assert limit_bytes <= 5 * GIB
@@ -155,5 +154,15 @@ def test_what_cannot_fit_is_refused_with_what_to_do(tmp_path, backend):
 
 def test_a_reservation_is_the_prediction_and_a_margin():
     """An engine over it is killed, so it is not the prediction itself."""
-    asked = {"device": "cpu", "context_tokens": 2048, "parallel": 2}
-    assert reservation_bytes(FULL, **asked) == reserved(needed(FULL, **asked).bytes)
+    assert reserved(1000 * MIB) == 1356 * MIB
+
+
+def test_a_device_that_computes_in_the_machines_memory_takes_all_of_it_there(tmp_path):
+    """Only a card with memory of its own spares the machine's."""
+    serve = ServeSection(name="phi", path=tmp_path)
+    folder = write_build(tmp_path, "openvino")
+    shared = Placed(folder, "openvino", "gpu", shares_memory=True)
+    card = Placed(folder, "openvino", "gpu", shares_memory=False)
+    _, shared_bytes = prepare(shared, serve, machine(16))
+    _, card_bytes = prepare(card, serve, machine(16))
+    assert card_bytes < 2645 * MIB < shared_bytes
