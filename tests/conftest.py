@@ -1,9 +1,11 @@
 """What every test may use, and which tests need programs or libraries that a machine may lack."""
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +58,28 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edge_agent.synth import build_demo
 
     return build_demo(tmp_path_factory.mktemp("models") / "demo")
+
+
+@pytest.fixture(scope="session")
+def openvino_genai() -> Any:
+    """The library; a test that lacks it is skipped, but not in CI."""
+    if importlib.util.find_spec("openvino_genai") is None:
+        lacking = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        lacking("openvino-genai is not installed; install it with: pip install -e '.[openvino]'")
+    return importlib.import_module("openvino_genai")
+
+
+@pytest.fixture(scope="session")
+def tiny_openvino(openvino_genai: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `tiny_model`, for openvino-genai."""
+    from edge_agent.synth import build_text
+
+    return build_text(tmp_path_factory.mktemp("models") / "tiny-openvino", backend="openvino")
+
+
+@pytest.fixture(scope="session")
+def demo_openvino(openvino_genai: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained demo model, for openvino-genai."""
+    from edge_agent.synth import build_demo
+
+    return build_demo(tmp_path_factory.mktemp("models") / "demo-openvino", backend="openvino")

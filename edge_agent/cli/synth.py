@@ -22,31 +22,41 @@ class Size(StrEnum):
     DEMO = "demo"
 
 
+class Backend(StrEnum):
+    """Which library the model is for: onnxruntime-genai or openvino-genai."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+
+
 def synth(
     out: Annotated[Path, typer.Argument(help="The folder to make; it must not hold anything yet.")],
     *,
     size: Annotated[
         Size,
-        typer.Option(help="tiny: 1 MB. full: 2.8 GB, the true sizes. demo: trained, answers with sense."),
+        typer.Option(help="tiny: 1 MB. full: 2.3 to 2.8 GB, the true sizes. demo: trained, answers with sense."),
     ] = Size.TINY,
+    backend: Annotated[
+        Backend, typer.Option(help="The library to load it with: onnxruntime-genai or openvino-genai.")
+    ] = Backend.ONNX,
     say: Annotated[str | None, typer.Option(help="Words to answer every prompt with, each token at most once.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
     layers: Annotated[int | None, typer.Option(min=1, help="Other than the size's own number.")] = None,
     block_size: Annotated[int, typer.Option(help="Weights per scale: 16, 32, 64, 128 or 256.")] = 32,
 ) -> None:
-    """Write a model that onnxruntime-genai loads, with random, scripted or trained weights."""
+    """Write a model that onnxruntime-genai or openvino-genai loads, with random, scripted or trained weights."""
     started_s = time.monotonic()
     try:
         if size is Size.DEMO:
             _refuse(say=say is not None, seed=seed != 0, layers=layers is not None, block_size=block_size != 32)
-            _build_demo(out)
+            _build_demo(out, backend=backend)
         else:
-            _build_text(out, size=size, say=say, seed=seed, layers=layers, block_size=block_size)
-    except ImportError as error:
-        rich.print(Text(str(error)), file=sys.stderr)
-        raise typer.Exit(1) from error
+            _build_text(out, backend=backend, size=size, say=say, seed=seed, layers=layers, block_size=block_size)
     except (FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
+    except (ImportError, OSError) as error:
+        rich.print(Text(str(error)), file=sys.stderr)
+        raise typer.Exit(1) from error
     rich.print(_table(out, elapsed_s=time.monotonic() - started_s))
 
 
@@ -55,21 +65,24 @@ def _refuse(**given: bool) -> None:
         raise typer.BadParameter(f"--{option.replace('_', '-')} has no meaning for the trained demo model")
 
 
-def _build_demo(out: Path) -> None:
-    from edge_agent.synth import build_demo  # noqa: PLC0415 - other verbs live without numpy and onnx
+def _build_demo(out: Path, *, backend: Backend) -> None:
+    from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
 
-    build_demo(out)
+    models.build_demo(out, backend=models.Backend(backend))
 
 
-def _build_text(out: Path, *, size: Size, say: str | None, seed: int, layers: int | None, block_size: int) -> None:
-    from edge_agent.synth import FULL, TINY, build_text  # noqa: PLC0415 - other verbs live without numpy and onnx
+def _build_text(
+    out: Path, *, backend: Backend, size: Size, say: str | None, seed: int, layers: int | None, block_size: int
+) -> None:
+    from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
 
-    shape = FULL if size is Size.FULL else TINY
+    shape = models.FULL if size is Size.FULL else models.TINY
     shape = replace(shape, layers=shape.layers if layers is None else layers)
     with Progress(transient=True) as bar:
         task = bar.add_task("layers", total=shape.layers)
-        build_text(
+        models.build_text(
             out,
+            backend=models.Backend(backend),
             shape=shape,
             say=say,
             seed=seed,

@@ -1,17 +1,19 @@
 """Models of the true Phi-3.5 architecture without a download: any size, random, scripted or trained weights.
 
-For tests, benchmarks and demonstrations. Stands on numpy and onnx alone (extra `synth`); without onnx the
-import of this package raises ImportError with the install line.
+For tests, benchmarks and demonstrations. Stands on numpy, and on onnx (extra `synth`) or openvino with
+openvino-tokenizers (extra `openvino`) for a model of that kind; without them building one raises ImportError
+with the install line.
 """
 
 from edge_agent.synth.demo import build_demo
 from edge_agent.synth.shape import FULL, TINY, Shape
-from edge_agent.synth.text import build_text
+from edge_agent.synth.text import Backend, build_text
 from edge_agent.synth.weights import GivenWeights, RandomWeights, ScriptedWeights, Weights
 
 __all__ = [
     "FULL",
     "TINY",
+    "Backend",
     "GivenWeights",
     "RandomWeights",
     "ScriptedWeights",

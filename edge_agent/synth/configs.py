@@ -30,7 +30,7 @@ def genai_config(shape: Shape, *, filename: str) -> dict[str, object]:
                 "num_hidden_layers": shape.layers,
                 "num_key_value_heads": shape.kv_heads,
             },
-            "eos_token_id": [_id(shape, END), _id(shape, ASSISTANT), _id(shape, END_OF_TEXT)],
+            "eos_token_id": _ends(shape),
             "pad_token_id": _id(shape, END_OF_TEXT),
             "type": "phi3",
             "vocab_size": shape.vocab_size,
@@ -77,6 +77,21 @@ def hf_config(shape: Shape) -> dict[str, object]:
         "tie_word_embeddings": False,
         "vocab_size": shape.vocab_size,
     }
+
+
+def generation_config(shape: Shape) -> dict[str, object]:
+    """Return generation_config.json: which tokens begin, end and pad an answer."""
+    return {
+        "_from_model_config": True,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": _ends(shape),
+        "pad_token_id": _id(shape, END_OF_TEXT),
+    }
+
+
+def _ends(shape: Shape) -> list[int]:
+    """Return the ids that end an answer."""
+    return [_id(shape, END), _id(shape, ASSISTANT), _id(shape, END_OF_TEXT)]
 
 
 def _id(shape: Shape, control: Control) -> int:

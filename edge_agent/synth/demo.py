@@ -12,23 +12,25 @@ from pathlib import Path
 from edge_agent.synth import safetensors
 from edge_agent.synth.folder import whole
 from edge_agent.synth.shape import Shape
-from edge_agent.synth.text import write_model
+from edge_agent.synth.text import Backend, write_model
 from edge_agent.synth.weights import GivenWeights
 
 _BLOCK_SIZE = 32
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def build_demo(out: Path) -> Path:
-    """Write the demo model as an onnxruntime-genai folder, int4, and return it.
+def build_demo(out: Path, *, backend: Backend = Backend.ONNX) -> Path:
+    """Write the demo model, int4, as a folder that the backend's library loads, and return it.
 
-    Raises FileExistsError when `out` holds something.
+    Raises FileExistsError when `out` holds something; ImportError, with the install line, when a library is
+    missing that writes the model.
     """
     with as_file(files("edge_agent.synth") / "demo") as packaged, whole(out) as folder:
         for name in _TOKENIZER_FILES:
             shutil.copyfile(packaged / name, folder / name)
         weights = GivenWeights(safetensors.read(packaged / "demo.safetensors"))
-        write_model(folder, shape=read_shape(packaged / "config.json"), weights=weights, block_size=_BLOCK_SIZE)
+        shape = read_shape(packaged / "config.json")
+        write_model(folder, backend=backend, shape=shape, weights=weights, block_size=_BLOCK_SIZE)
     return out
 
 

@@ -4,9 +4,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+Progress = Callable[[int, int], None]
+"""Told the number of layers written and of all layers."""
 
 
 @contextmanager

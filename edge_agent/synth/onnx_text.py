@@ -7,20 +7,18 @@ shape.
                            └────────────────────+──────────────+─ …
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from edge_agent.synth import rope
+from edge_agent.synth.folder import Progress
 from edge_agent.synth.graph import MICROSOFT, Axis, Graph, onnx_type
 from edge_agent.synth.quantize import Int4
 from edge_agent.synth.shape import Shape
 from edge_agent.synth.weights import EMBEDDING, LM_HEAD, Weights
 
-Progress = Callable[[int, int], None]
-"""Told the number of layers written and of all layers."""
-
+_FLOAT_ACTIVATIONS = 1
 _INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level: activations become int8 too; "acc-level-4" in published names."""
 
@@ -45,6 +43,7 @@ class TextDecoder:
     shape: Shape
     weights: Weights
     block_size: int
+    int8_activations: bool
 
     def write(self, *, progress: Progress) -> None:
         """Add everything, one layer after the other."""
@@ -177,5 +176,5 @@ class TextDecoder:
             K=matrix.columns,
             bits=4,
             block_size=matrix.block_size,
-            accuracy_level=_INT8_ACTIVATIONS,
+            accuracy_level=_INT8_ACTIVATIONS if self.int8_activations else _FLOAT_ACTIVATIONS,
         )

@@ -16,8 +16,8 @@ class Int4:
     """A matrix of 4-bit weights: weight = (nibble - 8) x scale of its block.
 
     `packed` is uint8 [rows, blocks, block_size / 2], two neighbours along the columns per byte, the first in
-    the low nibble; `scales` is float32 [rows, blocks]. Rows are outputs; the last block is padded when
-    `columns` does not fill it.
+    the low nibble; `scales` is float32 [rows, blocks], of numbers that float16 holds, so models that keep them
+    in either hold the same weights. Rows are outputs; the last block is padded when `columns` does not fill it.
     """
 
     packed: npt.NDArray[np.uint8]
@@ -53,15 +53,25 @@ def quantize(matrix: Floats, *, block_size: int) -> Int4:
     """Round a float matrix [rows, columns] to int4, symmetric, to the nearest (RTN).
 
     Of each block the value farthest from 0, with its sign, becomes nibble 0 (= -8), so all 16 steps are used.
+    Raises ValueError for weights that are not finite, or beyond half a million.
     """
     rows, columns = matrix.shape
     padded = np.pad(matrix, ((0, 0), (0, -columns % block_size)))
     blocks = padded.reshape(rows, -1, block_size)
     farthest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), axis=-1)
-    scales = (farthest / -ZERO_POINT).astype(np.float32)
+    scales = halved(farthest / -ZERO_POINT)
     steps = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales != 0)
     nibbles = np.clip(np.rint(steps) + ZERO_POINT, 0, 15).astype(np.uint8)
     return Int4(nibbles[..., 0::2] | (nibbles[..., 1::2] << 4), scales[..., 0], columns)
+
+
+def halved(scales: npt.NDArray[np.floating]) -> Floats:
+    """Return the scales rounded to numbers that float16 holds. Raises ValueError when one is too large for it."""
+    with np.errstate(over="ignore"):
+        rounded = scales.astype(np.float16).astype(np.float32)
+    if not np.isfinite(rounded).all():
+        raise ValueError("a weight is no number, or too large for a scale in float16")
+    return rounded
 
 
 def zeros(rows: int, columns: int, *, block_size: int) -> Int4:

@@ -1,17 +1,24 @@
-"""Text models in the layout of the published onnxruntime-genai folder."""
+"""Text models in the layout of the published folders, for either library."""
 
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 
 from edge_agent.synth import tokenizer
 from edge_agent.synth.configs import genai_config, hf_config
-from edge_agent.synth.folder import whole, write_json
-from edge_agent.synth.graph import ExternalData, Graph
-from edge_agent.synth.onnx_text import Progress, TextDecoder
+from edge_agent.synth.folder import Progress, whole, write_json
 from edge_agent.synth.shape import TINY, Shape
 from edge_agent.synth.weights import RandomWeights, ScriptedWeights, Weights
 
 MODEL_NAME = "phi-3.5-mini-instruct-cpu-int4-awq-block-128-acc-level-4.onnx"
 """The published file name, whatever the block size is: what looks for a build by its files finds this one."""
+
+
+class Backend(StrEnum):
+    """The library that a model is for: onnxruntime-genai or openvino-genai."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
 
 
 def _unheard(_done: int, _total: int) -> None:
@@ -21,22 +28,29 @@ def _unheard(_done: int, _total: int) -> None:
 def build_text(
     out: Path,
     *,
+    backend: Backend = Backend.ONNX,
     shape: Shape = TINY,
     say: str | None = None,
     weights: Weights | None = None,
     seed: int = 0,
     block_size: int = 32,
+    int8_activations: bool = True,
     progress: Progress = _unheard,
 ) -> Path:
-    """Write a model folder that onnxruntime-genai loads, and return it.
+    """Write a model folder that the backend's library loads, and return it.
 
     Weights are random unless given. With `say` the model answers every prompt that ends with `<|assistant|>`
     with those words and stops; characters outside ASCII then come as one token per UTF-8 byte. Each token can
     be used only once, so "the ü 世" can be said and "ää" cannot. Linear layers are int4 with one scale per
     `block_size` weights, a power of 2 from 16 to 256. `progress` is told of every layer written.
 
-    Raises ValueError when `say` would need a token twice, or given weights do not fit the shape;
-    FileExistsError when `out` holds something. An interrupted build leaves nothing at `out`.
+    The same weights give both backends the same model. Each rounds activations to int8 in its own way, as with
+    published builds; without `int8_activations` both compute in float32 (OpenVINO with INFERENCE_PRECISION_HINT
+    and KV_CACHE_PRECISION "f32") and answer alike, token by token.
+
+    Raises ValueError when `say` would need a token twice, or given weights or blocks do not fit the shape;
+    FileExistsError when `out` holds something; ImportError, with the install line, when a library is missing
+    that writes the model. An interrupted build leaves nothing at `out`.
     """
     words = tokenizer.build(shape.vocab_size)
     source = weights or RandomWeights(seed)
@@ -45,19 +59,68 @@ def build_text(
         source = ScriptedWeights(source, [ends[0], *words.distinct_ids(say), ends[1]])
     with whole(out) as folder:
         words.write(folder)
-        write_model(folder, shape=shape, weights=source, block_size=block_size, progress=progress)
+        write_model(
+            folder,
+            backend=backend,
+            shape=shape,
+            weights=source,
+            block_size=block_size,
+            int8_activations=int8_activations,
+            progress=progress,
+        )
     return out
 
 
 def write_model(
-    folder: Path, *, shape: Shape, weights: Weights, block_size: int, progress: Progress = _unheard
+    folder: Path,
+    *,
+    backend: Backend,
+    shape: Shape,
+    weights: Weights,
+    block_size: int,
+    int8_activations: bool = True,
+    progress: Progress = _unheard,
 ) -> None:
-    """Write everything but the tokenizer into a folder."""
+    """Write everything but tokenizer.json and its companions, which lie in the folder already."""
     if block_size not in {16, 32, 64, 128, 256}:
-        raise ValueError("block_size must be a power of 2 from 16 to 256: MatMulNBits knows no other")
+        raise ValueError("block_size must be a power of 2 from 16 to 256: the kernels know no other")
+    # Each library is imported for its own models only: a machine may have but one of them.
+    write = _openvino_writer() if Backend(backend) is Backend.OPENVINO else _write_onnx
+    write(
+        folder,
+        shape=shape,
+        weights=weights,
+        block_size=block_size,
+        int8_activations=int8_activations,
+        progress=progress,
+    )
+
+
+def _openvino_writer() -> Callable[..., None]:
+    """Return what _write_onnx is for the other library."""
+    try:
+        from edge_agent.synth.openvino_folder import write_openvino  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        if missing.name not in {"openvino", "openvino_tokenizers"}:
+            raise
+        raise ImportError(
+            "openvino-genai is not installed; install it with: pip install 'edge-slm-agent[openvino]' "
+            "(from a checkout: pip install '.[openvino]')"
+        ) from missing
+    return write_openvino
+
+
+def _write_onnx(
+    folder: Path, *, shape: Shape, weights: Weights, block_size: int, int8_activations: bool, progress: Progress
+) -> None:
+    from edge_agent.synth.graph import ExternalData, Graph  # noqa: PLC0415
+    from edge_agent.synth.onnx_text import TextDecoder  # noqa: PLC0415
+
     with ExternalData(folder / f"{MODEL_NAME}.data") as external:
         graph = Graph("phi-3.5-mini", external=external)
-        decoder = TextDecoder(graph=graph, shape=shape, weights=weights, block_size=block_size)
+        decoder = TextDecoder(
+            graph=graph, shape=shape, weights=weights, block_size=block_size, int8_activations=int8_activations
+        )
         decoder.write(progress=progress)
         graph.save(folder / MODEL_NAME)
     write_json(folder / "config.json", hf_config(shape))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edge_agent.synth.quantize import Floats, Int4, quantize, zeros
+from edge_agent.synth.quantize import Floats, Int4, halved, quantize, zeros
 from edge_agent.synth.tokenizer import CONTROL_SLOTS, FIRST_CHARACTER_ID
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -64,8 +64,8 @@ class RandomWeights:
         blocks = -(-columns // block_size)
         packed = np.frombuffer(generator.bytes(rows * blocks * block_size // 2), np.uint8)
         gain = next((gain for ending, gain in _GAINS.items() if name.endswith(ending)), 1.0)
-        scale = np.float32(gain / (columns**0.5 * _UNIFORM_NIBBLE_RMS))
-        scales = np.where(generator.integers(0, 2, (rows, blocks), np.uint8), scale, -scale)
+        scale = gain / (columns**0.5 * _UNIFORM_NIBBLE_RMS)
+        scales = halved(np.where(generator.integers(0, 2, (rows, blocks), np.uint8), scale, -scale))
         if name == LM_HEAD:
             scales[:FIRST_CHARACTER_ID] = 0
             scales[-CONTROL_SLOTS:] = 0

@@ -124,7 +124,8 @@ def test_while_a_build_is_fetched_it_is_said_how_far_it_is(tmp_path):
         assert go.wait(PATIENCE_S)
         return bench.store[variant.name]
 
-    with Bench(tmp_path, fetch=fetch) as bench:
+    bench = Bench(tmp_path, fetch=fetch)
+    with bench:
         bench.settled()
 
         def said():
@@ -147,7 +148,8 @@ def test_a_failed_fetch_is_told_and_tried_again(tmp_path):
             raise failure
         return bench.install(variant.name, variant.backend)
 
-    with Bench(tmp_path, fetch=fetch) as bench:
+    bench = Bench(tmp_path, fetch=fetch)
+    with bench:
         bench.settled(4)
         spec, _ = bench.provision.prepare(SERVE, 0)
     assert spec.variant == OPENVINO

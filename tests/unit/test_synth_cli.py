@@ -38,17 +38,42 @@ def test_what_cannot_be_is_refused_as_a_wrong_option(run, tmp_path, options):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_library_is_no_traceback(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("library", "options"),
+    [("onnx", []), ("openvino", ["--backend", "openvino"]), ("openvino", ["--backend", "openvino", "--size", "demo"])],
+)
+def test_a_missing_library_is_no_traceback(run, tmp_path, monkeypatch, library, options):
     """The install line, and exit code 1."""
     for name in [name for name in sys.modules if name.startswith("edge_agent.synth")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    result = run(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, library, None)
+    result = run(tmp_path / "model", *options)
     assert result.exit_code == 1
     assert "pip install" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_verb_loads_neither_numpy_nor_onnx():
+def test_a_full_disk_is_no_traceback(run, tmp_path, monkeypatch):
+    """What the system says, and exit code 1."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edge_agent.synth.text.write_model", full)
+    result = run(tmp_path / "model")
+    assert result.exit_code == 1
+    assert "No space left" in result.stderr
+
+
+def test_every_backend_can_be_chosen():
+    """The verb's choices, known without numpy, are those of the package."""
+    from edge_agent import synth as models
+    from edge_agent.cli.synth import Backend
+
+    assert list(Backend) == list(models.Backend)
+
+
+def test_the_verb_loads_none_of_the_libraries():
     """The command line with all its verbs stays light."""
-    check = "import sys, edge_agent.cli.synth; sys.exit(bool({'numpy', 'onnx'} & set(sys.modules)))"
+    check = "import sys, edge_agent.cli.synth; sys.exit(bool({'numpy', 'onnx', 'openvino'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", check], check=True, timeout=30)

@@ -114,13 +114,20 @@ def test_a_block_size_the_kernel_does_not_know_is_refused(tmp_path):
         build_text(tmp_path / "model", block_size=48)
 
 
-def test_without_onnx_the_import_names_the_install_line(monkeypatch):
-    """The extra is named for an installed agent and for a checkout."""
+@pytest.mark.parametrize(
+    ("library", "backend", "extra"), [("onnx", "onnx", "synth"), ("openvino", "openvino", "openvino")]
+)
+@pytest.mark.parametrize("build", ["build_text", "build_demo"])
+def test_without_its_library_a_build_names_the_install_line(tmp_path, monkeypatch, library, backend, extra, build):
+    """The extra is named for an installed agent and for a checkout; nothing is left behind."""
     for name in [name for name in sys.modules if name.startswith("edge_agent.synth")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r"pip install '\.\[synth\]'"):
-        import edge_agent.synth  # noqa: F401
+    monkeypatch.setitem(sys.modules, library, None)
+    import edge_agent.synth
+
+    with pytest.raises(ImportError, match=rf"pip install '\.\[{extra}\]'"):
+        getattr(edge_agent.synth, build)(tmp_path / "model", backend=backend)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_is_never_whole_in_memory(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edge_agent.synth.quantize import quantize, zeros
+from edge_agent.synth.weights import RandomWeights
 
 
 def test_values_that_int4_can_hold_survive_exactly():
@@ -33,6 +34,23 @@ def test_the_first_of_two_neighbours_is_the_low_nibble():
     matrix = np.zeros((1, 16), np.float32)
     matrix[0, :2] = [-8, 3]
     assert quantize(matrix, block_size=16).packed[0, 0, 0] == 0 | (8 + 3) << 4
+
+
+def test_scales_are_numbers_that_float16_holds():
+    """So models that keep them in float16 and in float32 hold the same weights, rounded or random."""
+    matrix = np.random.default_rng(0).standard_normal((5, 256)).astype(np.float32)
+    for rounded in (
+        quantize(matrix, block_size=32),
+        RandomWeights(0).int4("model.layers.0.mlp.down_proj.weight", (64, 96), block_size=32),
+    ):
+        np.testing.assert_array_equal(rounded.scales.astype(np.float16).astype(np.float32), rounded.scales)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, 1e6])
+def test_a_weight_that_no_scale_can_hold_is_refused(weight):
+    """Not turned into a model that says nothing."""
+    with pytest.raises(ValueError, match="float16"):
+        quantize(np.full((1, 32), weight, np.float32), block_size=32)
 
 
 def test_zeros_are_zero():
