@@ -27,7 +27,12 @@ from tests.running import AgentProcess
 CONFIDENCE = 0.95
 TELEMETRY_S = 10
 """The agent's own default; tests report more often."""
-MODELS = {"tiny": build_text, "demo": build_demo, "full": lambda out: build_text(out, shape=FULL)}
+MODELS = {
+    "tiny": build_text,
+    "demo": build_demo,
+    "full": lambda out: build_text(out, shape=FULL),
+    "full-openvino": lambda out: build_text(out, shape=FULL, backend="openvino", block_size=128),
+}
 """What `--model` may be besides a folder: built once (full: 2.8 GB, a minute) and kept in the user's cache."""
 
 
