@@ -8,28 +8,36 @@ from hardware.machine import Cpu
 
 FLAGS = frozenset(
     {
-        # x86: integer dot products and bf16, in vectors and in tiles
-        *("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
-        # Arm: fp16 arithmetic, dot products, int8 matrices, bf16, scalable vectors
-        *("asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+        # x86: integer dot products, fp16 and bf16, in vectors and in tiles; avx512bw stands for AVX-512 at all
+        *("avx2", "avx_vnni", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"),
+        # Arm: fp16 arithmetic, dot products, int8 matrices, bf16, scalable vectors and matrices
+        *("asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme", "sme2"),
     }
 )
-"""Flags of /proc/cpuinfo that the engines' int4 and bf16 kernels choose by."""
+"""Flags of /proc/cpuinfo that the engines' int4 and bf16 kernels choose by.
 
-ARM_CORES = {
-    "0xd03": "Cortex-A53",
-    "0xd05": "Cortex-A55",
-    "0xd08": "Cortex-A72",
-    "0xd0b": "Cortex-A76",
-    "0xd0c": "Neoverse-N1",
-    "0xd40": "Neoverse-V1",
-    "0xd41": "Cortex-A78",
-    "0xd42": "Cortex-A78AE",
-    "0xd44": "Cortex-X1",
-    "0xd49": "Neoverse-N2",
-    "0xd4f": "Neoverse-V2",
+Sources: onnxruntime/core/mlas/lib/platform.cpp of ONNX Runtime; "CPU Dispatcher Control" of oneDNN.
+"""
+
+CORES = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd44"): "Cortex-X1",
+    ("0x41", "0xd46"): "Cortex-A510",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd80"): "Cortex-A520",
+    ("0x41", "0xd81"): "Cortex-A720",
+    ("0x41", "0xd83"): "Neoverse-V3AE",
+    ("0x51", "0x001"): "Oryon",
 }
-"""`CPU part` of implementer 0x41 (Arm) → name, from the MIDR_EL1 part numbers in Arm's reference manuals."""
+"""`CPU implementer` and `CPU part` → name, from arch/arm64/include/asm/cputype.h of Linux."""
 
 Blocks = Mapping[int, Mapping[str, str]]
 """The blocks of /proc/cpuinfo by the number of their logical CPU."""
@@ -64,9 +72,7 @@ def _model(cpuinfo: Blocks) -> str | None:
 
 
 def _core_name(block: Mapping[str, str]) -> str | None:
-    if block.get("CPU implementer") == "0x41":
-        return ARM_CORES.get(block.get("CPU part", ""), block.get("model name"))
-    return block.get("model name")
+    return CORES.get((block.get("CPU implementer", ""), block.get("CPU part", "")), block.get("model name"))
 
 
 def _flags(cpuinfo: Blocks) -> frozenset[str] | None:
@@ -78,7 +84,7 @@ def _flags(cpuinfo: Blocks) -> frozenset[str] | None:
 
 def _architecture(root: Path, flags: frozenset[str] | None) -> str | None:
     """Ask the kernel (6.1 and later), else the flags: `lm` is x86's 64-bit mode, `asimd` is 64-bit Arm's."""
-    if said := files.text(root / "proc/sys/kernel/arch"):
+    if said := files.line(root / "proc/sys/kernel/arch"):
         return said
     if flags is None:
         return None

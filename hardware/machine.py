@@ -30,13 +30,15 @@ class Memory:
 
     available_bytes: the kernel's estimate of what can be taken without swapping, for the whole machine.
     limit_bytes: the smallest limit of our cgroup and its parents; None means no limit or unreadable.
-    bandwidth_bytes_per_s: how fast one can read memory; measured only when asked for.
+    room_bytes: what those limits leave us, the least of them; None without any.
+    bandwidth_bytes_per_s: how fast the compute threads together read memory; measured only when asked for.
     """
 
     total_bytes: int | None
     available_bytes: int | None
     swap_bytes: int | None
     limit_bytes: int | None
+    room_bytes: int | None = None
     bandwidth_bytes_per_s: float | None = None
 
 
@@ -44,8 +46,9 @@ class Memory:
 class Board:
     """What the box calls itself.
 
-    vendor, model: the device tree's model, or what the firmware's DMI tables say.
-    compatible: the device tree's list, most exact first: `("raspberrypi,5-model-b", "brcm,bcm2712")`; empty without one.
+    vendor: what the firmware's DMI tables say.
+    model: the device tree's, else the DMI tables'.
+    compatible: the device tree's list, most exact first: `("raspberrypi,5-model-b", "brcm,bcm2712")`; else empty.
     """
 
     vendor: str | None
@@ -75,7 +78,8 @@ class Accelerator:
     """One thing besides the processors that can run a model.
 
     name: the maker's name, or the generation's when only that is known.
-    generation: what model builds are made for, in the makers' own terms: `Meteor Lake`, `XDNA2`, `tegra234`.
+    generation: what model builds are made for, in the makers' own terms: `Meteor Lake`, `XDNA2`, `sm_90`,
+        `tegra234`, `X Elite`.
     device_id: the PCI device, as `0x7d1d`; None when it is not on a PCI bus.
     driver, driver_version: the kernel's driver that is bound to it; None when there is none.
     node: the device file a program opens, as `/dev/accel/accel0`.
@@ -101,10 +105,16 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the probe found."""
+    """What the probe found.
+
+    accelerators: GPUs before NPUs, each in the order of the kernel's numbers.
+    kernel: its release, as `uname -r` says it.
+    late: the parts of the probe that did not answer in time, by name (`gpus`, `npus`, …); what they read is unknown.
+    """
 
     board: Board
     cpu: Cpu
     memory: Memory
     accelerators: tuple[Accelerator, ...]
     kernel: str | None
+    late: tuple[str, ...] = ()

@@ -109,8 +109,8 @@ class Decision:
 
 
 def free_bytes(memory: Memory) -> int | None:
-    """Return the memory a load may take: what is free, and no more than the cgroup grants; None when unreadable."""
-    known = [each for each in (memory.available_bytes, memory.limit_bytes) if each is not None]
+    """Return the memory a load may take: what is free, and no more than the cgroups leave; None when unreadable."""
+    known = [each for each in (memory.available_bytes, memory.limit_bytes, memory.room_bytes) if each is not None]
     return min(known, default=None)
 
 

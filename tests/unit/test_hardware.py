@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from edge_agent.cli.probe import probe as probe_command
-from hardware.machine import Cpu, Machine, Memory
+from hardware.machine import Board, Cpu, Machine, Memory
 from hardware.probe import probe
+from tests.machines import build, outsider
 
 MIB = 2**20
+NO_BOARD = Board(vendor=None, model=None, compatible=())
 
 X86_BLOCK = """\
 processor	: {cpu}
@@ -101,6 +104,7 @@ def raspberry_pi_5(tmp_path):
 def test_x86_vm(x86_vm):
     """A virtual machine with two cores of two threads gets two compute threads and has no limits."""
     assert probe(x86_vm) == Machine(
+        board=NO_BOARD,
         cpu=Cpu(
             model="Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
             architecture="x86_64",
@@ -111,12 +115,15 @@ def test_x86_vm(x86_vm):
             granted_cores=2,
         ),
         memory=Memory(total_bytes=16_777_216_000, available_bytes=15_360_000_000, swap_bytes=0, limit_bytes=None),
+        accelerators=(),
+        kernel=None,
     )
 
 
 def test_raspberry_pi_5(raspberry_pi_5):
     """A Raspberry Pi 5 names no model and no cores in cpuinfo, an older kernel not even the architecture."""
     assert probe(raspberry_pi_5) == Machine(
+        board=NO_BOARD,
         cpu=Cpu(
             model="Cortex-A76",
             architecture="aarch64",
@@ -129,6 +136,8 @@ def test_raspberry_pi_5(raspberry_pi_5):
         memory=Memory(
             total_bytes=8_453_373_952, available_bytes=7_516_192_768, swap_bytes=536_854_528, limit_bytes=None
         ),
+        accelerators=(),
+        kernel=None,
     )
 
 
@@ -217,6 +226,7 @@ def test_flags_of_unequal_cores(raspberry_pi_5):
 def test_empty_root(tmp_path):
     """A machine that tells nothing has one thread, and everything else is unknown."""
     assert probe(tmp_path) == Machine(
+        board=NO_BOARD,
         cpu=Cpu(
             model=None,
             architecture=None,
@@ -227,6 +237,8 @@ def test_empty_root(tmp_path):
             granted_cores=1,
         ),
         memory=Memory(total_bytes=None, available_bytes=None, swap_bytes=None, limit_bytes=None),
+        accelerators=(),
+        kernel=None,
     )
 
 
@@ -239,6 +251,13 @@ ODD = st.one_of(
             b"-1",
             b"9" * 5000,
             b"1 0",
+            b"x" * 70_000,
+            b"DRIVER=../../etc\nPCI_SLOT_NAME=/etc/passwd",
+            b"0x03",
+            b"nvidia,tegra234\0apple,t\0qcom,",
+            b"Model: \nDevice Minor: -1",
+            b"# R (release), REVISION: .",
+            b"1002\n\t150e\n",
             b"\xc2\xb2",
             b"0::/\0",
             b"0::" + b"/long" * 2000,
@@ -251,26 +270,43 @@ ODD = st.one_of(
 )
 
 
+NAMES = (
+    "proc/cpuinfo",
+    "proc/meminfo",
+    "proc/self/cgroup",
+    "proc/self/status",
+    "proc/sys/kernel/arch",
+    "proc/sys/kernel/osrelease",
+    "sys/fs/cgroup/cpu.max",
+    "sys/fs/cgroup/memory.max",
+    "sys/devices/system/cpu/cpu0/topology/thread_siblings_list",
+    "proc/device-tree/compatible",
+    "proc/device-tree/model",
+    "sys/class/dmi/id/product_name",
+    "sys/bus/pci/devices/0000:00:02.0/uevent",
+    "sys/bus/pci/devices/0000:00:02.0/class",
+    "sys/bus/pci/devices/0000:00:02.0/mem_info_vram_total",
+    "sys/module/nvidia/version",
+    "proc/driver/nvidia/gpus/0000:01:00.0/information",
+    "etc/nv_tegra_release",
+    "usr/share/misc/pci.ids",
+)
+
+
 @settings(max_examples=60, deadline=None)
-@given(files=st.lists(ODD, min_size=8, max_size=8))
+@given(files=st.lists(ODD, min_size=len(NAMES), max_size=len(NAMES)))
 def test_nonsense_is_unknown(files):
     """Whatever stands in the files, the probe answers and grants at least one thread."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        names = (
-            "proc/cpuinfo",
-            "proc/meminfo",
-            "proc/self/cgroup",
-            "proc/self/status",
-            "proc/sys/kernel/arch",
-            "sys/fs/cgroup/cpu.max",
-            "sys/fs/cgroup/memory.max",
-            "sys/devices/system/cpu/cpu0/topology/thread_siblings_list",
-        )
-        for name, text in zip(names, files, strict=True):
+        for name, text in zip(NAMES, files, strict=True):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(text)
-        assert probe(root).cpu.granted_cores >= 1
+        (root / "sys/bus/pci/devices/0000:00:02.0/vendor").write_text("0x1002")
+        (root / "sys/bus/pci/devices/0000:00:02.0/device").write_text("0x150e")
+        found = probe(root)
+        assert found.cpu.granted_cores >= 1
+        assert len(json.dumps(asdict(found.board))) < 32 * 2**10
 
 
 def test_folders_in_place_of_files(tmp_path):
@@ -313,3 +349,52 @@ def test_command_prints_json():
 def test_command_prints_a_table():
     """`edge-agent probe` names the compute threads, which are what a reader comes for."""
     assert "compute threads" in run_command()
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_command_prints_accelerators(columns, tmp_path, monkeypatch):
+    """Each with its maker once, what hinders it, and the command that helps, in full however narrow the terminal is."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name, expected in (
+        ("lunar-lake-laptop", ("Intel Lunar Lake", "/dev/accel/accel0", "usermod -aG render pi", "no")),
+        ("nvidia-server", ("\u2502 NVIDIA A10G", "/dev/nvidia3", "yes")),
+        ("plain-vm", ("QEMU Standard PC (Q35 + ICH9, 2009)", "none found")),
+    ):
+        found = probe(build(name, tmp_path), opener=outsider())
+        monkeypatch.setattr("edge_agent.cli.probe.probe_machine", lambda found=found, **_: found)
+        said = run_command()
+        assert all(part in said for part in expected)
+        assert max(map(len, said.splitlines())) <= columns
+
+
+def test_command_names_what_did_not_answer(monkeypatch, tmp_path):
+    late = replace(probe(tmp_path), late=("gpus",))
+    monkeypatch.setattr("edge_agent.cli.probe.probe_machine", lambda **_: late)
+    assert "gpus" in run_command()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "names"),
+    [
+        ("0::", ("memory.max", "memory.current", "inactive_file")),
+        ("4:memory:", ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file")),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_what_a_cgroup_leaves_us_is_its_limit_less_what_it_holds_for_good(tmp_path, prefix, names):
+    """File pages that nobody uses are given back first; a model that was read once does not fill a cgroup for ever."""
+    limit, current, inactive = names
+    folder = "sys/fs/cgroup"
+    stat = f"{folder}/{'memory/' if '/' in limit else ''}memory.stat"
+    files = {
+        "proc/self/cgroup": f"{prefix}/\n",
+        f"{folder}/{limit}": f"{4096 * MIB}\n",
+        f"{folder}/{current}": f"{3000 * MIB}\n",
+        stat: f"anon 5\n{inactive} {2700 * MIB}\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert probe(tmp_path).memory.limit_bytes == 4096 * MIB
+    assert probe(tmp_path).memory.room_bytes == (4096 - 300) * MIB
