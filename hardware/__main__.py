@@ -1,4 +1,4 @@
-"""`python -m hardware [--json] [--bandwidth]`: print what this machine is."""
+"""`python -m hardware [--json] [--bandwidth] [--readings]`: print what this machine is and how it is."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from hardware.probe import probe
+from hardware.readings import readings
 
 
 def main() -> None:
@@ -14,12 +15,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hardware", description="Print what this machine is.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--bandwidth", action="store_true", help="measure the memory's bandwidth, for 0.2 s")
+    parser.add_argument("--readings", action="store_true", help="print heat, power, pressure and use instead")
     asked = parser.parse_args()
-    machine = asdict(probe(measure_bandwidth=asked.bandwidth))
+    facts = asdict(readings() if asked.readings else probe(measure_bandwidth=asked.bandwidth))
     if asked.json:
-        sys.stdout.write(json.dumps(machine, indent=2) + "\n")
+        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:
-        sys.stdout.writelines(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in _facts(machine))
+        sys.stdout.writelines(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in _facts(facts))
 
 
 def _facts(value: object, name: str = "") -> Iterator[tuple[str, object]]:

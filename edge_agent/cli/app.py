@@ -3,8 +3,10 @@
 import typer
 
 from edge_agent import __version__, log
+from edge_agent.cli.bench import bench
 from edge_agent.cli.demo import demo
 from edge_agent.cli.explain import explain
+from edge_agent.cli.models import models
 from edge_agent.cli.probe import probe
 from edge_agent.cli.run import run
 from edge_agent.cli.submit import submit
@@ -33,5 +35,6 @@ def _options(
     log.configure(format="console", level="error")  # a command speaks for itself; the daemon has settings for this
 
 
-for verb in (run, demo, submit, probe, explain, synth):
+for verb in (run, demo, submit, probe, explain, bench, synth):
     app.command()(verb)
+app.add_typer(models, name="models")

@@ -18,6 +18,7 @@ from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.health.birth import decision_report
 from edge_agent.models import catalogue, runtimes
 from edge_agent.models.choose import choose
+from edge_agent.models.measurements import installed_libraries, measured
 from edge_agent.models.provision import here, wanted
 from edge_agent.models.store import Store
 from edge_agent.mqtt.payloads import CandidateInfo, ModelDecision
@@ -69,9 +70,13 @@ def explain(
         there = _machine(machine, memory)
         offered = runtimes.presumed(there) if machine is not None else runtimes.ask()
         builds = catalogue.read(loaded.models.catalogue)
-        installed = here(Store.of(loaded)) if machine is None else {}
+        store = Store.of(loaded)
+        installed = here(store) if machine is None else {}
+        seen = measured(store.folder, there, installed_libraries()) if machine is None and memory is None else {}
         decisions = {
-            serve.name: choose(wanted(serve), machine=there, catalogue=builds, runtimes=offered, installed=installed)
+            serve.name: choose(
+                wanted(serve), machine=there, catalogue=builds, runtimes=offered, installed=installed, measured=seen
+            )
             for serve in serves
         }
     except (EdgeAgentError, SettingsError) as error:

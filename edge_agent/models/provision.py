@@ -15,6 +15,7 @@ from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
 from edge_agent.models.fetch import Hub, Progress, fetch
 from edge_agent.models.load import Placed, prepare
+from edge_agent.models.measurements import identity, installed_libraries, measured
 from edge_agent.models.runtimes import Runtimes
 from edge_agent.models.store import Store, in_words
 from edge_agent.settings import ServeSection, Settings
@@ -56,7 +57,7 @@ def sources(settings: Settings) -> Sources:
         bandwidth=lambda: probe(measure_bandwidth=True).memory.bandwidth_bytes_per_s,
         runtimes=libraries.ask,
         installed=lambda: here(store),
-        measured=dict,
+        measured=lambda: measured(store.folder, probe(), installed_libraries()),
         fetch=bring if settings.models.pull == "missing" else None,
     )
 
@@ -119,7 +120,8 @@ class Provision:
         Raises NotYetError while there is none, EdgeAgentError when there will be none as things are.
         """
         if serve.path is not None:
-            return prepare(placed(serve, serve.path), serve, self._sources.machine(), reserved_bytes=reserved_bytes)
+            place = placed(serve, serve.path, self._sources.measured())
+            return prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes)
         with self._lock:
             decision, fault, note = (
                 self._decisions.get(serve.name),
@@ -247,13 +249,18 @@ def wanted(serve: ServeSection) -> Wanted:
     return Wanted(serve.wanted, serve.context_tokens, serve.parallel, serve.backend, serve.device)
 
 
-def placed(serve: ServeSection, path: Path) -> Placed:
-    """Return how a folder of the user's own is loaded. Raises EdgeAgentError MODEL_MISSING or UNSUPPORTED."""
+def placed(serve: ServeSection, path: Path, measured: Mapping[tuple[str, str], Measurement]) -> Placed:
+    """Return how a folder of the user's own is loaded, with the settings a calibration found best for it.
+
+    Raises EdgeAgentError MODEL_MISSING or UNSUPPORTED.
+    """
     backend = backend_of(path) if serve.backend == "auto" else serve.backend
     if backend not in names():
         there = ", ".join(names())
         raise EdgeAgentError(Code.UNSUPPORTED, f"backend {backend} is not in this version, which has: {there}")
-    return Placed(path, backend, "cpu" if serve.device == "auto" else serve.device, variant=path.name)
+    device = "cpu" if serve.device == "auto" else serve.device
+    best = measured.get((identity(path), device)) if measured else None
+    return Placed(path, backend, device, best.options if best else {}, variant=path.name)
 
 
 def _absent(decision: Decision) -> str:

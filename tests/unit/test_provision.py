@@ -12,6 +12,8 @@ from test_memory import write_build
 from edge_agent.engine.supervisor import NotYetError
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue
+from edge_agent.models.choose import Measurement
+from edge_agent.models.measurements import identity
 from edge_agent.models.provision import Provision, Sources
 from edge_agent.models.runtimes import Runtime, Runtimes
 from edge_agent.settings import ServeSection
@@ -200,6 +202,14 @@ def test_a_folder_of_ones_own_is_loaded_as_it_is(tmp_path):
         spec, _ = bench.provision.prepare(serve, 0)
         assert bench.provision.decisions() == {}
     assert (spec.path, spec.backend, spec.variant) == (tmp_path, "onnx", tmp_path.name)
+
+
+def test_a_folder_of_ones_own_gets_the_settings_that_were_found_best_for_it(tmp_path):
+    """For this device; another folder gets none."""
+    serve = ServeSection(name="ours", path=write_build(tmp_path))
+    best = {(identity(tmp_path), "cpu"): Measurement(20.0, {"session.x": "1"}), ("sha256:0", "cpu"): Measurement(1.0)}
+    spec, _ = Bench(tmp_path, serve, measured=lambda: best).provision.prepare(serve, 0)
+    assert spec.options == {"session.x": "1"}
 
 
 def test_a_folder_without_a_model_is_said():

@@ -1,0 +1,104 @@
+"""Which model `edge-agent bench` measures: a folder, a build in the store, or one made for it."""
+
+import os
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+from edge_agent.engine.workload import Plan
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.models import catalogue, measurements
+from edge_agent.models.bench import Subject, context_tokens
+from edge_agent.models.choose import options_of
+from edge_agent.models.load import Placed
+from edge_agent.models.provision import here, placed
+from edge_agent.models.runtimes import ACCELERATORS
+from edge_agent.models.store import Store
+from edge_agent.settings import ServeSection, Settings
+from hardware.machine import Machine
+
+
+class Size(StrEnum):
+    """Which synthetic model."""
+
+    TINY = "tiny"
+    FULL = "full"
+
+
+class Backend(StrEnum):
+    """The library that runs it."""
+
+    AUTO = "auto"
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+
+
+class Device(StrEnum):
+    """What it runs on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    GPU = "gpu"
+    NPU = "npu"
+
+
+def found(model: str, loaded: Settings, backend: Backend, device: Device, plan: Plan, *, meaning: bool) -> Subject:
+    """Find what is meant: a folder, a build in the store, or a family of which there is one."""
+    installed = here(Store.of(loaded))
+    folder = Path(model)
+    name = next((name for name, path in installed.items() if path.resolve() == folder.resolve()), model)
+    if name == model and (folder.is_dir() or os.sep in model):
+        return Subject(
+            placed(_serve(folder, backend, device), folder), measurements.identity(folder), str(folder), meaning
+        )
+    builds = [each for each in catalogue.read(loaded.models.catalogue).builds_of(name) if each.name in installed]
+    builds = [each for each in builds if backend in (Backend.AUTO, each.backend)]
+    if not builds:
+        raise EdgeAgentError(
+            Code.MODEL_MISSING,
+            f"{model} is neither a folder nor in the store; fetch it with: edge-agent models pull {model}",
+        )
+    if len(builds) > 1:
+        names = ", ".join(each.name for each in builds)
+        raise EdgeAgentError(Code.MODEL_MISSING, f"several builds of {model} are in the store; name one: {names}")
+    (variant,) = builds
+    on = "cpu" if device is Device.AUTO and "cpu" in variant.devices else device
+    on = variant.devices[0] if on == Device.AUTO else on
+    options = options_of(variant, on, context_tokens=context_tokens(plan))
+    place = Placed(
+        path=installed[variant.name],
+        backend=variant.backend,
+        device=str(on),
+        options=options,
+        variant=variant.name,
+        revision=variant.revision,
+    )
+    return Subject(place, variant.name, variant.name, meaning)
+
+
+def synthetic(size: Size, backend: Backend, device: Device, parent: Path, tell: Callable[[str], None]) -> Subject:
+    """Make a model with random weights in a folder."""
+    from edge_agent import synth  # noqa: PLC0415 - other verbs live without numpy
+
+    folder = parent / size
+    library = Backend.ONNX if backend is Backend.AUTO else backend
+    synth.build_text(
+        folder,
+        backend=synth.Backend(library),
+        shape=synth.FULL if size is Size.FULL else synth.TINY,
+        block_size=128 if library is Backend.OPENVINO else 32,  # as the published builds for each library
+        progress=lambda done, total: tell(f"makes a {size} model: {done} of {total} layers"),
+    )
+    name = f"synthetic-{size}"
+    return Subject(placed(_serve(folder, library, device), folder), name, name, meaning=False)
+
+
+def _serve(folder: Path, backend: Backend, device: Device) -> ServeSection:
+    return ServeSection(name="bench", path=folder, backend=backend.value, device=device.value)
+
+
+def shares_memory(place: Placed, machine: Machine) -> bool:
+    """Return whether the device computes in the machine's own memory."""
+    meant = ACCELERATORS.get((place.backend, place.device))
+    return all(each.shares_memory for each in machine.accelerators if (each.vendor, each.kind) == meant)
