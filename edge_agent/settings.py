@@ -148,7 +148,9 @@ class ModelsSection(Section):
         "never", description="missing: fetch the best build for this machine when it is not here"
     )
     hub_url: str = Field(
-        "https://huggingface.co", pattern=r"^https?://", description="where builds are fetched from: the hub or a mirror"
+        "https://huggingface.co",
+        pattern=r"^https?://",
+        description="where builds are fetched from: the hub or a mirror",
     )
     token_file: Path | None = Field(None, description="file with the hub's access token, on one line")
     quota_bytes: int | None = Field(None, ge=2**20, description="what the builds may take of the disk together")

@@ -6,6 +6,7 @@ commands, asks again. So batching, cancelling and joining mid-way need no thread
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,10 +79,12 @@ class LoadedModel(Protocol):
 
 Load = Callable[[ModelSpec], LoadedModel]
 
-_BACKENDS = {"onnx": "edge_agent.engine.onnx:load"}
+_BACKENDS = {"onnx": "edge_agent.engine.onnx:load", "openvino": "edge_agent.engine.openvino:load"}
 _TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1"}
 """The onnxruntime-genai wheel reports its use to its makers unless this is set before its import."""
-_LIBRARIES = {"onnx": ("onnxruntime_genai", "cpu")}
+_UNWANTED = ("openvino_telemetry",)
+"""`import openvino` reports itself through this package, and asks nobody; without it, it goes on in silence."""
+_LIBRARIES = {"onnx": ("onnxruntime_genai", "cpu"), "openvino": ("openvino_genai", "openvino")}
 _MARKS = {
     "onnx": "genai_config.json",
     "openvino": "openvino_language_model.xml",
@@ -119,6 +122,8 @@ def find(name: str) -> Load:
     if name not in _BACKENDS:
         raise EdgeAgentError(Code.UNSUPPORTED, f"no backend {name!r} in this version; there is: {', '.join(_BACKENDS)}")
     os.environ.update(_TELEMETRY_OFF)
+    for unwanted in _UNWANTED:
+        sys.modules.setdefault(unwanted, None)  # type: ignore[arg-type] # the language's way to say: not there
     module, function = _BACKENDS[name].split(":")
     try:
         load: Load = getattr(importlib.import_module(module), function)

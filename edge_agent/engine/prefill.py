@@ -13,9 +13,9 @@ LONGROPE_TOKENS = 4097
 """The length at which Phi-3.5 changes its rotary factors: one more than the original context of its config.json.
 
 The factors are chosen per call by the length reached, and keys computed with the short ones are wrong beyond. So the
-first call of a longer prompt must reach this length. When a *generated* text reaches it, onnxruntime-genai computes
-the whole sequence again, in one call. Measured: cut so, the logits equal those of one call bit for bit or to the last
-digit; cut otherwise, the text is another one.
+first call of a prompt of this length or more must reach it, and when a *generated* text does, the whole sequence must
+be computed again, in one call. Measured: cut so, the logits equal those of one call bit for bit or to the last digit;
+cut otherwise, the text is another one.
 """
 
 
@@ -25,8 +25,8 @@ def piece_tokens(*, position: int, prompt_tokens: int, tokens_per_s: float | Non
     `position` tokens are computed already; `tokens_per_s` is the speed of the last piece, None before the first;
     `alone` when no other sequence generates.
     """
-    if longrope and position == 0 and prompt_tokens > LONGROPE_TOKENS:
-        return LONGROPE_TOKENS
+    if longrope and position < LONGROPE_TOKENS <= prompt_tokens:
+        return LONGROPE_TOKENS - position
     wanted = int((tokens_per_s or 0.0) * (PIECE_ALONE_S if alone else PIECE_S))
     # Whole multiples, so that the library sees few different shapes and its memory arena stays small.
     even = max(PIECE_TOKENS_MIN, min(wanted // PIECE_TOKENS_MIN * PIECE_TOKENS_MIN, PIECE_TOKENS_MAX))

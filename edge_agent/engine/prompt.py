@@ -38,15 +38,32 @@ class SpecialTokens:
         return self._first_character.sub(lambda match: f"{match[0]} ", text)
 
 
-def messages_json(turns: Sequence[Turn], special_tokens: SpecialTokens) -> str:
-    """Return the turns as the JSON that chat templates take, with nothing in them that the tokenizer obeys.
+def messages(turns: Sequence[Turn], special_tokens: SpecialTokens) -> list[dict[str, str]]:
+    """Return the turns as chat templates take them, with nothing in them that the tokenizer obeys.
 
     Raises EdgeAgentError BAD_REQUEST for an unknown role: it would be pasted into a control token.
     """
     for turn in turns:
         if turn.role not in ROLES:
             raise EdgeAgentError(Code.BAD_REQUEST, f"messages: role must be one of {', '.join(ROLES)}")
-    return json.dumps([{"role": turn.role, "content": _plain(turn.text, special_tokens)} for turn in turns])
+    return [{"role": turn.role, "content": _plain(turn.text, special_tokens)} for turn in turns]
+
+
+def messages_json(turns: Sequence[Turn], special_tokens: SpecialTokens) -> str:
+    """Return the same as JSON."""
+    return json.dumps(messages(turns, special_tokens))
+
+
+def answer_room(prompt_tokens: int, context_tokens: int) -> int:
+    """Return how many tokens an answer may have. Raises EdgeAgentError PROMPT_TOO_LONG when there is room for none."""
+    room = context_tokens - prompt_tokens
+    if room < 1:
+        raise EdgeAgentError(
+            Code.PROMPT_TOO_LONG,
+            f"messages: the prompt has {prompt_tokens} tokens and at most {context_tokens - 1} fit, "
+            "which leaves room for one token of answer; shorten it",
+        )
+    return room
 
 
 def _plain(text: str, special_tokens: SpecialTokens) -> str:

@@ -58,8 +58,8 @@ RATES: Mapping[tuple[str, str], Rates] = {
     # Weights are repacked, not mapped; keys and values are 32-bit. Predicted / measured: 1.01, 1.02 and 1.00 with
     # 1,024, 4,096 and 8,192 tokens of context (onnxruntime-genai 0.18: 3692, 5989 and 10640 MiB).
     ("onnx", "cpu"): Rates(1.0, 4.0, 215_000, 1.7, 168 * MIB),
-    # Weights are repacked beside the mapped file, keys and values are 8-bit with a scale per token and head. Predicted /
-    # measured: 1.06 and 1.04 with 1,024 and 4,096 tokens of context (openvino-genai 2026.4: 2368 and 3078 MiB).
+    # Weights are repacked beside the mapped file, keys and values are 8-bit with a scale per token and head.
+    # Predicted / measured: 1.06 and 1.04 with 1,024 and 4,096 tokens (openvino-genai 2026.4: 2368 and 3078 MiB).
     ("openvino", "cpu"): Rates(0.95, 1.2, 60_000, 0, 150 * MIB),
     # Never measured here: sizes in 16 bits as the builds' configurations say, and room for the driver's context.
     ("onnx", "cuda"): Rates(1.05, 2.0, 215_000, 0, 700 * MIB, host_bytes=1500 * MIB),

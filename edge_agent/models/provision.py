@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from edge_agent.engine.backend import ModelSpec, backend_of, names
 from edge_agent.engine.supervisor import NotYetError
@@ -249,7 +250,9 @@ def wanted(serve: ServeSection) -> Wanted:
     return Wanted(serve.wanted, serve.context_tokens, serve.parallel, serve.backend, serve.device)
 
 
-def placed(serve: ServeSection, path: Path, measured: Mapping[tuple[str, str], Measurement]) -> Placed:
+def placed(
+    serve: ServeSection, path: Path, measured: Mapping[tuple[str, str], Measurement] = MappingProxyType({})
+) -> Placed:
     """Return how a folder of the user's own is loaded, with the settings a calibration found best for it.
 
     Raises EdgeAgentError MODEL_MISSING or UNSUPPORTED.

@@ -41,13 +41,74 @@ class BareOnnx:
         return texts
 
 
-BARE = {"onnx": BareOnnx}
+class BareOpenvino:
+    """openvino-genai as its examples use it: one prompt in one piece, no cache of beginnings, no neighbours."""
+
+    def __init__(self, folder):
+        import openvino_genai as genai
+
+        self._genai = genai
+        scheduler = genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = False
+        scheduler.max_num_batched_tokens = 8192
+        properties = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "u8", "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
+        self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
+        self._tokenizer = self._pipeline.get_tokenizer()
+
+    def _encode(self, turns):
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        prompt = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return self._tokenizer.encode(prompt, add_special_tokens=False).input_ids
+
+    def encode(self, turns):
+        return self._encode(turns).data[0].tolist()
+
+    def texts(self, turns, max_tokens, **options):
+        """Return the text of each token generated; of a character of several tokens with the last."""
+        config = self._genai.GenerationConfig(max_new_tokens=max_tokens, **({"do_sample": False} | options))
+        (result,) = self._pipeline.generate([self._encode(turns)], [config])
+        tokens = result.m_generation_ids[0]
+        whole = self._tokenizer.decode(tokens)
+        ends = [shared(whole, self._tokenizer.decode(tokens[:i])) for i in range(len(tokens))]
+        return [whole[begin:end] for begin, end in zip(ends, [*ends[1:], len(whole)], strict=True)]
+
+
+def shared(one, other):
+    """Return how many characters both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+BARE = {"onnx": BareOnnx, "openvino": BareOpenvino}
+FOLDERS = {"onnx": "tiny_model", "openvino": "tiny_openvino"}
+CONTEXT_TOKENS = {"onnx": 8192, "openvino": 4096}
+"""Of the 8192 of the tiny model. openvino-genai is kept to the original context, see openvino.known_context_tokens."""
 
 
 @pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.engine) for name in backend.names()])
 def backend_name(request):
     """Every backend there is."""
+    if request.param == "openvino":
+        request.getfixturevalue("openvino_genai")  # skips without it
     return request.param
+
+
+@pytest.fixture(scope="session")
+def folder(backend_name, request):
+    """Random weights whose next token depends on distant context, as this backend's library wants them."""
+    return request.getfixturevalue(FOLDERS[backend_name])
+
+
+@pytest.fixture(scope="session")
+def context_tokens(backend_name):
+    """The context that this backend uses of the tiny model's."""
+    return CONTEXT_TOKENS[backend_name]
+
+
+@pytest.fixture(scope="session")
+def beyond_original_context(context_tokens):
+    """For tests of what happens where longrope changes its factors."""
+    if context_tokens <= 4096:
+        pytest.skip("this backend does not go beyond the original context")
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +116,8 @@ def load(backend_name):
     """Load a folder with this backend; closed at the end of the session."""
     models = []
 
-    def load(folder, *, context_tokens=8192, parallel=4):
-        spec = ModelSpec(folder, backend_name, context_tokens, parallel, threads=1)
+    def load(folder, *, context_tokens=8192, parallel=4, **options):
+        spec = ModelSpec(folder, backend_name, context_tokens, parallel, threads=1, options=options)
         models.append(backend.find(backend_name)(spec))
         return models[-1]
 
@@ -66,19 +127,19 @@ def load(backend_name):
 
 
 @pytest.fixture(scope="session")
-def model(load, tiny_model):
-    """Random weights whose next token depends on distant context; used by one test after the other."""
-    return load(tiny_model)
+def model(load, folder):
+    """The tiny model, used by one test after the other."""
+    return load(folder)
 
 
 @pytest.fixture(scope="session")
-def bare(backend_name, tiny_model):
+def bare(backend_name, folder):
     """The bare library with the same weights."""
-    return BARE[backend_name](tiny_model)
+    return BARE[backend_name](folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def job_id():
     """Names of jobs, never the same twice."""
-    numbers = iter(range(1, 1000))
+    numbers = iter(range(1, 100_000))
     return lambda: JobId(f"{next(numbers)}.1")

@@ -323,14 +323,14 @@ def test_an_import_that_does_not_fit_is_refused_before_a_byte_is_written(store, 
 
 def test_a_disk_that_fills_up_leaves_nothing(store, archive, tmp_path):
     """A limit on the size of files stands for the full disk."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
         refused(import_archive, store, archive, "make room", Code.STORAGE_FULL)
         with pytest.raises(EdgeAgentError, match="make room") as caught:
             export(Store(tmp_path / "other"), "phi", tmp_path / "again.tar")
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.code is Code.STORAGE_FULL
     assert list(tmp_path.glob("again.tar*")) == []
 

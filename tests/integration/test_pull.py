@@ -385,15 +385,15 @@ def test_a_pull_over_the_quota_is_refused_before_it_begins(store, hub):
     assert hub.downloads() == []
 
 
-def test_a_disk_that_fills_up_is_said_and_the_rest_comes_later(store, hub, monkeypatch):
+def test_a_disk_that_fills_up_is_said_and_the_rest_comes_later(store, hub):
     """A limit on the size of files, which the child inherits, stands for the full disk."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-        with pytest.raises(EdgeAgentError, match="make room, then run it again") as caught:
+        with pytest.raises(EdgeAgentError, match="make room or take another disk, then run it again") as caught:
             pull(store, hub)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.code is Code.STORAGE_FULL
     pull(store, hub)
     assert hub.downloads("model.onnx.data")[-1][1]["Range"] == "bytes=200000-"

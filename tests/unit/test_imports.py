@@ -47,7 +47,7 @@ APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.broker")
 """Parts that know nothing of the rest; any layer may use them."""
 
 BACKENDS = frozenset({"onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai"})
-HEAVY = BACKENDS | {"numpy", "PIL", "huggingface_hub", "typer", "rich", "onnx", "tokenizers"}
+HEAVY = BACKENDS | {"numpy", "PIL", "huggingface_hub", "httpx2", "typer", "rich", "onnx", "tokenizers"}
 
 
 def module_name(file):
@@ -121,6 +121,8 @@ def test_parts_that_stand_apart_import_nothing_of_ours(part):
         ("typer", {name for name in FILES if inside(name, "edge_agent.cli", "edge_agent.synth")}),
         ("rich", {name for name in FILES if inside(name, "edge_agent.cli")}),
         ("PIL", {"edge_agent.jobs.images"}),
+        ("huggingface_hub", {"edge_agent.models.hub"}),
+        ("httpx2", {"edge_agent.models.hub"}),
     ],
 )
 def test_a_library_has_one_owner(library, owners):
@@ -136,7 +138,7 @@ def test_engine_libraries_are_known_to_their_backend_module_alone():
     assert finders <= {"edge_agent.engine.child"}
 
 
-@pytest.mark.parametrize("entry", ["edge_agent.agent", "edge_agent.mqtt.client"])
+@pytest.mark.parametrize("entry", ["edge_agent.agent", "edge_agent.models.fetch", "edge_agent.mqtt.client"])
 def test_a_long_living_parent_loads_nothing_heavy(entry):
     """It keeps the agent small, and native code out of the process that holds the queue and the connection."""
     program = f"import sys, {entry}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"

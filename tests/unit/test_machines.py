@@ -1,6 +1,5 @@
 """The probe on the trees of tests/machines: for each the exact machine, and what no file tells is unknown."""
 
-
 import pytest
 
 from hardware.machine import Accelerator, Board, Cpu, Kind, Machine, Memory, Vendor

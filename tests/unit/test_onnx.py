@@ -1,11 +1,41 @@
 """What the library is told, and what its errors become."""
 
+import json
+
 import pytest
 
-from edge_agent.engine.messages import Generation, JobId
+from edge_agent.engine.backend import ModelSpec
 from edge_agent.errors import Code, EdgeAgentError
 
 pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def decoder():
+    """The module that speaks to onnxruntime."""
+    from edge_agent.engine import onnx_decoder
+
+    return onnx_decoder
+
+
+class Session:
+    """What onnxruntime was asked to open."""
+
+    def __init__(self, path, settings, *, providers):
+        self.settings = settings
+        self.asked = providers
+
+    def get_providers(self):
+        return [name for name, _ in self.asked]
+
+
+@pytest.fixture
+def opened(decoder, monkeypatch):
+    """Every provider is there, and sessions only note what they are told."""
+    monkeypatch.setattr(decoder.ort, "InferenceSession", Session)
+    monkeypatch.setattr(
+        decoder.ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -14,36 +44,91 @@ pytestmark = pytest.mark.engine
         (RuntimeError("std::bad_alloc"), Code.OUT_OF_MEMORY),
         (RuntimeError("Failed to allocate memory for requested buffer of size 412316860416"), Code.OUT_OF_MEMORY),
         (MemoryError(), Code.OUT_OF_MEMORY),
-        (RuntimeError("top_k must be 0 or greater\nand a trace"), Code.MODEL_ERROR),
+        (RuntimeError("Non-zero status code returned\nand a trace"), Code.MODEL_ERROR),
         (RuntimeError(), Code.MODEL_ERROR),
     ],
     ids=repr,
 )
-def test_the_librarys_errors_get_a_code(error, code):
+def test_the_librarys_errors_get_a_code(decoder, error, code):
     """What may succeed with more memory is told from what never will."""
-    from edge_agent.engine.onnx import _library
-
-    with pytest.raises(EdgeAgentError) as raised, _library():
+    with pytest.raises(EdgeAgentError) as raised, decoder.library():
         raise error
     assert raised.value.code is code
     assert "\n" not in raised.value.message
 
 
-def test_an_error_of_ours_is_not_disguised():
-    """A mistake in this project crashes; it is not taken for the model's."""
-    from edge_agent.engine.onnx import _library
+def test_the_librarys_own_exceptions_are_known(decoder, tmp_path):
+    """They have no class in common with one another."""
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    for path in (tmp_path / "model.onnx", tmp_path / "none.onnx"):
+        with pytest.raises(EdgeAgentError, match="onnxruntime said") as raised:
+            decoder.open_session(path, device="cpu", threads=1, options={})
+        assert raised.value.code is Code.MODEL_ERROR
 
-    with pytest.raises(ZeroDivisionError), _library():
+
+def test_an_error_of_ours_is_not_disguised(decoder):
+    """A mistake in this project crashes; it is not taken for the model's."""
+    with pytest.raises(ZeroDivisionError), decoder.library():
         raise ZeroDivisionError
 
 
-def test_temperature_zero_does_not_sample():
-    """Greedy by name, not by dividing by nearly nothing; other choices do not matter then."""
-    from edge_agent.engine.onnx import search_options
+def test_settings_for_the_processor_are_session_entries(decoder, opened):
+    session = decoder.open_session(
+        "model.onnx", device="cpu", threads=3, options={"session.intra_op.allow_spinning": "0"}
+    )
+    assert session.asked == [("CPUExecutionProvider", {})]
+    assert session.settings.intra_op_num_threads == 3
+    assert session.settings.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
-    generation = Generation(JobId("1.1"), (), 8, temperature=0.0, top_k=40, top_p=0.5, seed=7, repetition_penalty=1.1)
-    assert search_options(generation, vocab_size=512) == {
-        "do_sample": False,
-        "top_k": 1,
-        "repetition_penalty": 1.1,
-    }
+
+def test_settings_for_a_device_are_its_providers(decoder, opened):
+    session = decoder.open_session("model.onnx", device="cuda", threads=3, options={"cudnn_conv_algo_search": "X"})
+    assert session.asked == [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "X"})]
+
+
+def test_a_device_that_the_library_cannot_use_is_refused_with_the_install_line(
+    decoder, opened, monkeypatch, tiny_model
+):
+    """It would fall back to the processor without a word: when it was built without, and when the driver fails."""
+    from edge_agent.engine import onnx
+
+    spec = ModelSpec(tiny_model, "onnx", 512, 1, 1, device="cuda")
+    monkeypatch.setattr(Session, "get_providers", lambda _: ["CPUExecutionProvider"])
+    for offered in (["CUDAExecutionProvider"], []):
+        monkeypatch.setattr(decoder.ort, "get_available_providers", lambda offered=offered: offered)
+        with pytest.raises(EdgeAgentError, match=r"pip install 'edge-slm-agent\[cuda\]'") as raised:
+            onnx.load(spec)
+        assert raised.value.code is Code.UNSUPPORTED
+        monkeypatch.delattr(decoder.ort, "InferenceSession", raising=False)  # without the provider nothing is loaded
+
+
+def test_an_unknown_device_is_refused(decoder, tiny_model):
+    from edge_agent.engine import onnx
+
+    with pytest.raises(EdgeAgentError, match="cpu and cuda") as raised:
+        onnx.load(ModelSpec(tiny_model, "onnx", 512, 1, 1, device="qnn"))
+    assert raised.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda config: config["model"].pop("vocab_size"), "fetch the model again"),
+        (lambda config: config["model"]["decoder"].pop("head_size"), "fetch the model again"),
+        (lambda config: config["search"].update(past_present_share_buffer=False), "choose one that does not"),
+        (lambda config: config["model"]["decoder"]["outputs"].update(logits="scores"), "choose another build"),
+    ],
+    ids=["no vocabulary", "no head size", "copied cache", "other names"],
+)
+def test_a_folder_that_cannot_be_served_is_refused(tiny_model, tmp_path, change, match):
+    from edge_agent.engine import onnx
+
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((tmp_path / "genai_config.json").read_text("utf-8"))
+    change(config)
+    (tmp_path / "genai_config.json").unlink()
+    (tmp_path / "genai_config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(EdgeAgentError, match=match) as raised:
+        onnx.load(ModelSpec(tmp_path, "onnx", 512, 1, 1))
+    assert raised.value.code is Code.MODEL_ERROR

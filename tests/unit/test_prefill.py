@@ -54,7 +54,7 @@ def test_pieces_make_up_the_prompt(prompt_tokens, tokens_per_s, longrope, alone)
     """They add up exactly, and none takes longer than it may, but the one that longrope needs whole."""
     sizes = pieces(prompt_tokens, tokens_per_s=tokens_per_s, longrope=longrope, alone=alone)
     assert sum(sizes) == prompt_tokens
-    whole = longrope and prompt_tokens > LONGROPE_TOKENS
+    whole = longrope and prompt_tokens >= LONGROPE_TOKENS
     piece_s = PIECE_ALONE_S if alone else PIECE_S
     bound = max(PIECE_TOKENS_MIN, min((tokens_per_s or 0) * piece_s, PIECE_TOKENS_MAX))
     *first, last = sizes[1 if whole else 0 :] or [0]
@@ -71,5 +71,6 @@ def test_a_short_prompt_is_one_piece_on_an_idle_engine():
 def test_a_prompt_beyond_the_original_context_reaches_beyond_it_at_once():
     """Else its first keys would be computed with the factors of short texts."""
     assert pieces(LONGROPE_TOKENS + 10)[0] == LONGROPE_TOKENS
-    assert pieces(LONGROPE_TOKENS)[0] == PIECE_TOKENS_MIN
+    assert pieces(LONGROPE_TOKENS)[0] == LONGROPE_TOKENS
+    assert pieces(LONGROPE_TOKENS - 1)[0] == PIECE_TOKENS_MIN
     assert pieces(LONGROPE_TOKENS + 10, longrope=False)[0] == PIECE_TOKENS_MIN

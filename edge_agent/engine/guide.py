@@ -1,0 +1,238 @@
+"""What a guide may ask for (pure), so that compiling it takes a moment and nothing in it is quietly left out.
+
+The libraries compile a guide inside the engine and cannot be interrupted; each of them leaves some keywords of JSON
+Schema unheeded. So both are settled before, the same for every backend. The bounds were measured with xgrammar on a
+vocabulary of 32,064: a repetition of a wide character class costs 4 ms per count, beyond 128 of them minutes.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from edge_agent.engine.messages import Guide, GuideKind
+from edge_agent.errors import Code, EdgeAgentError
+
+GUIDE_BYTES_MAX = 16_384
+DEPTH_MAX = 32
+"""Of schemas in schemas, and of groups in groups: compiling grows with its cube."""
+NODES_MAX = 2048
+"""Schemas, property names and values of a JSON Schema together."""
+COUNT_MAX = 128
+"""The greatest number in a repetition such as `{1,128}` or `maxLength`."""
+ITEMS_MAX = 1024
+"""The greatest number of `maxItems` and `maxProperties`, which compile to less."""
+EXPANDED_MAX = 512
+"""Repeated characters, classes and groups, written out: `([a-z]{1,8}-){1,8}` is 72."""
+OPTIONAL_MAX = 24
+"""Question marks in one expression: each may begin at any later one."""
+
+_ANNOTATIONS = frozenset(
+    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
+    | {"$schema", "$id", "$comment", "$anchor"}
+)
+_PLAIN = frozenset({"type", "required", "enum", "const", "$ref", "format"})
+_NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+_COUNTS: Mapping[str, int] = {
+    **dict.fromkeys(("minLength", "maxLength"), COUNT_MAX),
+    **dict.fromkeys(("minItems", "maxItems", "minProperties", "maxProperties"), ITEMS_MAX),
+}
+_SCHEMA = frozenset({"items", "additionalProperties", "propertyNames"})
+_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_NAMED = frozenset({"properties", "$defs", "definitions", "patternProperties"})
+_FORMATS = frozenset(
+    {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
+    | {"uri", "uri-reference", "uri-template", "json-pointer", "relative-json-pointer"}
+)
+_REPETITION = re.compile(r"\{(\d*)(,?)(\d*)\}")
+
+
+def check(guide: Guide) -> None:
+    """Raise EdgeAgentError: BAD_REQUEST for what is malformed or over the bounds, UNSUPPORTED for what is unheeded."""
+    if len(guide.text.encode()) > GUIDE_BYTES_MAX:
+        _refuse(f"more than {GUIDE_BYTES_MAX} bytes; shorten it")
+    if "\0" in guide.text:
+        _refuse("a NUL character; remove it")
+    match guide.kind:
+        case GuideKind.JSON_SCHEMA:
+            _check_schema(guide.text)
+        case GuideKind.REGEX:
+            _check_expression(guide.text)
+        case GuideKind.GRAMMAR:
+            _check_expression(guide.text, quotes=True)
+
+
+def _refuse(what: str, code: Code = Code.BAD_REQUEST) -> NoReturn:
+    raise EdgeAgentError(code, f"response_format: {what}")
+
+
+def _check_schema(text: str) -> None:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema is no JSON") from error
+    budget = _Budget()
+    waiting = [(schema, 1)]
+    while waiting:
+        each, depth = waiting.pop()
+        budget.node(depth)
+        if isinstance(each, bool):
+            continue  # anything, or nothing
+        if not isinstance(each, dict):
+            _refuse("a schema must be an object")
+        waiting += [(inner, depth + 1) for inner in _inner_schemas(each, budget)]
+    budget.settle()
+
+
+def _inner_schemas(schema: Mapping[str, Any], budget: "_Budget") -> Iterator[Any]:
+    """Check a schema's own keywords and return the schemas in it."""
+    for keyword, value in schema.items():
+        budget.node(1)
+        if keyword in _COUNTS:
+            _check_count(keyword, value)
+        elif keyword in _SCHEMA:
+            yield value
+        elif keyword in _SCHEMAS:
+            yield from _list(keyword, value)
+        elif keyword in _NAMED:
+            yield from _named(keyword, value, budget)
+        else:
+            _check_value(keyword, value, budget)
+    lengths = (schema.get("minLength", 0), schema.get("maxLength", 0))
+    budget.expanded.add(("length", str(lengths), max(lengths)))
+
+
+def _check_count(keyword: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _COUNTS[keyword]:
+        _refuse(f"{keyword} must be a whole number from 0 to {_COUNTS[keyword]}, or be left out")
+
+
+def _check_value(keyword: str, value: object, budget: "_Budget") -> None:
+    """Check a keyword that holds no schema."""
+    if keyword == "pattern":
+        if not isinstance(value, str):
+            _refuse("pattern must be a string")
+        budget.expanded.add((keyword, value, _check_expression(value)))
+    elif keyword == "enum":
+        budget.node(1, len(value) if isinstance(value, list) else 1)
+    elif keyword == "format" and value not in _FORMATS:
+        _refuse("this format is not supported; leave it out or write a pattern", Code.UNSUPPORTED)
+    elif keyword not in _ANNOTATIONS | _PLAIN | _NUMBERS:
+        # The name is the sender's; only what has the form of a keyword of the standard is repeated.
+        name = keyword if re.fullmatch(r"\$?[A-Za-z]{1,32}", keyword) else "one of its keywords"
+        _refuse(f"{name} is not supported in a schema; leave it out", Code.UNSUPPORTED)
+
+
+def _named(keyword: str, value: object, budget: "_Budget") -> Iterable[Any]:
+    if not isinstance(value, dict):
+        _refuse(f"{keyword} must be an object")
+    if keyword == "patternProperties":
+        budget.expanded |= {(keyword, name, _check_expression(name)) for name in value}
+    return value.values()
+
+
+def _list(keyword: str, value: object) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        _refuse(f"{keyword} must be a list of schemas")
+    if keyword == "allOf" and len(value) > 1:
+        _refuse("allOf of several is not supported in a schema; merge them", Code.UNSUPPORTED)
+    return value
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What a schema has used up. `expanded` holds each different repetition once: they are compiled once."""
+
+    nodes: int = 0
+    expanded: set[tuple[str, str, int]] = field(default_factory=set)
+
+    def node(self, depth: int, count: int = 1) -> None:
+        self.nodes += count
+        if depth > DEPTH_MAX:
+            _refuse(f"schemas are nested deeper than {DEPTH_MAX}; flatten them, or refer to them by $ref")
+        if self.nodes > NODES_MAX:
+            _refuse(f"more than {NODES_MAX} keywords and values; simplify it")
+
+    def settle(self) -> None:
+        if sum(count for *_, count in self.expanded) > EXPANDED_MAX:
+            _refuse(f"different lengths and patterns add up to more than {EXPANDED_MAX} characters; use fewer")
+
+
+def _check_expression(text: str, *, quotes: bool = False) -> int:
+    """Check the repetitions of a regular expression or, with `quotes`, a grammar; return their size written out.
+
+    Whether it is well-formed otherwise is for the library to say.
+    """
+    groups = [_Group()]
+    position, optional = 0, 0
+    while position < len(text):
+        character = text[position]
+        group = groups[-1]
+        if character == "(":
+            groups.append(_Group())
+            if len(groups) > DEPTH_MAX:
+                _refuse(f"groups are nested deeper than {DEPTH_MAX}; flatten them")
+        elif character == ")" and len(groups) > 1:
+            groups.pop()
+            groups[-1].atom(group.size, group.expanded)
+        elif character == "?":
+            optional += 1
+        elif found := _REPETITION.match(text, position):
+            group.repeat(_count(found))
+            position = found.end()
+            continue
+        elif character not in "*+":
+            group.atom(1, 0)
+            position = _atom_end(text, position, quotes=quotes)
+            continue
+        position += 1
+    expanded = sum(group.expanded for group in groups)
+    if optional > OPTIONAL_MAX:
+        _refuse(f"more than {OPTIONAL_MAX} question marks in one expression; use fewer")
+    if expanded > EXPANDED_MAX:
+        _refuse(f"repetitions come to more than {EXPANDED_MAX} parts written out; use `+` or `*`, or smaller numbers")
+    return expanded
+
+
+def _count(repetition: re.Match[str]) -> int:
+    low, _, high = repetition.groups()
+    count = max(int(low[:9] or 0), int(high[:9] or 0))
+    if count > COUNT_MAX:
+        _refuse(f"a repetition of more than {COUNT_MAX}; use `+` or `*`, or a smaller number")
+    return count
+
+
+@dataclass(slots=True)
+class _Group:
+    """Parts of an expression in sequence: how many there are, written out, and how many of those by repetition."""
+
+    size: int = 0
+    expanded: int = 0
+    _last_size: int = 0
+    _last_expanded: int = 0
+
+    def atom(self, size: int, expanded: int) -> None:
+        self._last_size, self._last_expanded = size, expanded
+        self.size += size
+        self.expanded += expanded
+
+    def repeat(self, count: int) -> None:
+        """Write the last part out so many times."""
+        more = self._last_size * max(count - 1, 0)
+        self.size += more
+        self.expanded += self._last_size + more - self._last_expanded
+        self._last_size += more
+        self._last_expanded = self._last_size
+
+
+def _atom_end(text: str, start: int, *, quotes: bool) -> int:
+    """Return the end of the character, escape, class or quoted text that begins at `start`."""
+    opening = text[start]
+    closing = "]" if opening == "[" else '"' if quotes and opening == '"' else ""
+    position = start + (2 if opening == "\\" else 1)
+    while closing and position < len(text):
+        if text[position] == closing:
+            return position + 1
+        position += 2 if text[position] == "\\" else 1
+    return position

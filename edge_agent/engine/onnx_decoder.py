@@ -1,0 +1,233 @@
+"""A decoder graph in onnxruntime and the keys and values of its lanes.
+
+The published builds follow one convention (onnxruntime-genai's model builder, `genai_config.json`): token ids and an
+attention mask go in, logits come out, and GroupQueryAttention reads and writes keys and values in place. Sequences of
+different lengths may be rows of one call, one new token each; several new tokens go alone.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from edge_agent.errors import Code, EdgeAgentError
+
+Logits = npt.NDArray[np.float32]
+
+_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    MemoryError,
+    *(error for error in vars(native).values() if isinstance(error, type) and issubclass(error, Exception)),
+)
+_ALLOCATION = ("bad_alloc", "allocate memory", "out of memory", "cannot allocate")
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_LONGROPE_KIND = "phi3"
+_TYPES: Mapping[str, "np.dtype[Any]"] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+
+
+@contextmanager
+def library() -> Iterator[None]:
+    """Turn the libraries' errors into ours: they have no codes, only texts, and MemoryError for C++'s bad_alloc."""
+    try:
+        yield
+    except _ERRORS as error:
+        text = next(iter(str(error).splitlines()), "memory ran out")
+        if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _ALLOCATION):
+            raise EdgeAgentError(
+                Code.OUT_OF_MEMORY, f"memory ran out ({text}); lower max_tokens or shorten the prompt"
+            ) from error
+        raise EdgeAgentError(Code.MODEL_ERROR, f"onnxruntime said: {text}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The numbers and names in a build's genai_config.json; names of keys and values have `%d` for the layer."""
+
+    kind: str
+    filename: str
+    context_tokens: int
+    vocab_size: int
+    layers: int
+    kv_heads: int
+    head_size: int
+    names: Mapping[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Layout":
+        """Return a folder's. Raises EdgeAgentError MODEL_ERROR when it cannot be read or is not of a known kind."""
+        try:
+            config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+            model, decoder = config["model"], config["model"]["decoder"]
+            in_place = config["search"]["past_present_share_buffer"]
+            layout = cls(
+                kind=str(model["type"]),
+                filename=str(decoder["filename"]),
+                context_tokens=int(model["context_length"]),
+                vocab_size=int(model["vocab_size"]),
+                layers=int(decoder["num_hidden_layers"]),
+                kv_heads=int(decoder["num_key_value_heads"]),
+                head_size=int(decoder["head_size"]),
+                names={**decoder["inputs"], **decoder["outputs"]},
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EdgeAgentError(
+                Code.MODEL_ERROR, f"genai_config.json in {folder} cannot be read ({error!r}); fetch the model again"
+            ) from error
+        if not in_place:
+            raise EdgeAgentError(
+                Code.MODEL_ERROR,
+                f"the build in {folder} copies its keys and values with every token (past_present_share_buffer is "
+                "false), which is not supported; choose one that does not",
+            )
+        return layout
+
+    @property
+    def longrope(self) -> bool:
+        """Whether the build changes its rotary factors at prefill.LONGROPE_TOKENS."""
+        return self.kind == _LONGROPE_KIND
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """Keys or values of a layer, shape [lanes, heads, context, head size]: an array, or the library's on a device."""
+
+    past: str
+    present: str
+    memory: Any
+
+
+class Decoder:
+    """The graph, and `lanes` sequences of up to `context_tokens` tokens whose keys and values it holds.
+
+    Who may read what of a lane is for the caller to know: a call writes at the end of the lengths it is given.
+    """
+
+    def __init__(self, session: Any, layout: Layout, *, device: str, lanes: int, context_tokens: int) -> None:
+        self.layout = layout
+        self._session = session
+        self._device = device
+        self._shape = (lanes, layout.kv_heads, context_tokens, layout.head_size)
+        types = {each.name: each.type for each in (*session.get_inputs(), *session.get_outputs())}
+        try:
+            self._logits_type = _TYPES[types[layout.names["logits"]]]
+            self._kv_type = _TYPES[types[layout.names["past_key_names"] % 0]]
+        except (KeyError, TypeError) as error:
+            raise EdgeAgentError(
+                Code.MODEL_ERROR, f"the graph's names or types are not known here ({error}); choose another build"
+            ) from error
+        self._positions = "position_ids" in types
+        self._buffers = [
+            _Buffer(past % layer, present % layer, self._allocate())
+            for layer in range(layout.layers)
+            for past, present in (
+                (layout.names["past_key_names"], layout.names["present_key_names"]),
+                (layout.names["past_value_names"], layout.names["present_value_names"]),
+            )
+        ]
+        self._binding = session.io_binding()
+        self._bound: range | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether keys and values can be copied from lane to lane."""
+        return self._device == "cpu"
+
+    def run(self, lanes: range, tokens: npt.NDArray[np.int64], lengths: Sequence[int]) -> Logits:
+        """Compute tokens, shape [lanes, new]; return the logits of the last of each, shape [lanes, vocabulary].
+
+        `lengths` are those of the sequences with the new tokens. Raises EdgeAgentError OUT_OF_MEMORY, MODEL_ERROR.
+        """
+        new = tokens.shape[1]
+        ends = np.array(lengths, np.int64)[:, None]
+        names = self.layout.names
+        with library():
+            logits = np.empty((*tokens.shape, self.layout.vocab_size), self._logits_type)
+            self._bind(lanes)
+            self._binding.bind_cpu_input(names["input_ids"], tokens)
+            self._binding.bind_cpu_input(names["attention_mask"], (np.arange(ends.max()) < ends).astype(np.int64))
+            if self._positions:
+                self._binding.bind_cpu_input(names["position_ids"], ends - new + np.arange(new))
+            self._binding.bind_output(names["logits"], "cpu", 0, self._logits_type, logits.shape, logits.ctypes.data)
+            self._session.run_with_iobinding(self._binding)
+            return logits[:, -1].astype(np.float32)
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Give one lane the first so many tokens of another; both are on the processor."""
+        for buffer in self._buffers:
+            buffer.memory[target, :, :tokens] = buffer.memory[source, :, :tokens]
+
+    def _allocate(self) -> Any:
+        with library():
+            if self._device == "cpu":
+                return _small_pages(self._shape, self._kv_type)
+            return ort.OrtValue.ortvalue_from_shape_and_type(list(self._shape), self._kv_type, self._device, 0)
+
+    def _bind(self, lanes: range) -> None:
+        """Let the graph see these lanes only: neighbours in memory, as rows of one batch."""
+        if lanes == self._bound:
+            return
+        shape = (len(lanes), *self._shape[1:])
+        offset = lanes.start * math.prod(self._shape[1:]) * self._kv_type.itemsize
+        for buffer in self._buffers:
+            start = buffer.memory.ctypes.data if self._device == "cpu" else buffer.memory.data_ptr()
+            place = (self._device, 0, self._kv_type, shape, start + offset)
+            self._binding.bind_input(buffer.past, *place)
+            self._binding.bind_output(buffer.present, *place)
+        self._bound = lanes
+
+
+def open_session(path: Path, *, device: str, threads: int, options: Mapping[str, str]) -> Any:
+    """Open a graph. `options` are session entries on the processor (`session.…`), else the device's provider options.
+
+    Raises EdgeAgentError: UNSUPPORTED with the install line when the library cannot use the device, MODEL_ERROR,
+    OUT_OF_MEMORY.
+    """
+    provider = _PROVIDERS.get(device)
+    if provider is None:
+        raise EdgeAgentError(
+            Code.UNSUPPORTED, f"onnx runs on {' and '.join(_PROVIDERS)} here, not on {device}; choose one of them"
+        )
+    missing = EdgeAgentError(
+        Code.UNSUPPORTED,
+        f"this onnxruntime cannot use {device}; install it in place of the other with: "
+        f"pip install 'edge-slm-agent[{device}]', and the device's driver",
+    )
+    if provider not in ort.get_available_providers():
+        raise missing
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.enable_mem_pattern = False  # it would keep a plan for every length of a sequence
+    settings.log_severity_level = 3  # errors; they come back as exceptions too
+    with library():
+        if device == "cpu":
+            for key, value in options.items():
+                settings.add_session_config_entry(key, value)
+        session = ort.InferenceSession(
+            str(path), settings, providers=[(provider, dict(options) if device != "cpu" else {})]
+        )
+    if session.get_providers()[0] != provider:
+        raise missing  # the library falls back to the processor without a word
+    return session
+
+
+def _small_pages(shape: tuple[int, ...], kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return zeros that take memory only where they are written, in small pages.
+
+    In huge ones, which numpy asks for, a short sequence would take nearly as much as the longest: each head's tokens
+    lie apart. Raises MemoryError.
+    """
+    try:
+        memory = mmap.mmap(-1, math.prod(shape) * kind.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(str(error)) from error
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, kind).reshape(shape)

@@ -1,0 +1,106 @@
+"""Guides for onnxruntime: which tokens may come next, by llguidance, the library that onnxruntime-genai has inside."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import llguidance
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.engine import guide as bounds
+from edge_agent.engine.messages import Guide, GuideKind
+from edge_agent.errors import Code, EdgeAgentError
+
+_GRAMMARS: Mapping[GuideKind, Callable[[str], str]] = {
+    # Without a bound a weak model writes spaces until its tokens are used up.
+    GuideKind.JSON_SCHEMA: lambda text: llguidance.LLMatcher.grammar_from_json_schema(
+        text, overrides={"whitespace_pattern": r"[ \n\r\t]{1,32}"}
+    ),
+    GuideKind.REGEX: llguidance.LLMatcher.grammar_from_regex,
+    GuideKind.GRAMMAR: llguidance.LLMatcher.grammar_from_lark,
+}
+_LIMITS = llguidance.LLParserLimits(verbose_errors=False)
+"""The library's defaults: it gives up after about 20 ms over the expressions and 15 ms over one token's choice."""
+_POSITION = re.compile(r"^(at )?\d+\(\d+\): ")
+_QUOTED = re.compile(r"""("[^"]*"|'[^']*'|`[^`]*`)""")
+_WORD_BITS = 32
+_REASON_CHARACTERS = 200
+
+
+class Constraint:
+    """What may come next in one guided text."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._words = np.zeros(-(-vocab_size // _WORD_BITS), np.uint32)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow but the end of the turn."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Return which tokens may be next, shape [vocabulary]; ends of the turn are among them where the text may end.
+
+        Raises EdgeAgentError BAD_REQUEST when the guide is too hard to follow.
+        """
+        self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        self._check()
+        bits = np.unpackbits(self._words.view(np.uint8), count=self._vocab_size, bitorder="little")
+        if not bits.any():
+            raise EdgeAgentError(Code.BAD_REQUEST, "response_format: nothing may follow what was said; mend it")
+        return bits.astype(np.bool_)
+
+    def take(self, token: int) -> None:
+        """Go on to the token after this one. Raises EdgeAgentError BAD_REQUEST as `allowed` does."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {_reason(self._matcher.get_error())}; mend it")
+
+
+class Guides:
+    """Compiles guides for a model's vocabulary.
+
+    Raises EdgeAgentError MODEL_ERROR when the folder's tokenizer.json cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, vocab_size: int, end_ids: Sequence[int]) -> None:
+        self._vocab_size = vocab_size
+        try:
+            self._tokens = llguidance.LLTokenizer(
+                str(folder / "tokenizer.json"), n_vocab=vocab_size, eos_token=list(end_ids)
+            )
+        except ValueError as error:
+            raise EdgeAgentError(
+                Code.MODEL_ERROR, f"tokenizer.json in {folder} is of no use for guides; fetch the model again"
+            ) from error
+
+    def constraint(self, guide: Guide) -> Constraint:
+        """Compile a guide and find what may come first; that takes a fraction of a second at most.
+
+        Raises EdgeAgentError BAD_REQUEST with the reason when that fails, and as `guide.check` does.
+        """
+        bounds.check(guide)
+        try:
+            grammar = _GRAMMARS[guide.kind](guide.text)
+        except ValueError as error:
+            raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema must be an object") from error
+        matcher = llguidance.LLMatcher(self._tokens, grammar, log_level=0, limits=_LIMITS)
+        constraint = Constraint(matcher, self._vocab_size)
+        constraint.allowed()
+        return constraint
+
+
+def _reason(error: str) -> str:
+    """Return what the library says of a guide, in one line and without the guide itself."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()] or ["it cannot be followed"]
+    said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    said = _QUOTED.sub("…", _POSITION.sub("", said))
+    said = re.split("[\"'`]|[.:] ", said)[0].strip(" .:")[:_REASON_CHARACTERS]
+    return said if " " in said else "it cannot be followed"  # a single word is a name in the library

@@ -1,0 +1,198 @@
+"""A text model in onnxruntime: all that generate in one call per token, prompts in pieces in between."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from edge_agent.engine.lanes import Lanes
+from edge_agent.engine.messages import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    JobId,
+    Limits,
+    Progress,
+    Text,
+)
+from edge_agent.engine.onnx_decoder import Decoder, library
+from edge_agent.engine.onnx_guide import Guides
+from edge_agent.engine.onnx_sequence import OnnxSequence
+from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MIN, piece_tokens
+from edge_agent.engine.prompt import SpecialTokens, answer_room, messages_json
+from edge_agent.engine.sampling import Sampler
+from edge_agent.engine.stops import StopStrings
+from edge_agent.errors import EdgeAgentError
+
+
+class OnnxModel:
+    """A text model in memory; see LoadedModel for what it promises."""
+
+    def __init__(
+        self,
+        *,
+        decoder: Decoder,
+        tokenizer: Any,
+        special_tokens: SpecialTokens,
+        guides: Guides,
+        end_ids: frozenset[int],
+        limits: Limits,
+        library_name: str,
+        device: str,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._special_tokens = special_tokens
+        self._guides = guides
+        self._now_s = now_s
+        self._end_ids = end_ids
+        self._vocab_size = decoder.layout.vocab_size
+        self._longrope = decoder.layout.longrope
+        self._lanes = Lanes(limits.parallel, longrope=self._longrope, copies=decoder.copies)
+        self._sequences: dict[JobId, OnnxSequence] = {}
+        self._tokens_per_s: float | None = None
+        self.limits = limits
+        self.library = library_name
+        self.device = device
+
+    def start(self, generation: Generation) -> None:
+        """Count the prompt's tokens and compile the guide.
+
+        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
+        """
+        messages = messages_json(generation.turns, self._special_tokens)
+        with library():
+            prompt = self._tokenizer.encode(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+            stream = self._tokenizer.create_stream()
+        room = answer_room(len(prompt), self.limits.context_tokens)
+        self._sequences[generation.job_id] = OnnxSequence(
+            generation=generation,
+            tokens=prompt.tolist(),
+            prompt_tokens=len(prompt),
+            max_tokens=min(generation.max_tokens, room),
+            stops=StopStrings(generation.stop),
+            stream=stream,
+            sampler=Sampler(generation, prompt, vocab_size=self._vocab_size),
+            constraint=None if generation.guide is None else self._guides.constraint(generation.guide),
+        )
+
+    def step(self) -> Iterator[Event]:
+        """Advance every decoding generation by a token, then compute one piece of the oldest unfinished prompt."""
+        generating = self._generating()
+        yield from self._decode([each for each in generating if each.logits is None])
+        for sequence in generating:
+            if sequence.logits is not None:
+                yield from self._advance(sequence, self._say)
+        unfilled = next((each for each in self._sequences.values() if not each.generating), None)
+        if unfilled is not None:
+            yield from self._advance(unfilled, self._prefill)
+
+    def cancel(self, job_id: JobId) -> Iterator[Event]:
+        """Stop a generation and give back its lane."""
+        sequence = self._sequences.get(job_id)
+        if sequence is None:
+            return
+        if held := sequence.stops.rest():
+            yield Text(job_id, held, 0)
+        yield self._finish(sequence, FinishReason.CANCELED)
+
+    def close(self) -> None:
+        """Free the model, which holds the most."""
+        self._sequences.clear()
+        del self._decoder, self._tokenizer
+
+    def _generating(self) -> list[OnnxSequence]:
+        """Return those whose next step is a token; who reaches LONGROPE_TOKENS must compute the whole again before."""
+        generating = [each for each in self._sequences.values() if each.generating]
+        for sequence in generating:
+            if self._longrope and sequence.logits is None and len(sequence.tokens) == LONGROPE_TOKENS:
+                sequence.lane.begin_long()
+        return [each for each in generating if each.generating]
+
+    def _decode(self, sequences: Iterable[OnnxSequence]) -> Iterator[Event]:
+        """Compute the last token of each, those in neighbouring lanes together."""
+        by_lane = {each.lane.number: each for each in sequences}
+        for batch in self._lanes.batches(by_lane):
+            lanes = self._lanes.all[batch.start : batch.stop]
+            tokens = [by_lane[lane.number].tokens[-1] if lane.number in by_lane else 0 for lane in lanes]
+            # What an idle lane computes lands behind the tokens it holds, where the next one is written anyway.
+            lengths = [len(lane.tokens) + 1 for lane in lanes]
+            computed = [by_lane[lane.number] for lane in lanes if lane.number in by_lane]
+            try:
+                logits = self._decoder.run(batch, np.array(tokens)[:, None], lengths)
+            except EdgeAgentError as error:
+                yield from [self._fail(each, error) for each in computed]
+                continue
+            for sequence in computed:
+                sequence.lane.tokens.append(sequence.tokens[-1])
+                sequence.logits = logits[sequence.lane.number - batch.start]
+
+    def _advance(self, sequence: OnnxSequence, move: Callable[[OnnxSequence], Iterator[Event]]) -> Iterator[Event]:
+        """Make a move; an error in it ends this generation and no other."""
+        try:
+            yield from move(sequence)
+        except EdgeAgentError as error:
+            yield self._fail(sequence, error)
+
+    def _say(self, sequence: OnnxSequence) -> Iterator[Event]:
+        """Choose a token."""
+        token = sequence.choose()
+        with library():
+            text, reason = sequence.take(token, self._end_ids)
+        yield Text(sequence.job_id, text, 1)
+        if reason is not None:
+            yield self._finish(sequence, reason)
+
+    def _prefill(self, sequence: OnnxSequence) -> Iterator[Event]:
+        """Compute a piece of what is unprocessed, having said so before the first."""
+        if sequence.begun_s is None:
+            yield from self._begin(sequence)
+        elif not sequence.lane.tokens:
+            yield Progress(sequence.job_id, sequence.unprocessed_tokens)
+        lane = sequence.lane
+        position, total = len(lane.tokens), len(sequence.tokens)
+        piece = piece_tokens(
+            position=position,
+            prompt_tokens=total,
+            tokens_per_s=self._tokens_per_s,
+            longrope=self._longrope,
+            alone=not any(each.generating for each in self._sequences.values()),
+        )
+        tokens = sequence.tokens[position : position + piece]
+        began_s = self._now_s()
+        logits = self._decoder.run(range(lane.number, lane.number + 1), np.array([tokens]), [position + piece])
+        ended_s = self._now_s()
+        lane.tokens += tokens
+        if position + piece == total:
+            sequence.logits = logits[0]
+            if sequence.prefilled_s is None:
+                sequence.prefilled_s = ended_s
+        if piece >= PIECE_TOKENS_MIN and ended_s > began_s:  # a short rest tells little of the speed
+            self._tokens_per_s = piece / (ended_s - began_s)
+        yield Progress(sequence.job_id, sequence.unprocessed_tokens, piece, (ended_s - began_s) * 1000)
+
+    def _begin(self, sequence: OnnxSequence) -> Iterator[Event]:
+        """Find a lane, with as much of the prompt in it as any lane holds."""
+        place = self._lanes.take(sequence.tokens)
+        sequence.lane = place.lane
+        sequence.cached_tokens = place.kept
+        yield Progress(sequence.job_id, sequence.unprocessed_tokens)
+        sequence.begun_s = self._now_s()
+        if place.copy_from is not None:
+            self._decoder.copy(place.copy_from.number, place.lane.number, place.kept)
+
+    def _finish(self, sequence: OnnxSequence, reason: FinishReason) -> Finished:
+        self._free(sequence)
+        return sequence.finished(reason, self._now_s())
+
+    def _fail(self, sequence: OnnxSequence, error: EdgeAgentError) -> Failed:
+        self._free(sequence)
+        return Failed(sequence.job_id, error.code, error.message)
+
+    def _free(self, sequence: OnnxSequence) -> None:
+        del self._sequences[sequence.job_id]
+        if sequence.lane.taken:
+            self._lanes.free(sequence.lane)

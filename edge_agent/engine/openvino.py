@@ -1,0 +1,95 @@
+"""Loads text models for openvino-genai: what the library is told, and how much of a model's context is used."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import openvino_genai as genai
+
+from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.messages import Limits
+from edge_agent.engine.openvino_model import Cache, OpenvinoModel, library
+from edge_agent.engine.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MIN
+from edge_agent.engine.prompt import SpecialTokens
+from edge_agent.errors import Code, EdgeAgentError
+
+DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {
+        # bfloat16, the library's choice where the processor has it, turned a small model into gibberish.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # A quarter of f32. Scales per token: with scales per channel, the library's choice, a token's keys are
+        # rounded anew as its block fills, and a text depends on who else was computed in the same step.
+        "KV_CACHE_PRECISION": "u8",
+        "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
+    },
+    "gpu": {},
+}
+"""Settings of the library where the ModelSpec's options say nothing, by device."""
+BLOCK_TOKENS: Mapping[str, int] = {"cpu": 32, "gpu": 16}
+"""Tokens whose keys and values the library keeps together, by device: constants of its kv_cache_manager.hpp."""
+
+
+def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> OpenvinoModel:
+    """Load a model folder.
+
+    Raises EdgeAgentError: MODEL_ERROR when the folder cannot be loaded, OUT_OF_MEMORY, UNSUPPORTED for a device.
+    """
+    if spec.device not in DEFAULTS:
+        raise EdgeAgentError(
+            Code.UNSUPPORTED,
+            f"openvino runs on {' and '.join(DEFAULTS)} here, not on {spec.device}; choose one of them",
+        )
+    special_tokens = SpecialTokens.read(spec.path)
+    try:
+        config = json.loads((spec.path / "config.json").read_text(encoding="utf-8"))
+        vocab_size, context_tokens = int(config["vocab_size"]), known_context_tokens(config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EdgeAgentError(
+            Code.MODEL_ERROR, f"config.json in {spec.path} cannot be read ({error!r}); fetch the model again"
+        ) from error
+    limits = Limits(context_tokens=min(spec.context_tokens, context_tokens), parallel=spec.parallel)
+    block_tokens = BLOCK_TOKENS[spec.device]
+    cache = Cache(-(-limits.context_tokens // block_tokens) * limits.parallel, block_tokens)
+    threads = {"INFERENCE_NUM_THREADS": spec.threads} if spec.device == "cpu" else {}
+    properties = {"sampler_num_threads": spec.threads, **threads, **DEFAULTS[spec.device], **spec.options}
+    try:
+        with library():
+            pipeline = genai.ContinuousBatchingPipeline(
+                spec.path, _scheduler(limits, cache), spec.device.upper(), properties
+            )
+    except EdgeAgentError as error:
+        raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
+    return OpenvinoModel(
+        pipeline=pipeline,
+        special_tokens=special_tokens,
+        vocab_size=vocab_size,
+        limits=limits,
+        cache=cache,
+        device=spec.device,
+        now_s=now_s,
+    )
+
+
+def known_context_tokens(config: Mapping[str, Any]) -> int:
+    """Return the context that a model's config.json allows here.
+
+    With longrope that is the original one. Beyond it the exported graph turns *all* tokens of a step by the long
+    factors, by the greatest position among them: a neighbour's text would change when a long one joins, and keys
+    computed before, in an earlier piece or found in the cache, were turned by the short ones.
+    """
+    most = int(config["max_position_embeddings"])
+    original = config.get("original_max_position_embeddings") if config.get("rope_scaling") else None
+    return min(most, int(original)) if original else most
+
+
+def _scheduler(limits: Limits, cache: Cache) -> Any:
+    """Return the library's settings: room for every sequence at its longest, and no cutting of prompts on its own."""
+    scheduler = genai.SchedulerConfig()
+    scheduler.num_kv_blocks = cache.blocks
+    # The largest piece of a prompt, with its short rest, and a token of every other sequence.
+    scheduler.max_num_batched_tokens = PIECE_TOKENS_MAX + PIECE_TOKENS_MIN + limits.parallel
+    scheduler.max_num_seqs = limits.parallel
+    scheduler.dynamic_split_fuse = True  # prompts and tokens in one step
+    scheduler.enable_prefix_caching = True
+    return scheduler

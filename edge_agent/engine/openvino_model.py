@@ -1,0 +1,268 @@
+"""All generations of one model, computed together by openvino-genai's pipeline of continuous batching."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino_genai as genai
+from openvino import Tensor
+
+from edge_agent.engine.detokenizer import Detokenizer
+from edge_agent.engine.messages import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    JobId,
+    Limits,
+    Progress,
+    Text,
+)
+from edge_agent.engine.openvino_guide import GuideTrial
+from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
+from edge_agent.engine.prefill import PIECE_TOKENS_MIN, piece_tokens
+from edge_agent.engine.prompt import SpecialTokens, answer_room, messages
+from edge_agent.engine.stops import StopStrings
+from edge_agent.errors import Code, EdgeAgentError
+
+_FASTER_MOST = 2.0
+"""What a piece may add to the speed assumed for the next: tokens found in the cache unnoticed make it look faster."""
+_ALLOCATION = ("bad_alloc", "bad allocation", "allocate", "out of memory", "larger than available memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The keys and values of all sequences: so many blocks of so many tokens."""
+
+    blocks: int
+    block_tokens: int
+
+
+class OpenvinoModel:
+    """A text model in memory; see LoadedModel for what it promises.
+
+    The library could cut prompts itself, but not at the borders of its cache's blocks: it enters a block as complete
+    when the first of its tokens is scheduled, so that a prompt cancelled between two pieces leaves one behind that
+    was never computed, and the next prompt with that beginning is answered from it (seen with 2026.4). So each piece
+    is a request of its own that ends with a block, and the next finds its keys and values in the cache. For the same
+    reason prompts are computed one after the other; what a waiting one shares with the last it finds there.
+
+    Text begins without the space that the first word's token holds, as when a whole answer is decoded.
+    """
+
+    def __init__(
+        self,
+        *,
+        pipeline: Any,
+        special_tokens: SpecialTokens,
+        vocab_size: int,
+        limits: Limits,
+        cache: Cache,
+        device: str,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._pipeline = pipeline
+        self._tokenizer = pipeline.get_tokenizer()
+        self._trial: Any = GuideTrial(self._tokenizer, vocab_size)  # None once closed, as those above
+        self._special_tokens = special_tokens
+        self._cache = cache
+        self._now_s = now_s
+        self._sequences: dict[JobId, OpenvinoSequence] = {}
+        self._requests = 0
+        self._tokens_per_s: float | None = None
+        self.limits = limits
+        self.library = f"openvino-genai {genai.__version__.partition('-')[0]}"
+        self.device = device
+
+    def start(self, generation: Generation) -> None:
+        """Count the prompt's tokens and compile the guide.
+
+        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
+        """
+        turns = messages(generation.turns, self._special_tokens)
+        with library():
+            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+            prompt = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
+        room = answer_room(len(prompt), self.limits.context_tokens)
+        self._sequences[generation.job_id] = OpenvinoSequence(
+            generation=generation,
+            prompt=prompt,
+            max_tokens=min(generation.max_tokens, room),
+            stops=StopStrings(generation.stop),
+            words=Detokenizer(self._tokenizer.decode),
+            guide=generation.guide and self._trial.compiled(generation.guide),
+        )
+
+    def step(self) -> Iterator[Event]:
+        """Request a piece of the oldest unfinished prompt, then compute it with a token of every generation.
+
+        An error of the library while it computes leaves all of them undone: it is raised, and the engine is broken.
+        """
+        generating = [each for each in self._sequences.values() if each.prefilled]
+        unfilled = next((each for each in self._sequences.values() if not each.prefilled), None)
+        piece = 0
+        if unfilled is not None:
+            try:
+                if unfilled.begun_s is None:
+                    yield self._begin(unfilled)
+                piece = self._request_piece(unfilled, alone=not generating)
+            except EdgeAgentError as error:
+                yield self._fail(unfilled, error)
+                unfilled = None
+        if unfilled is None and not generating:
+            return
+        began_s = self._now_s()
+        self._pipeline.step()
+        took_s = self._now_s() - began_s
+        if unfilled is not None:
+            yield from self._pieced(unfilled, piece, took_s)
+        for sequence in generating:
+            yield from self._read(sequence)
+        self._settle()
+
+    def cancel(self, job_id: JobId) -> Iterator[Event]:
+        """Stop a generation and give back its memory."""
+        sequence = self._sequences.get(job_id)
+        if sequence is None:
+            return
+        if held := sequence.rest():
+            yield Text(job_id, held, 0)
+        yield self._finish(sequence, FinishReason.CANCELED)
+        self._settle()
+
+    def close(self) -> None:
+        """Free the generations, then the model they stand on."""
+        for sequence in list(self._sequences.values()):
+            self._free(sequence)
+        if self._pipeline is not None:
+            self._settle()
+        self._pipeline = self._tokenizer = self._trial = None
+
+    def _begin(self, sequence: OpenvinoSequence) -> Progress:
+        sequence.begun_s = self._now_s()
+        sequence.position = sequence.cached_tokens = self._cached_tokens(sequence.prompt)
+        return Progress(sequence.job_id, len(sequence.prompt) - sequence.position)
+
+    def _request_piece(self, sequence: OpenvinoSequence, *, alone: bool) -> int:
+        """Ask for the next piece of a prompt, to the end of a block or its own; return its tokens."""
+        total = len(sequence.prompt)
+        end = sequence.position + piece_tokens(
+            position=sequence.position,
+            prompt_tokens=total,
+            tokens_per_s=self._tokens_per_s,
+            longrope=False,  # no context goes beyond it, see openvino.known_context_tokens
+            alone=alone,
+        )
+        if end < total:
+            end = end // self._cache.block_tokens * self._cache.block_tokens
+            sequence.handle = self._request(sequence.prompt[:end], genai.GenerationConfig(max_new_tokens=1))
+        else:
+            config = genai.GenerationConfig(**sampling(sequence.generation), max_new_tokens=sequence.max_tokens)
+            config.structured_output_config = sequence.guide
+            sequence.handle = self._request(sequence.prompt, config)
+        piece = end - sequence.position
+        sequence.position = end
+        return piece
+
+    def _pieced(self, sequence: OpenvinoSequence, piece: int, took_s: float) -> Iterator[Event]:
+        """Tell of a piece that was computed, and of the first token when it was the last."""
+        if piece >= PIECE_TOKENS_MIN and took_s > 0:  # a short rest tells little of the speed
+            self._tokens_per_s = min(piece / took_s, _FASTER_MOST * (self._tokens_per_s or piece / took_s))
+        left = len(sequence.prompt) - sequence.position
+        if not left:
+            sequence.prefilled_s = self._now_s()
+        yield Progress(sequence.job_id, left, piece, took_s * 1000)
+        if not left:
+            yield from self._read(sequence)
+
+    def _read(self, sequence: OpenvinoSequence) -> Iterator[Event]:
+        """Tell of the tokens that a step gave. No memory for one is told by a status, not by an error."""
+        if sequence.handle.get_status() == genai.GenerationStatus.IGNORED:
+            yield self._fail(
+                sequence, EdgeAgentError(Code.OUT_OF_MEMORY, "the cache of keys and values is full; retry")
+            )
+            return
+        if not sequence.handle.can_read():  # reading would wait for ever
+            return
+        (output,) = sequence.handle.read().values()
+        for token in output.generated_ids:
+            text, reason = sequence.take(token, output.finish_reason)
+            yield Text(sequence.job_id, text, 1)
+            if reason is not None:
+                yield self._finish(sequence, reason)
+                return
+
+    def _request(self, tokens: Sequence[int], config: Any) -> Any:
+        """Hand a prompt to the library; ids that end a turn it takes from the model's own configuration."""
+        self._requests += 1
+        with library():
+            return self._pipeline.add_request(self._requests, Tensor(np.array([tokens], np.int64)), config)
+
+    def _cached_tokens(self, prompt: Sequence[int]) -> int:
+        """Return how many tokens of a prompt need not be computed: at least so many, and all when nothing else runs.
+
+        The library tells only how many blocks are in use. Alone, that shows what a prompt finds; the last block may
+        be filled in part, by as many tokens as the shortest beginning has that finds as many blocks. Beside others
+        the beginning shared with one of them is sure.
+        """
+        size, most = self._cache.block_tokens, len(prompt) - 1  # the last token is always computed
+        generating = [each for each in self._sequences.values() if each.prefilled]
+        if generating:
+            computed = (each.prompt + each.answer[:-1] for each in generating)
+            return min(max(_shared(prompt, tokens) for tokens in computed) // size * size, most)
+        blocks = self._found_blocks(prompt)
+        if not blocks:
+            return 0
+        lengths = range((blocks - 1) * size + 1, min(blocks * size, len(prompt)))
+        shortest = bisect_left(lengths, blocks, key=lambda length: self._found_blocks(prompt[:length]))
+        return min((blocks - 1) * size + 1 + shortest, most)
+
+    def _found_blocks(self, tokens: Sequence[int]) -> int:
+        """Return how many blocks of the cache such a prompt finds, nothing else being under way; computes nothing."""
+        self._request(tokens, genai.GenerationConfig(max_new_tokens=1)).cancel()
+        self._pipeline.step()
+        used_percent: float = self._pipeline.get_metrics().cache_usage
+        return round(used_percent * self._cache.blocks / 100)
+
+    def _finish(self, sequence: OpenvinoSequence, reason: FinishReason) -> Finished:
+        self._free(sequence)
+        return sequence.finished(reason, self._now_s())
+
+    def _fail(self, sequence: OpenvinoSequence, error: EdgeAgentError) -> Failed:
+        self._free(sequence)
+        return Failed(sequence.job_id, error.code, error.message)
+
+    def _free(self, sequence: OpenvinoSequence) -> None:
+        del self._sequences[sequence.job_id]
+        if sequence.handle is not None:
+            sequence.handle.cancel()  # its blocks come back with the next step
+            sequence.handle = None
+
+    def _settle(self) -> None:
+        """Let the library take back the blocks of what was stopped, when no step follows that would."""
+        if not self._sequences and self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+@contextmanager
+def library() -> Iterator[None]:
+    """Turn the library's errors into ours: it knows only RuntimeError, and MemoryError for C++'s bad_alloc."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        text = lines[-1] if lines else "memory ran out"  # where it was raised comes first
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _ALLOCATION):
+            raise EdgeAgentError(
+                Code.OUT_OF_MEMORY, f"memory ran out ({text}); lower max_tokens or shorten the prompt"
+            ) from error
+        raise EdgeAgentError(Code.MODEL_ERROR, f"openvino-genai said: {text}") from error

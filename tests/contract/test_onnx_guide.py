@@ -1,0 +1,190 @@
+"""Guided output of the onnx backend, from a model that of itself says nothing of the kind."""
+
+import json
+import re
+import time
+from itertools import count
+
+import jsonschema
+import pytest
+from driving import drive, outcome
+
+from edge_agent.engine import backend
+from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.messages import Failed, FinishReason, Generation, Guide, GuideKind, JobId, Text, Turn
+from edge_agent.errors import Code, EdgeAgentError
+
+pytestmark = pytest.mark.engine
+
+QUESTION = (Turn("user", "is the pump on? " * 8),)
+READING = {
+    "type": "object",
+    "properties": {
+        "device": {"enum": ["pump", "fan"]},
+        "hours": {"type": "integer", "minimum": 0, "maximum": 99},
+        "parts": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+    },
+    "required": ["device", "hours", "parts"],
+    "additionalProperties": False,
+}
+SCHEMA = Guide(GuideKind.JSON_SCHEMA, json.dumps(READING))
+REGEX = Guide(GuideKind.REGEX, "[a-c]{3}-[0-9]{2,9}")
+GRAMMAR = Guide(GuideKind.GRAMMAR, 'start: "yes" | "no" " way"')
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    """The tiny model, used by one test after the other."""
+    loaded = backend.find("onnx")(ModelSpec(tiny_model, "onnx", 4096, 4, threads=1))
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def ask():
+    numbers = count(1)
+    return lambda max_tokens=200, **options: Generation(JobId(f"{next(numbers)}.1"), QUESTION, max_tokens, **options)
+
+
+@pytest.mark.parametrize("options", [{}, *({"temperature": 1.5, "seed": seed} for seed in range(12))], ids=str)
+def test_a_schema_is_kept_to(model, ask, options):
+    """The text is JSON of that schema, and ends by itself."""
+    (said,) = drive(model, ask(guide=SCHEMA, **options))
+    jsonschema.validate(json.loads(said.text), READING)
+    assert said.end.reason is FinishReason.STOP
+    assert sum(event.tokens for event in said.events if isinstance(event, Text)) == said.end.usage.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("guide", "pattern"), [(REGEX, "[a-c]{3}-[0-9]{2,9}"), (GRAMMAR, "yes|no way")], ids=["regex", "grammar"]
+)
+def test_a_regex_and_a_grammar_are_kept_to(model, ask, guide, pattern):
+    for seed in range(8):
+        (said,) = drive(model, ask(guide=guide, temperature=1.5, seed=seed))
+        assert re.fullmatch(pattern, said.text)
+        assert said.end.reason is FinishReason.STOP
+
+
+def test_a_complete_text_ends_without_a_token_for_it(model, ask):
+    """When nothing may follow, nothing more is computed."""
+    (said,) = drive(model, ask(guide=GRAMMAR))
+    *_, last = (event for event in said.events if isinstance(event, Text))
+    assert said.text.endswith(last.text)
+    assert last.text
+
+
+def test_a_text_without_end_ends_at_its_length(model, ask):
+    (said,) = drive(model, ask(20, guide=Guide(GuideKind.REGEX, "[0-9]+x")))
+    assert re.fullmatch("[0-9]+", said.text)
+    assert said.end.reason is FinishReason.LENGTH
+
+
+def test_a_stop_string_ends_a_guided_text(model, ask):
+    (said,) = drive(model, ask(guide=SCHEMA, stop=("hours",)))
+    assert said.text.endswith('"')
+    assert "hours" not in said.text
+    assert said.end.reason is FinishReason.STOP
+
+
+def test_a_guide_does_not_stay_in_its_lane(model, ask):
+    """Guided or not, on the lane of one that was the other: the text is what it would be on a fresh one."""
+    (free,) = drive(model, ask(40))
+    (guided,) = drive(model, ask(40, guide=SCHEMA))
+    (again,) = drive(model, ask(40))
+    (guided_again,) = drive(model, ask(40, guide=SCHEMA))
+    assert guided.end.usage.cached_tokens == guided.end.usage.prompt_tokens - 1
+    assert again.end.usage.cached_tokens == again.end.usage.prompt_tokens - 1
+    assert (again.text, guided_again.text) == (free.text, guided.text)
+    assert free.text != guided.text
+
+
+def test_guided_and_free_texts_do_not_mix(model, ask):
+    """In one batch each keeps its own rule; the texts are those of each alone."""
+    settings = [{}, {"guide": SCHEMA}, {"guide": REGEX}, {"guide": SCHEMA, "temperature": 1.0, "seed": 5}]
+    alone = [drive(model, ask(40, **each))[0].text for each in settings]
+    assert [each.text for each in drive(model, *(ask(40, **each) for each in settings))] == alone
+
+
+def test_a_cancel_ends_a_guided_text(model, ask):
+    """And the guide starts afresh with the next."""
+    (whole,) = drive(model, ask(guide=SCHEMA))
+    canceled = ask(guide=SCHEMA)
+    model.start(canceled)
+    events = []
+    while sum(isinstance(event, Text) for event in events) < 5:
+        events += model.step()
+    events += model.cancel(canceled.job_id)
+    said = outcome(events, canceled.job_id)
+    assert said.end.reason is FinishReason.CANCELED
+    assert whole.text.startswith(said.text)
+    assert drive(model, ask(guide=SCHEMA))[0].text == whole.text
+
+
+@pytest.mark.parametrize(
+    ("guide", "reason"),
+    [
+        (Guide(GuideKind.JSON_SCHEMA, '{"type": "SECRET"}'), "Invalid type"),
+        (Guide(GuideKind.JSON_SCHEMA, '{"$ref": "#/SECRET"}'), "Pointer … does not exist"),
+        (Guide(GuideKind.JSON_SCHEMA, '{"$ref": "#"}'), "it cannot be followed"),
+        (Guide(GuideKind.JSON_SCHEMA, '{"minimum": 5, "maximum": 3, "type": "integer"}'), "Unsatisfiable schema"),
+        (Guide(GuideKind.JSON_SCHEMA, '{"oneOf": [{"const": "SECRET"}, {}]}'), "oneOf constraints are not supported"),
+        (Guide(GuideKind.JSON_SCHEMA, "false"), "the schema must be an object"),
+        (Guide(GuideKind.JSON_SCHEMA, "SECRET"), "the schema is no JSON"),
+        (Guide(GuideKind.REGEX, "SECRET[a-"), "unclosed character class"),
+        (Guide(GuideKind.REGEX, '"SECRET(?=x)'), "look-around, .* is not supported"),
+        (Guide(GuideKind.GRAMMAR, "start: SECRET"), "unknown name"),
+        (Guide(GuideKind.GRAMMAR, 'SECRET: "x'), "lexer error"),
+        (Guide(GuideKind.GRAMMAR, "start: /SECRET(/"), "unclosed group"),
+    ],
+    ids=lambda value: getattr(value, "text", None),
+)
+def test_a_guide_that_cannot_be_followed_is_refused_with_the_reason(model, ask, guide, reason):
+    """Before any compute; in one line that names the field and repeats nothing of it."""
+    with pytest.raises(EdgeAgentError, match=f"^response_format: {reason}(; mend it)?$") as raised:
+        model.start(ask(guide=guide))
+    assert raised.value.code is Code.BAD_REQUEST
+    assert "\n" not in raised.value.message
+    assert "SECRET" not in raised.value.message
+    assert not list(model.step())
+
+
+HOSTILE = {
+    "many optional properties": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(900)}},
+    "deep": json.loads('{"items":' * 30 + '{"type":"string"}' + "}" * 30),
+    "long strings": {"type": "array", "items": {"type": "string", "maxLength": 128}, "maxItems": 1024},
+    "many choices": {"anyOf": [{"type": "string", "maxLength": length % 128} for length in range(500)]},
+    "back to back": {"type": "string", "pattern": "^(a?){24}a{24}$"},
+}
+HOSTILE_EXPRESSIONS = ["((a|b|ab)*c){1,128}", "(.*a){1,24}.{100}", "([^x]{1,100}x){1,5}"]
+HOSTILE_GRAMMARS = ["start: a\na: a a |", "start: a*\na: /x*/ a | /x*/", 'start: a\na: b "x" | "x"\nb: a "y" | a']
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        *(Guide(GuideKind.JSON_SCHEMA, json.dumps(schema)) for schema in HOSTILE.values()),
+        *(Guide(GuideKind.REGEX, text) for text in HOSTILE_EXPRESSIONS),
+        *(Guide(GuideKind.GRAMMAR, text) for text in HOSTILE_GRAMMARS),
+    ],
+    ids=[*HOSTILE, *HOSTILE_EXPRESSIONS, *HOSTILE_GRAMMARS],
+)
+def test_a_hostile_guide_takes_no_time(model, ask, guide):
+    """Refused or followed: neither its start nor a step of it holds up the others for a second."""
+    neighbour = ask(400)
+    model.start(neighbour)
+    slowest_s, begun_s = 0.0, time.process_time()
+    try:
+        model.start(hostile := ask(40, guide=guide, temperature=1.0, seed=1))
+    except EdgeAgentError as error:
+        assert error.code in {Code.BAD_REQUEST, Code.UNSUPPORTED}
+        ended = True
+    else:
+        ended = False
+    while not ended:
+        slowest_s, begun_s = max(slowest_s, time.process_time() - begun_s), time.process_time()
+        events = [event for event in model.step() if event.job_id == hostile.job_id]
+        ended = any(not hasattr(event, "text") and not hasattr(event, "unprocessed_tokens") for event in events)
+        assert all(event.code is Code.BAD_REQUEST for event in events if isinstance(event, Failed))
+    assert max(slowest_s, time.process_time() - begun_s) < 1
+    (end,) = model.cancel(neighbour.job_id)
+    assert end.reason is FinishReason.CANCELED

@@ -1,0 +1,144 @@
+"""Which lane a prompt is computed in, and what of it is there already."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.engine.lanes import IDLE_LANES_MAX, IDLE_TOKENS_MAX, KEPT_TOKENS_MIN, Lanes
+from edge_agent.engine.prefill import LONGROPE_TOKENS
+
+SYSTEM = [1000 + i for i in range(100)]
+
+
+def prompt(own, *, beginning=SYSTEM, length=40):
+    return [*beginning, *(own * 10_000 + i for i in range(length))]
+
+
+def answer(lanes, tokens, generated=20):
+    """Have a prompt computed and answered; return its place, the lane free again."""
+    place = lanes.take(tokens)
+    place.lane.tokens = [*tokens, *range(-generated, 0)]
+    lanes.free(place.lane)
+    return place
+
+
+def make(number=3, *, longrope=False, copies=True):
+    return Lanes(number, longrope=longrope, copies=copies)
+
+
+def test_a_new_beginning_gets_an_empty_lane():
+    lanes = make()
+    places = [answer(lanes, prompt(own, beginning=[own])) for own in range(3)]
+    assert [place.lane.number for place in places] == [0, 1, 2]
+    assert all(place.kept == 0 and place.copy_from is None for place in places)
+
+
+def test_a_known_beginning_is_continued_where_it_lies():
+    """When more is kept than lost; the last token is computed in any case, for its logits."""
+    lanes = make()
+    first = answer(lanes, prompt(1))
+    again = lanes.take(prompt(1))
+    assert again.lane is first.lane
+    assert again.kept == len(prompt(1)) - 1
+    assert again.lane.tokens == prompt(1)[:-1]
+    lanes.free(again.lane)
+    other = lanes.take(prompt(2))
+    assert (other.lane, other.kept, other.copy_from) == (first.lane, len(SYSTEM), None)
+    assert other.lane.tokens == SYSTEM
+
+
+def test_a_long_conversation_is_not_lost_to_a_short_beginning():
+    """The lane used least recently is overwritten instead, with a copy."""
+    lanes = make()
+    conversation = answer(lanes, prompt(1, length=500)).lane
+    place = lanes.take(prompt(2))
+    assert place.lane is not conversation
+    assert (place.kept, place.copy_from) == (len(SYSTEM), conversation)
+    assert len(conversation.tokens) == 620
+    assert lanes.take([*conversation.tokens, 7]).kept == 620
+
+
+def test_the_beginning_of_one_under_way_is_copied():
+    lanes = make()
+    running = lanes.take(prompt(1)).lane
+    running.tokens = prompt(1)
+    place = lanes.take(prompt(2))
+    assert place.lane is not running
+    assert (place.kept, place.copy_from) == (len(SYSTEM), running)
+
+
+def test_nothing_is_copied_where_that_cannot_be():
+    """Then only free lanes count, and where it lies is where it is continued."""
+    lanes = make(copies=False)
+    running = lanes.take(prompt(1)).lane
+    running.tokens = prompt(1)
+    free = answer(lanes, prompt(2, length=500)).lane
+    place = lanes.take(prompt(3))
+    assert (place.lane, place.kept, place.copy_from) == (free, len(SYSTEM), None)
+
+
+def test_what_was_used_least_recently_goes_first():
+    lanes = make()
+    for own in (0, 1, 2, 0, 2):
+        answer(lanes, prompt(own, beginning=[own] * 50))
+    oldest = [lanes.take(prompt(own, beginning=[own])).lane.number for own in (7, 8, 9)]
+    assert oldest == [1, 0, 2]
+
+
+def test_the_head_of_the_chat_template_is_no_known_beginning():
+    lanes = make()
+    answer(lanes, prompt(1, beginning=SYSTEM[: KEPT_TOKENS_MIN - 1]))
+    assert lanes.take(prompt(2, beginning=SYSTEM[: KEPT_TOKENS_MIN - 1])).kept == 0
+
+
+def test_no_beginning_crosses_the_original_context():
+    """Its keys were turned by other factors: of use only to what ends on the same side."""
+    lanes = make(longrope=True)
+    short, long = prompt(1, length=1000), prompt(2, length=LONGROPE_TOKENS)
+    assert [answer(lanes, tokens).kept for tokens in (short, long, long)] == [0, 0, len(long) - 1]
+    assert lanes.take(prompt(3)).copy_from.number == 0
+    crossed = make(longrope=True)
+    lane = crossed.take(short).lane
+    lane.begin_long()
+    lane.tokens = [*short, *range(LONGROPE_TOKENS)]
+    crossed.free(lane)
+    assert crossed.take(short).kept == 0
+    assert crossed.take([*lane.tokens, 7]).kept == len(lane.tokens)
+
+
+def test_neighbours_are_computed_together():
+    lanes = make(9)
+    assert lanes.batches([2, 0, 1]) == [range(3)]
+    assert lanes.batches([]) == []
+    assert lanes.batches([0, 1 + IDLE_LANES_MAX]) == [range(2 + IDLE_LANES_MAX)]
+    assert lanes.batches([0, 2 + IDLE_LANES_MAX]) == [range(1), range(2 + IDLE_LANES_MAX, 3 + IDLE_LANES_MAX)]
+    lanes.all[1].tokens = [0] * (IDLE_TOKENS_MAX + 1)
+    assert lanes.batches([0, 2]) == [range(1), range(2, 3)]
+    assert lanes.batches([0, 1, 2]) == [range(3)]
+
+
+def test_both_sides_of_the_original_context_are_computed_apart():
+    """The factors are chosen once per call; a lane in between that is idle counts too, for the mask holds it."""
+    lanes = make(4, longrope=True)
+    lanes.all[1].tokens = [0] * (LONGROPE_TOKENS - 1)
+    assert lanes.batches(range(4)) == [range(1), range(1, 2), range(2, 4)]
+    assert lanes.batches([0, 2, 3]) == [range(1), range(2, 4)]
+
+
+@given(st.data())
+def test_no_lane_is_given_twice_and_what_it_keeps_is_true(data):
+    """Whatever comes and goes, a place holds the beginning of its prompt and nothing else."""
+    lanes = make(data.draw(st.integers(1, 4)), copies=data.draw(st.booleans()))
+    taken = []
+    for _ in range(data.draw(st.integers(1, 30))):
+        if taken and (len(taken) == len(lanes.all) or data.draw(st.booleans())):
+            lanes.free(taken.pop(data.draw(st.integers(0, len(taken) - 1))))
+            continue
+        tokens = prompt(data.draw(st.integers(0, 3)), beginning=SYSTEM[: data.draw(st.integers(1, 100))])
+        held = {lane: list(lane.tokens) for lane in lanes.all}
+        place = lanes.take(tokens)
+        assert place.lane not in taken
+        assert place.lane.tokens == tokens[: place.kept]
+        assert held[place.copy_from or place.lane][: place.kept] == tokens[: place.kept]
+        assert place.kept < len(tokens)
+        place.lane.tokens = tokens
+        taken.append(place.lane)
