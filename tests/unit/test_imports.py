@@ -121,8 +121,8 @@ def test_parts_that_stand_apart_import_nothing_of_ours(part):
         ("typer", {name for name in FILES if inside(name, "edge_agent.cli", "edge_agent.synth")}),
         ("rich", {name for name in FILES if inside(name, "edge_agent.cli")}),
         ("PIL", {"edge_agent.jobs.images"}),
-        ("huggingface_hub", {"edge_agent.models.hub"}),
-        ("httpx2", {"edge_agent.models.hub"}),
+        ("huggingface_hub", {"edge_agent.models.remote"}),
+        ("httpx2", {"edge_agent.models.remote"}),
     ],
 )
 def test_a_library_has_one_owner(library, owners):

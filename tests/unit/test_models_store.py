@@ -13,8 +13,8 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import manifest as manifests
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.fetch import Hub, is_current
-from edge_agent.models.hub import retry_after_s
 from edge_agent.models.manifest import MANIFEST, Manifest, StoredFile
+from edge_agent.models.remote import retry_after_s
 from edge_agent.models.store import Store, refusal, sync
 from edge_agent.settings import ModelsSection, Settings
 
