@@ -25,10 +25,6 @@ FAST_ENOUGH_PER_S = 20.0
 line of two or three jobs still moves at that speed."""
 ANY_BYTES_PER_S = 20e9
 """Where the memory's speed is not known, builds are ordered as if it were this; it is never shown."""
-NPU_RESPONSE_SHARE = 4
-"""An NPU's graph has a fixed size: one part in so many of the context is kept for the answer."""
-NPU_RESPONSE_TOKENS_MIN = 128
-"""OpenVINO's own default for MIN_RESPONSE_LEN."""
 
 NAMES = {
     (Vendor.NVIDIA, Kind.GPU): "NVIDIA GPU",
@@ -39,7 +35,6 @@ NAMES = {
 DRIVERS = {
     ("onnx", "cuda"): "install the extra [cuda] in place of [cpu], and NVIDIA's driver for CUDA 13",
     ("openvino", "gpu"): "sudo apt install intel-opencl-icd",
-    ("openvino", "npu"): "install intel-level-zero-npu and intel-fw-npu from github.com/intel/linux-npu-driver",
 }
 """What a library lacks that does not see an accelerator which the kernel sees."""
 
@@ -169,11 +164,11 @@ def _unusable(variant: Variant, device: str, *, wanted: Wanted, machine: Machine
     """Return why a build cannot run on a device at all; empty when it can."""
     if wanted.backend not in {"auto", variant.backend} or wanted.device not in {"auto", device}:
         return f"backend {wanted.backend} and device {wanted.device} are asked for"
+    if (variant.backend, device) in ACCELERATORS and (reason := _accelerator_unusable(variant, device, machine)):
+        return reason
     if (variant.backend, device) not in RUNS:
         note = f": {variant.note}" if variant.note else ""
         return f"this version has no {variant.backend} backend for {device}{note}"
-    if device != "cpu" and (reason := _accelerator_unusable(variant, device, machine)):
-        return reason
     if runtimes.of(variant.backend, device) is None:
         if variant.backend in runtimes.missing:
             return runtimes.missing[variant.backend]
@@ -266,7 +261,7 @@ def _fit(
         free_bytes=free,
         tokens_per_s=None,
         measured=False,
-        options=options_of(variant, runtime.device, context_tokens=tokens),
+        options=options_of(variant, runtime.device),
         installed=False,
         whole=(tokens, fitting_lanes) == (wanted.context_tokens, wanted.parallel),
         shares_memory=shared,
@@ -275,11 +270,8 @@ def _fit(
     )
 
 
-def options_of(variant: Variant, device: str, *, context_tokens: int) -> Mapping[str, str]:
+def options_of(variant: Variant, device: str) -> Mapping[str, str]:
     """Return the settings of the library that a build needs on a device, in the library's own spelling."""
-    if variant.backend == "openvino" and device == "npu":
-        response = max(NPU_RESPONSE_TOKENS_MIN, context_tokens // NPU_RESPONSE_SHARE)
-        return {"MAX_PROMPT_LEN": str(context_tokens - response), "MIN_RESPONSE_LEN": str(response)}
     if variant.backend == "openvino" and device == "cpu" and variant.group_size:
         # the group size of the weights themselves: measured 1.4 to 1.5 times as fast as other sizes
         return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(variant.group_size)}

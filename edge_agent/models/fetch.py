@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
@@ -49,6 +50,12 @@ class Hub:
         named = "hub_url" in models.model_fields_set
         url = models.hub_url if named else environ.get("HF_ENDPOINT") or models.hub_url
         return cls(url=url.rstrip("/"), token_file=models.token_file)
+
+    @property
+    def address(self) -> str:
+        """The URL as messages show it: without a user's name and password."""
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ class Pull:
                 if failures >= self._hub.attempts or pause_s > RETRY_AFTER_MAX_S:
                     raise EdgeAgentError(
                         Code.MODEL_MISSING,
-                        f"{self._hub.url} cannot be fetched from: {error}; what has arrived is kept: run it again"
+                        f"{self._hub.address} cannot be fetched from: {error}; what has arrived is kept: run it again"
                         f"{f' in {pause_s:.0f} s' if pause_s >= 1 else ''}, after a look at the network and "
                         "models.hub_url; without a network use: edge-agent models import",
                         retry_after_s=pause_s,

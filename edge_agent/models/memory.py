@@ -64,7 +64,6 @@ RATES: Mapping[tuple[str, str], Rates] = {
     # Never measured here: sizes in 16 bits as the builds' configurations say, and room for the driver's context.
     ("onnx", "cuda"): Rates(1.05, 2.0, 215_000, 0, 700 * MIB, host_bytes=1500 * MIB),
     ("openvino", "gpu"): Rates(1.05, 2.0, 215_000, 0, 700 * MIB, host_bytes=1500 * MIB),
-    ("openvino", "npu"): Rates(1.10, 2.0, 215_000, 0, 900 * MIB, host_bytes=1500 * MIB),
 }
 
 

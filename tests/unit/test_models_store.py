@@ -228,10 +228,9 @@ def test_a_build_comes_in_when_disk_and_quota_have_room(missing, free, others, q
     assert refused is None if said is None else said in refused
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_named_with_what_to_do(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(EdgeAgentError, match=r"set models\.dir"), Store(tmp_path / "models").locked("phi"):
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EdgeAgentError, match=r"set models\.dir"), Store(tmp_path / "file" / "models").locked("phi"):
         pass
 
 
@@ -278,6 +277,10 @@ def test_the_store_lies_in_the_state_folder_unless_told_otherwise(tmp_path):
 )
 def test_the_settings_name_the_hub_and_else_the_environment(section, environ, url):
     assert Hub.of(ModelsSection(**section), environ).url == url
+
+
+def test_messages_show_a_hub_without_its_password():
+    assert Hub("https://me:secret@mirror.example:8443/hub").address == "https://mirror.example:8443/hub"
 
 
 @pytest.mark.parametrize(
