@@ -151,11 +151,13 @@ class Decoder:
         names = self.layout.names
         with library():
             logits = np.empty((*tokens.shape, self.layout.vocab_size), self._logits_type)
-            self._bind(lanes)
-            self._binding.bind_cpu_input(names["input_ids"], tokens)
-            self._binding.bind_cpu_input(names["attention_mask"], (np.arange(ends.max()) < ends).astype(np.int64))
+            mask = (np.arange(ends.max()) < ends).astype(np.int64)
+            inputs = {names["input_ids"]: tokens, names["attention_mask"]: mask}
             if self._positions:
-                self._binding.bind_cpu_input(names["position_ids"], ends - new + np.arange(new))
+                inputs[names["position_ids"]] = ends - new + np.arange(new)
+            self._bind(lanes)
+            for name, array in inputs.items():  # the library does not promise to keep them alive
+                self._binding.bind_cpu_input(name, array)
             self._binding.bind_output(names["logits"], "cpu", 0, self._logits_type, logits.shape, logits.ctypes.data)
             self._session.run_with_iobinding(self._binding)
             return logits[:, -1].astype(np.float32)
