@@ -95,7 +95,7 @@ def bench(
                 with _progress() as tell:
                     subject = bench_subject.synthetic(synthetic, backend, device, folder, tell)
             else:
-                subject = bench_subject.found(str(model), loaded, backend, device, plan, meaning=not random_weights)
+                subject = bench_subject.found(str(model), loaded, backend, device, meaning=not random_weights)
             machine = probe()
             shares_memory = bench_subject.shares_memory(subject.placed, machine)
             subject = replace(subject, placed=replace(subject.placed, shares_memory=shares_memory))

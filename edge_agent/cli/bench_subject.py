@@ -5,10 +5,9 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from edge_agent.engine.workload import Plan
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue, measurements
-from edge_agent.models.bench import Subject, context_tokens
+from edge_agent.models.bench import Subject
 from edge_agent.models.choose import options_of
 from edge_agent.models.load import Placed
 from edge_agent.models.provision import here, placed
@@ -43,7 +42,7 @@ class Device(StrEnum):
     NPU = "npu"
 
 
-def found(model: str, loaded: Settings, backend: Backend, device: Device, plan: Plan, *, meaning: bool) -> Subject:
+def found(model: str, loaded: Settings, backend: Backend, device: Device, *, meaning: bool) -> Subject:
     """Find what is meant: a folder, a build in the store, or a family of which there is one."""
     installed = here(Store.of(loaded))
     folder = Path(model)
@@ -65,7 +64,7 @@ def found(model: str, loaded: Settings, backend: Backend, device: Device, plan: 
     (variant,) = builds
     on = "cpu" if device is Device.AUTO and "cpu" in variant.devices else device
     on = variant.devices[0] if on == Device.AUTO else on
-    options = options_of(variant, on, context_tokens=context_tokens(plan))
+    options = options_of(variant, on)
     place = Placed(
         path=installed[variant.name],
         backend=variant.backend,
