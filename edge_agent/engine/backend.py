@@ -84,7 +84,10 @@ _TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1"}
 """The onnxruntime-genai wheel reports its use to its makers unless this is set before its import."""
 _UNWANTED = ("openvino_telemetry",)
 """`import openvino` reports itself through this package, and asks nobody; without it, it goes on in silence."""
-_LIBRARIES = {"onnx": ("onnxruntime_genai", "cpu"), "openvino": ("openvino_genai", "openvino")}
+_LIBRARIES = {
+    "onnx": (("onnxruntime_genai", "onnxruntime", "llguidance"), "cpu"),
+    "openvino": (("openvino_genai", "openvino"), "openvino"),
+}
 _MARKS = {
     "onnx": "genai_config.json",
     "openvino": "openvino_language_model.xml",
@@ -128,8 +131,9 @@ def find(name: str) -> Load:
     try:
         load: Load = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
-        library, extra = _LIBRARIES[name]
-        if error.name != library:
+        libraries, extra = _LIBRARIES[name]
+        library = str(error.name).partition(".")[0]
+        if library not in libraries:
             raise
         raise BackendMissingError(
             f"{library} is not installed; install it with: pip install 'edge-slm-agent[{extra}]' "

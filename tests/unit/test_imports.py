@@ -46,7 +46,7 @@ LAYERS = (
 APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.broker")
 """Parts that know nothing of the rest; any layer may use them."""
 
-BACKENDS = frozenset({"onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai"})
+BACKENDS = frozenset({"llguidance", "onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai"})
 HEAVY = BACKENDS | {"numpy", "PIL", "huggingface_hub", "httpx2", "typer", "rich", "onnx", "tokenizers"}
 
 
