@@ -46,8 +46,8 @@ check: $(VENV)/.dev ## set up, then lint, formatting and types
 	$(VENV)/bin/mypy
 
 .PHONY: bench
-bench: $(VENV)/.dev broker ## measure, for about 20 minutes, on a machine with nothing else to do
-	for name in idle first_chunk intake claim restart dispatch throughput; do \
+bench: $(VENV)/.dev broker ## measure, for about 45 minutes, on a machine with nothing else to do
+	for name in idle first_chunk intake claim restart dispatch throughput memory batch onnx_batch; do \
 		$(VENV)/bin/python -m tests.bench.$$name; \
 	done
 

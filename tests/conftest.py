@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from edge_agent.mqtt.broker import BrokerMissingError, PrivateBroker, find_mosquitto
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands down that it is ignored
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 
