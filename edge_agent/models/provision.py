@@ -1,5 +1,6 @@
 """From what is wanted to a build on disk: asks the libraries, decides, fetches. One thread, beside everything else."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from hardware.probe import probe
 RETRY_S = 60.0
 """How long after a failed fetch the next try begins; doubled up to RETRY_MOST_S."""
 RETRY_MOST_S = 3600.0
+STOP_S = 5.0
+"""How long a fetch may take to hear that it shall stop; a library that is being asked ends with us."""
 
 log = get_logger()
 
@@ -65,7 +68,11 @@ def sources(settings: Settings) -> Sources:
 
 def here(store: Store) -> dict[str, Path]:
     """Return the folders of the builds in the store that are whole, by name."""
-    return {each.name: each.path for each in store.installed() if each.manifest is not None}
+    found = {}
+    for each in store.installed():
+        with contextlib.suppress(EdgeAgentError):  # damaged, cut or renamed: as if it were not here, and verify says why
+            found[each.name] = store.path(each.name)
+    return found
 
 
 def _told(variant: Variant, progress: Progress) -> str:
@@ -108,7 +115,7 @@ class Provision:
         """Stop fetching; what was fetched so far is kept and continued next time."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_S)
 
     def decisions(self) -> Mapping[str, Decision]:
         """Return the decision for each model whose build we choose, as far as they are made."""

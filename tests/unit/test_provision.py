@@ -174,6 +174,20 @@ def test_a_failed_fetch_leaves_what_is_here_in_use(tmp_path):
     assert spec.variant == ONNX
 
 
+def test_a_build_that_was_cut_is_as_if_it_were_not_here(tmp_path):
+    """A file that lost its end would only make the engine die."""
+    store = Store(tmp_path)
+    folder = store.folder / "a"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"123")
+    file = StoredFile(name="weights", size_bytes=3, sha256=sha256(b"123").hexdigest(), known_from="nobody")
+    manifest = Manifest(name="a", files=(file,), written=datetime(2026, 1, 1, tzinfo=UTC))
+    (folder / MANIFEST).write_bytes(manifest.encode())
+    assert here(store) == {"a": folder}
+    (folder / "weights").write_bytes(b"12")
+    assert here(store) == {}
+
+
 def test_a_machine_that_can_run_nothing_says_why(tmp_path):
     """Every build with its reason."""
     bench = Bench(tmp_path)
