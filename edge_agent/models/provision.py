@@ -70,7 +70,7 @@ def here(store: Store) -> dict[str, Path]:
     """Return the folders of the builds in the store that are whole, by name."""
     found = {}
     for each in store.installed():
-        with contextlib.suppress(EdgeAgentError):  # damaged, cut or renamed: as if it were not here, and verify says why
+        with contextlib.suppress(EdgeAgentError):  # damaged, cut or renamed: as if not here, and verify says why
             found[each.name] = store.path(each.name)
     return found
 

@@ -2,6 +2,8 @@
 
 import threading
 from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from edge_agent.engine.supervisor import NotYetError
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue
 from edge_agent.models.choose import Measurement
+from edge_agent.models.manifest import MANIFEST, Manifest, StoredFile
 from edge_agent.models.measurements import identity
-from edge_agent.models.provision import Provision, Sources
+from edge_agent.models.provision import Provision, Sources, here
 from edge_agent.models.runtimes import Runtime, Runtimes
+from edge_agent.models.store import Store
 from edge_agent.settings import ServeSection
 
 ONNX = "phi-3.5-mini-onnx-cpu-int4"
@@ -180,8 +184,8 @@ def test_a_build_that_was_cut_is_as_if_it_were_not_here(tmp_path):
     folder = store.folder / "a"
     folder.mkdir()
     (folder / "weights").write_bytes(b"123")
-    file = StoredFile(name="weights", size_bytes=3, sha256=sha256(b"123").hexdigest(), known_from="nobody")
-    manifest = Manifest(name="a", files=(file,), written=datetime(2026, 1, 1, tzinfo=UTC))
+    file = StoredFile(name="weights", size_bytes=3, sha256=sha256(b"123").hexdigest(), vouched="nobody")
+    manifest = Manifest(name="a", origin="imported", at=datetime(2026, 1, 1, tzinfo=UTC), files=(file,))
     (folder / MANIFEST).write_bytes(manifest.encode())
     assert here(store) == {"a": folder}
     (folder / "weights").write_bytes(b"12")
