@@ -32,11 +32,26 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """An image for a prompt, decoded: a file of `width` x `height` x 3 bytes and nothing else, RGB, rows from the top.
+
+    `sha256` is the file's, in hex. `tiles` are what the model may spend on it, see jobs.tiles.
+    """
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation: `role` is `system`, `user` or `assistant`."""
+    """One message of a conversation: `role` is `system`, `user` or `assistant`; its images stand before its text."""
 
     role: str
     text: str
+    images: tuple[Image, ...] = ()
 
 
 class GuideKind(StrEnum):
@@ -226,7 +241,10 @@ def decode(body: bytes) -> Message:
     kind = type_names[fields.pop("type")]
     if kind is Start:
         generation = fields["generation"]
-        turns = tuple(Turn(**turn) for turn in generation.pop("turns"))
+        turns = tuple(
+            Turn(**turn | {"images": tuple(Image(**image) for image in turn["images"])})
+            for turn in generation.pop("turns")
+        )
         stop = tuple(generation.pop("stop"))
         guide = generation.pop("guide")
         if guide is not None:

@@ -13,6 +13,7 @@ from edge_agent.engine.messages import (
     FinishReason,
     FrameReader,
     Generation,
+    Image,
     JobId,
     Limits,
     Load,
@@ -32,6 +33,7 @@ JOB = JobId("7.1")
 MESSAGES = [
     Load("/models/phi", "onnx", 4096, 2, 4),
     Start(Generation(JOB, (Turn("user", "Gr\u00fc\u00dfe"),), 16, seed=7, stop=("\n\n", "END"))),
+    Start(Generation(JOB, (Turn("user", "What is it?", (Image("/spool/a", "00" * 32, 640, 480, 4),)),), 16)),
     Cancel(JOB),
     Close(),
     Ready(Limits(4096, 2), 12.5, "onnxruntime-genai 0.18.0", "cpu"),
