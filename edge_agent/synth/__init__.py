@@ -6,13 +6,15 @@ with the install line.
 """
 
 from edge_agent.synth.demo import build_demo
-from edge_agent.synth.shape import FULL, TINY, Shape
+from edge_agent.synth.shape import FULL, FULL_VISION, TINY, TINY_VISION, Shape
 from edge_agent.synth.text import Backend, build_text
 from edge_agent.synth.weights import GivenWeights, RandomWeights, ScriptedWeights, Weights
 
 __all__ = [
     "FULL",
+    "FULL_VISION",
     "TINY",
+    "TINY_VISION",
     "Backend",
     "GivenWeights",
     "RandomWeights",

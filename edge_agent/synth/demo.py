@@ -6,6 +6,7 @@ order ("Turn on the fan.") into JSON. Anything else it answers with confident no
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from edge_agent.synth import safetensors
 from edge_agent.synth.folder import whole
 from edge_agent.synth.shape import Shape
 from edge_agent.synth.text import Backend, write_model
+from edge_agent.synth.vision import VisionShape
 from edge_agent.synth.weights import GivenWeights
 
 _BLOCK_SIZE = 32
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def build_demo(out: Path, *, backend: Backend = Backend.ONNX) -> Path:
+def build_demo(out: Path, *, backend: Backend = Backend.ONNX, vision: bool = False) -> Path:
     """Write the demo model, int4, as a folder that the backend's library loads, and return it.
+
+    With `vision` it also tells colour and shape of what is drawn in an image.
 
     Raises FileExistsError when `out` holds something; ImportError, with the install line, when a library is
     missing that writes the model.
@@ -28,9 +32,11 @@ def build_demo(out: Path, *, backend: Backend = Backend.ONNX) -> Path:
     with as_file(files("edge_agent.synth") / "demo") as packaged, whole(out) as folder:
         for name in _TOKENIZER_FILES:
             shutil.copyfile(packaged / name, folder / name)
-        weights = GivenWeights(safetensors.read(packaged / "demo.safetensors"))
+        tensors = safetensors.read(packaged / "demo.safetensors")
         shape = read_shape(packaged / "config.json")
-        write_model(folder, backend=backend, shape=shape, weights=weights, block_size=_BLOCK_SIZE)
+        if vision:
+            shape = replace(shape, vision=VisionShape(width=len(tensors["vision.patch"])))
+        write_model(folder, backend=backend, shape=shape, weights=GivenWeights(tensors), block_size=_BLOCK_SIZE)
     return out
 
 

@@ -1,8 +1,9 @@
 """The sizes of a model of the Phi-3.5 architecture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_agent.synth.tokenizer import CONTROL_SLOTS, SMALLEST_VOCABULARY
+from edge_agent.synth.vision import CLIP, STAND_IN, VisionShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,7 @@ class Shape:
     count query and key/value heads (equal in Phi-3.5-mini). The rotary embedding knows positions up to
     `context_tokens`. With `long_factors` it is longrope: one divisor of the frequency per pair of a head's
     dimensions, `short_factors` as long as the sequence fits `original_context_tokens`, `long_factors` beyond.
-    Without factors it is plain rope.
+    Without factors it is plain rope. With `vision` it sees images.
 
     Raises ValueError, naming the field, when the sizes do not fit one another.
     """
@@ -30,6 +31,7 @@ class Shape:
     long_factors: tuple[float, ...] = ()
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
+    vision: VisionShape | None = None
 
     def __post_init__(self) -> None:
         if self.layers < 1:
@@ -103,3 +105,9 @@ FULL = Shape(
     long_factors=geometric(48, last=64.0),
 )
 """The sizes in Phi-3.5-mini-instruct's published config.json; for benchmarks."""
+
+TINY_VISION = replace(TINY, vision=STAND_IN)
+"""The same with a small stand-in for CLIP."""
+
+FULL_VISION = replace(FULL, vision=CLIP)
+"""The sizes of Phi-3.5-vision-instruct."""

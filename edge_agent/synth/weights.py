@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from edge_agent.synth import vision
 from edge_agent.synth.quantize import Floats, Int4, halved, quantize, zeros
 from edge_agent.synth.tokenizer import CONTROL_SLOTS, FIRST_CHARACTER_ID
 
@@ -25,7 +26,7 @@ class Weights(Protocol):
     """A source of tensors. Both methods raise ValueError when it has none of that name and shape."""
 
     def floats(self, name: str, shape: tuple[int, ...]) -> Floats:
-        """Return a tensor that stays in float32: embedding table, norms."""
+        """Return a tensor that stays in float32: embedding table, norms, and all of the vision part."""
 
     def int4(self, name: str, shape: tuple[int, int], *, block_size: int) -> Int4:
         """Return a matrix [outputs, inputs] of a linear layer."""
@@ -48,7 +49,9 @@ class RandomWeights:
         self._seed = seed
 
     def floats(self, name: str, shape: tuple[int, ...]) -> Floats:
-        """Return ones for a norm, otherwise a standard normal draw."""
+        """Return ones for a norm, otherwise a standard normal draw; for the vision part see vision.random_tensor."""
+        if name.startswith(vision.PREFIX):
+            return vision.random_tensor(self._generator(name), name, shape)
         if name.endswith("norm.weight"):
             return np.ones(shape, np.float32)
         return self._generator(name).standard_normal(shape, np.float32)

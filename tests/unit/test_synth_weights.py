@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from edge_agent.synth import FULL, TINY, GivenWeights, RandomWeights, ScriptedWeights, safetensors
+from edge_agent.synth import FULL, FULL_VISION, TINY, GivenWeights, RandomWeights, ScriptedWeights, safetensors
 from edge_agent.synth.weights import EMBEDDING, LM_HEAD
 
 QKV = "model.layers.0.self_attn.qkv_proj.weight"
@@ -113,3 +113,21 @@ def test_the_full_shape_is_the_published_one():
     width = FULL.hidden_size
     layer = width * (width + 2 * FULL.kv_size) + width * width + 3 * width * FULL.mlp_size
     assert 2 * FULL.vocab_size * width + FULL.layers * layer == pytest.approx(3.82e9, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("vision.fc1.w", (256, 1024)), ("vision.patch", (512, 3, 14, 14))])
+def test_random_vision_weights_keep_the_size_of_what_passes_through(name, shape):
+    """Matrices are [inputs, outputs], patches [outputs, …]; norms and biases change nothing."""
+    tensor = RandomWeights(0).floats(name, shape)
+    inputs = tensor.reshape(len(tensor), -1).shape[1] if name.endswith("patch") else len(tensor)
+    mixed = np.random.default_rng(0).standard_normal(inputs) @ tensor.reshape(-1, inputs).T
+    assert np.std(mixed) == pytest.approx(1, abs=0.1)
+    assert not RandomWeights(0).floats("vision.fc1.b", (64,)).any()
+    assert (RandomWeights(0).floats("vision.ln.w", (64,)) == 1).all()
+
+
+def test_the_full_vision_part_is_the_published_one():
+    """0.3 billion parameters in 23 layers, of which each has attention and an MLP four times as wide."""
+    clip = FULL_VISION.vision
+    assert clip.layers * 12 * clip.width**2 == pytest.approx(0.29e9, rel=0.01)
+    assert clip.positions == 577
