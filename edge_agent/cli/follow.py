@@ -51,7 +51,7 @@ class _Plain:
                     errors.print("[dim]the device started the job anew[/dim]")
                     self._printed = ""
                 self._attempt = update.attempt
-                self._write(update.text if self._printed else update.text.lstrip())
+                self._write(update.text)
                 self._printed += update.text
             case Result():
                 self._finish(update)
@@ -63,8 +63,7 @@ class _Plain:
     def _finish(self, result: Result) -> None:
         """Print what chunks did not bring, then what became of the job."""
         if result.text.startswith(self._printed):
-            rest = result.text[len(self._printed) :]
-            self._write(rest if self._printed else rest.lstrip())
+            self._write(result.text[len(self._printed) :])
         elif result.text != self._printed:
             self._write("\n" + result.text)
         self._write("\n")

@@ -16,6 +16,7 @@ from edge_agent.engine.onnx_decoder import Decoder, Layout, library, open_sessio
 from edge_agent.engine.onnx_guide import Guides
 from edge_agent.engine.onnx_model import OnnxModel
 from edge_agent.engine.prompt import SpecialTokens
+from edge_agent.engine.words import Vocabulary
 from edge_agent.errors import Code, EdgeAgentError
 
 
@@ -46,6 +47,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         decoder=decoder,
         tokenizer=tokenizer,
         special_tokens=special_tokens,
+        vocabulary=Vocabulary.read(spec.path),
         guides=Guides(spec.path, vocab_size=layout.vocab_size, end_ids=end_ids),
         end_ids=frozenset(end_ids),
         limits=limits,

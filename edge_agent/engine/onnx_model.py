@@ -23,7 +23,7 @@ from edge_agent.engine.onnx_sequence import OnnxSequence
 from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MIN, piece_tokens
 from edge_agent.engine.prompt import SpecialTokens, answer_room, messages_json
 from edge_agent.engine.sampling import Sampler
-from edge_agent.engine.stops import StopStrings
+from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import EdgeAgentError
 
 
@@ -36,6 +36,7 @@ class OnnxModel:
         decoder: Decoder,
         tokenizer: Any,
         special_tokens: SpecialTokens,
+        vocabulary: Vocabulary,
         guides: Guides,
         end_ids: frozenset[int],
         limits: Limits,
@@ -46,6 +47,7 @@ class OnnxModel:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens
+        self._vocabulary = vocabulary
         self._guides = guides
         self._now_s = now_s
         self._end_ids = end_ids
@@ -66,15 +68,13 @@ class OnnxModel:
         messages = messages_json(generation.turns, self._special_tokens)
         with library():
             prompt = self._tokenizer.encode(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
-            stream = self._tokenizer.create_stream()
         room = answer_room(len(prompt), self.limits.context_tokens)
         self._sequences[generation.job_id] = OnnxSequence(
             generation=generation,
             tokens=prompt.tolist(),
             prompt_tokens=len(prompt),
             max_tokens=min(generation.max_tokens, room),
-            stops=StopStrings(generation.stop),
-            stream=stream,
+            words=Words(self._vocabulary, stop=generation.stop, exact=generation.guide is not None),
             sampler=Sampler(generation, prompt, vocab_size=self._vocab_size),
             constraint=None if generation.guide is None else self._guides.constraint(generation.guide),
         )
@@ -95,7 +95,7 @@ class OnnxModel:
         sequence = self._sequences.get(job_id)
         if sequence is None:
             return
-        if held := sequence.stops.rest():
+        if held := sequence.words.rest():
             yield Text(job_id, held, 0)
         yield self._finish(sequence, FinishReason.CANCELED)
 
@@ -140,8 +140,7 @@ class OnnxModel:
     def _say(self, sequence: OnnxSequence) -> Iterator[Event]:
         """Choose a token."""
         token = sequence.choose()
-        with library():
-            text, reason = sequence.take(token, self._end_ids)
+        text, reason = sequence.take(token, self._end_ids)
         yield Text(sequence.job_id, text, 1)
         if reason is not None:
             yield self._finish(sequence, reason)

@@ -1,14 +1,13 @@
 """One generation under way in onnxruntime."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from edge_agent.engine.lanes import NOWHERE, Lane
 from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Usage
 from edge_agent.engine.onnx_decoder import Logits
 from edge_agent.engine.onnx_guide import Constraint
 from edge_agent.engine.sampling import Sampler
-from edge_agent.engine.stops import StopStrings
+from edge_agent.engine.words import Words
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,16 +15,14 @@ class OnnxSequence:
     """A prompt, its answer so far, and the lane that holds its keys and values.
 
     `tokens` are the ids of both, the first `prompt_tokens` of them the prompt's. `lane` is one of the model's once its
-    turn has come; `logits`, shape [vocabulary], are there while they wait for a token to be chosen by them. `stream`
-    turns ids into text.
+    turn has come; `logits`, shape [vocabulary], are there while they wait for a token to be chosen by them.
     """
 
     generation: Generation
     tokens: list[int]
     prompt_tokens: int
     max_tokens: int
-    stops: StopStrings
-    stream: Any
+    words: Words
     sampler: Sampler
     constraint: Constraint | None
     lane: Lane = field(default_factory=lambda: Lane(NOWHERE))
@@ -65,16 +62,16 @@ class OnnxSequence:
         """Add a token; return the text that is certain with it, and the reason when it was the last."""
         self.tokens.append(token)
         if token in end_ids:
-            return self.stops.rest(), FinishReason.STOP
-        text = self.stops.feed(self.stream.decode(token))
-        if self.stops.met:
+            return self.words.rest(), FinishReason.STOP
+        text = self.words.feed(token)
+        if self.words.stopped:
             return text, FinishReason.STOP
         if self.constraint is not None:
             self.constraint.take(token)
             if self.constraint.complete:
-                return text + self.stops.rest(), FinishReason.STOP
+                return text + self.words.rest(), FinishReason.STOP
         if self.completion_tokens == self.max_tokens:
-            return text + self.stops.rest(), FinishReason.LENGTH
+            return text + self.words.rest(), FinishReason.LENGTH
         return text, None
 
     def finished(self, reason: FinishReason, now_s: float) -> Finished:

@@ -12,6 +12,7 @@ from edge_agent.engine.messages import Limits
 from edge_agent.engine.openvino_model import Cache, OpenvinoModel, library
 from edge_agent.engine.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MIN
 from edge_agent.engine.prompt import SpecialTokens
+from edge_agent.engine.words import Vocabulary
 from edge_agent.errors import Code, EdgeAgentError
 
 DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -40,7 +41,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
             Code.UNSUPPORTED,
             f"openvino runs on {' and '.join(DEFAULTS)} here, not on {spec.device}; choose one of them",
         )
-    special_tokens = SpecialTokens.read(spec.path)
+    special_tokens, vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
     try:
         config = json.loads((spec.path / "config.json").read_text(encoding="utf-8"))
         vocab_size, context_tokens = int(config["vocab_size"]), known_context_tokens(config)
@@ -63,6 +64,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     return OpenvinoModel(
         pipeline=pipeline,
         special_tokens=special_tokens,
+        vocabulary=vocabulary,
         vocab_size=vocab_size,
         limits=limits,
         cache=cache,

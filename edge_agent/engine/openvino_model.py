@@ -10,7 +10,6 @@ import numpy as np
 import openvino_genai as genai
 from openvino import Tensor
 
-from edge_agent.engine.detokenizer import Detokenizer
 from edge_agent.engine.messages import (
     Event,
     Failed,
@@ -26,7 +25,7 @@ from edge_agent.engine.openvino_guide import GuideTrial
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
 from edge_agent.engine.prefill import PIECE_TOKENS_MIN, piece_tokens
 from edge_agent.engine.prompt import SpecialTokens, answer_room, messages
-from edge_agent.engine.stops import StopStrings
+from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import Code, EdgeAgentError
 
 _FASTER_MOST = 2.0
@@ -50,8 +49,6 @@ class OpenvinoModel:
     was never computed, and the next prompt with that beginning is answered from it (seen with 2026.4). So each piece
     is a request of its own that ends with a block, and the next finds its keys and values in the cache. For the same
     reason prompts are computed one after the other; what a waiting one shares with the last it finds there.
-
-    Text begins without the space that the first word's token holds, as when a whole answer is decoded.
     """
 
     def __init__(
@@ -59,6 +56,7 @@ class OpenvinoModel:
         *,
         pipeline: Any,
         special_tokens: SpecialTokens,
+        vocabulary: Vocabulary,
         vocab_size: int,
         limits: Limits,
         cache: Cache,
@@ -69,6 +67,7 @@ class OpenvinoModel:
         self._tokenizer = pipeline.get_tokenizer()
         self._trial: Any = GuideTrial(self._tokenizer, vocab_size)  # None once closed, as those above
         self._special_tokens = special_tokens
+        self._vocabulary = vocabulary
         self._cache = cache
         self._now_s = now_s
         self._sequences: dict[JobId, OpenvinoSequence] = {}
@@ -92,8 +91,7 @@ class OpenvinoModel:
             generation=generation,
             prompt=prompt,
             max_tokens=min(generation.max_tokens, room),
-            stops=StopStrings(generation.stop),
-            words=Detokenizer(self._tokenizer.decode),
+            words=Words(self._vocabulary, stop=generation.stop, exact=generation.guide is not None),
             guide=generation.guide and self._trial.compiled(generation.guide),
         )
 
@@ -129,7 +127,7 @@ class OpenvinoModel:
         sequence = self._sequences.get(job_id)
         if sequence is None:
             return
-        if held := sequence.rest():
+        if held := sequence.words.rest():
             yield Text(job_id, held, 0)
         yield self._finish(sequence, FinishReason.CANCELED)
         self._settle()

@@ -6,9 +6,8 @@ from typing import Any
 
 import openvino_genai as genai
 
-from edge_agent.engine.detokenizer import Detokenizer
 from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Usage
-from edge_agent.engine.stops import StopStrings
+from edge_agent.engine.words import Words
 from edge_agent.errors import Code, EdgeAgentError
 
 _SEEDS = 2**32
@@ -25,8 +24,7 @@ class OpenvinoSequence:
     generation: Generation
     prompt: list[int]
     max_tokens: int
-    stops: StopStrings
-    words: Detokenizer
+    words: Words
     guide: Any
     handle: Any = None
     cached_tokens: int = 0
@@ -48,18 +46,14 @@ class OpenvinoSequence:
     def take(self, token: int, end: Any) -> tuple[str, FinishReason | None]:
         """Count a token; return the text that is certain with it, and the reason when it was the last."""
         self.answer.append(token)
-        text = self.stops.feed(self.words.feed(token))
-        if self.stops.met:
+        text = self.words.feed(token)
+        if self.words.stopped:
             return text, FinishReason.STOP
         if end == genai.GenerationFinishReason.NONE:
             return text, None
-        text += self.rest()
-        stopped = self.stops.met or end != genai.GenerationFinishReason.LENGTH
+        text += self.words.rest()
+        stopped = self.words.stopped or end != genai.GenerationFinishReason.LENGTH
         return text, FinishReason.STOP if stopped else FinishReason.LENGTH
-
-    def rest(self) -> str:
-        """Return the text held back, as nothing completes it."""
-        return self.stops.feed(self.words.rest()) + self.stops.rest()
 
     def finished(self, reason: FinishReason, now_s: float) -> Finished:
         """Return the last word on it."""

@@ -24,7 +24,10 @@ class BareOnnx:
         return self._tokenizer.encode(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
 
     def texts(self, turns, max_tokens, **options):
-        """Return the text of each token generated, the end of the turn not among them."""
+        """Return the text of each token generated, the end of the turn not among them.
+
+        Without the space that the first begins with: this library's loop shows it, though its readers expect none.
+        """
         prompt = self.encode(turns)
         params = self._og.GeneratorParams(self._model)
         params.set_search_options(max_length=len(prompt) + max_tokens, **({"do_sample": False} | options))
@@ -38,7 +41,7 @@ class BareOnnx:
             token = int(generator.get_next_tokens()[0])
             if token not in ends:
                 texts.append(stream.decode(token))
-        return texts
+        return [text.removeprefix(" ") if number == 0 else text for number, text in enumerate(texts)]
 
 
 class BareOpenvino:
