@@ -34,11 +34,12 @@ def synth(
     *,
     size: Annotated[
         Size,
-        typer.Option(help="tiny: 1 MB. full: 2.3 to 2.8 GB, the true sizes. demo: trained, answers with sense."),
+        typer.Option(help="tiny: 1 MB. full: 2.3 to 3.2 GB, the true sizes. demo: trained, answers with sense."),
     ] = Size.TINY,
     backend: Annotated[
         Backend, typer.Option(help="The library to load it with: onnxruntime-genai or openvino-genai.")
     ] = Backend.ONNX,
+    vision: Annotated[bool, typer.Option("--vision", help="A model that also sees images, as Phi-3.5-vision.")] = False,
     say: Annotated[str | None, typer.Option(help="Words to answer every prompt with, each token at most once.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
     layers: Annotated[int | None, typer.Option(min=1, help="Other than the size's own number.")] = None,
@@ -49,9 +50,18 @@ def synth(
     try:
         if size is Size.DEMO:
             _refuse(say=say is not None, seed=seed != 0, layers=layers is not None, block_size=block_size != 32)
-            _build_demo(out, backend=backend)
+            _build_demo(out, backend=backend, vision=vision)
         else:
-            _build_text(out, backend=backend, size=size, say=say, seed=seed, layers=layers, block_size=block_size)
+            _build(
+                out,
+                backend=backend,
+                size=size,
+                vision=vision,
+                say=say,
+                seed=seed,
+                layers=layers,
+                block_size=block_size,
+            )
     except (FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     except (ImportError, OSError) as error:
@@ -65,18 +75,32 @@ def _refuse(**given: bool) -> None:
         raise typer.BadParameter(f"--{option.replace('_', '-')} has no meaning for the trained demo model")
 
 
-def _build_demo(out: Path, *, backend: Backend) -> None:
+def _build_demo(out: Path, *, backend: Backend, vision: bool) -> None:
     from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
 
-    models.build_demo(out, backend=models.Backend(backend))
+    models.build_demo(out, backend=models.Backend(backend), vision=vision)
 
 
-def _build_text(
-    out: Path, *, backend: Backend, size: Size, say: str | None, seed: int, layers: int | None, block_size: int
+def _build(
+    out: Path,
+    *,
+    backend: Backend,
+    size: Size,
+    vision: bool,
+    say: str | None,
+    seed: int,
+    layers: int | None,
+    block_size: int,
 ) -> None:
     from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
 
-    shape = models.FULL if size is Size.FULL else models.TINY
+    shapes = {
+        (Size.TINY, False): models.TINY,
+        (Size.TINY, True): models.TINY_VISION,
+        (Size.FULL, False): models.FULL,
+        (Size.FULL, True): models.FULL_VISION,
+    }
+    shape = shapes[size, vision]
     shape = replace(shape, layers=shape.layers if layers is None else layers)
     with Progress(transient=True) as bar:
         task = bar.add_task("layers", total=shape.layers)

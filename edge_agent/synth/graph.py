@@ -93,7 +93,7 @@ class Graph:
 
     def constant(self, value: int | list[int]) -> str:
         """Return the name of an int64 scalar or vector in the graph itself; equal ones are one tensor."""
-        name = f"/constants/{value}"
+        name = f"/constants/{self._name}/{value}"
         self._tensors[name] = onnx.numpy_helper.from_array(np.array(value, np.int64), name)
         return name
 
@@ -122,11 +122,26 @@ class Graph:
             else_branch=_constants("small", otherwise),
         )
 
-    def save(self, path: Path) -> None:
-        """Write the graph. Its weights lie in the external file already."""
-        graph = onnx.helper.make_graph(
+    def inside(self, name: str) -> "Graph":
+        """Return an empty graph to be a part of this one; it may use this one's tensors."""
+        return Graph(name, external=self._external)
+
+    def repeat(self, times: str, start: str, body: "Graph", output: str) -> str:
+        """Run a graph of its own so many times, on a tensor that each time takes from the one before; return the last.
+
+        `body` has the inputs number (int64), go_on (bool) and that tensor, the outputs go_on and that tensor.
+        """
+        return self.op("Loop", [times, "", start], output, body=body.whole())
+
+    def whole(self) -> onnx.GraphProto:
+        """Return the graph as it is now."""
+        return onnx.helper.make_graph(
             self._nodes, self._name, self._inputs, self._outputs, list(self._tensors.values())
         )
+
+    def save(self, path: Path) -> None:
+        """Write the graph. Its weights lie in the external file already."""
+        graph = self.whole()
         opsets = [onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid(MICROSOFT, 1)]
         model = onnx.helper.make_model(
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edge-agent-synth"

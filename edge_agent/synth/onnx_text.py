@@ -5,6 +5,8 @@ shape.
 
     input_ids ─ embedding ─┬─ norm ─ attention ─┬─ norm ─ MLP ─┬─ … ─ norm ─ lm_head ─ logits
                            └────────────────────+──────────────+─ …
+
+The decoder of a vision model begins with `inputs_embeds`, behind the embedding, which is a graph of its own.
 """
 
 from dataclasses import dataclass
@@ -14,13 +16,10 @@ import numpy as np
 from edge_agent.synth import rope
 from edge_agent.synth.folder import Progress
 from edge_agent.synth.graph import MICROSOFT, Axis, Graph, onnx_type
+from edge_agent.synth.onnx_matmul import matmul
 from edge_agent.synth.quantize import Int4
 from edge_agent.synth.shape import Shape
 from edge_agent.synth.weights import EMBEDDING, LM_HEAD, Weights
-
-_FLOAT_ACTIVATIONS = 1
-_INT8_ACTIVATIONS = 4
-"""MatMulNBits' accuracy_level: activations become int8 too; "acc-level-4" in published names."""
 
 _MASK = "/model/attn_mask_reformat"
 
@@ -48,7 +47,7 @@ class TextDecoder:
     def write(self, *, progress: Progress) -> None:
         """Add everything, one layer after the other."""
         cache = self._cache(self.graph.input("attention_mask", np.int64, ["batch_size", "total_sequence_length"]))
-        stream = self._embed(self.graph.input("input_ids", np.int64, ["batch_size", "sequence_length"]))
+        stream = self._first()
         normed = self._first_norm(stream, self._norm_name(0))
         for layer in range(self.shape.layers):
             prefix = f"model.layers.{layer}"
@@ -64,9 +63,14 @@ class TextDecoder:
         """Return the name of the norm before a layer, or after the last."""
         return f"model.layers.{layer}.input_layernorm.weight" if layer < self.shape.layers else "model.norm.weight"
 
-    def _embed(self, input_ids: str) -> str:
-        table = self.weights.floats(EMBEDDING, (self.shape.vocab_size, self.shape.hidden_size))
-        return self.graph.op("Gather", [self.graph.weight(EMBEDDING, table), input_ids], "/model/embed_tokens/Gather")
+    def _first(self) -> str:
+        """Return the residual stream before the first layer."""
+        graph, shape, axes = self.graph, self.shape, ["batch_size", "sequence_length"]
+        if shape.vision is not None:
+            return graph.input("inputs_embeds", np.float32, [*axes, shape.hidden_size])
+        table = self.weights.floats(EMBEDDING, (shape.vocab_size, shape.hidden_size))
+        input_ids = graph.input("input_ids", np.int64, axes)
+        return graph.op("Gather", [graph.weight(EMBEDDING, table), input_ids], "/model/embed_tokens/Gather")
 
     def _cache(self, mask: str) -> Cache:
         """Derive lengths from the mask [batch, past + new], which is how the runtime tells them."""
@@ -163,18 +167,4 @@ class TextDecoder:
         return self._matmul(source, name.removesuffix(".weight"), matrix, output=output)
 
     def _matmul(self, source: str, name: str, matrix: Int4, *, output: str = "") -> str:
-        return self.graph.op(
-            "MatMulNBits",
-            [
-                source,
-                self.graph.weight(f"{name}.MatMul.weight_Q4", matrix.packed),
-                self.graph.weight(f"{name}.MatMul.weight_scales", matrix.scales),
-            ],
-            output or f"/{name}/MatMul",
-            domain=MICROSOFT,
-            N=matrix.rows,
-            K=matrix.columns,
-            bits=4,
-            block_size=matrix.block_size,
-            accuracy_level=_INT8_ACTIVATIONS if self.int8_activations else _FLOAT_ACTIVATIONS,
-        )
+        return matmul(self.graph, source, name, matrix, int8_activations=self.int8_activations, output=output)

@@ -1,17 +1,13 @@
-"""Text models in the layout of the published folders, for either library."""
+"""Models in the layout of the published folders, for either library."""
 
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
 from edge_agent.synth import tokenizer
-from edge_agent.synth.configs import genai_config, hf_config
-from edge_agent.synth.folder import Progress, whole, write_json
+from edge_agent.synth.folder import Progress, whole
 from edge_agent.synth.shape import TINY, Shape
 from edge_agent.synth.weights import RandomWeights, ScriptedWeights, Weights
-
-MODEL_NAME = "phi-3.5-mini-instruct-cpu-int4-awq-block-128-acc-level-4.onnx"
-"""The published file name, whatever the block size is: what looks for a build by its files finds this one."""
 
 
 class Backend(StrEnum):
@@ -37,7 +33,7 @@ def build_text(
     int8_activations: bool = True,
     progress: Progress = _unheard,
 ) -> Path:
-    """Write a model folder that the backend's library loads, and return it.
+    """Write a model folder that the backend's library loads, and return it. A shape with `vision` also sees images.
 
     Weights are random unless given. With `say` the model answers every prompt that ends with `<|assistant|>`
     with those words and stops; characters outside ASCII then come as one token per UTF-8 byte. Each token can
@@ -85,7 +81,7 @@ def write_model(
     if block_size not in {16, 32, 64, 128, 256}:
         raise ValueError("block_size must be a power of 2 from 16 to 256: the kernels know no other")
     # Each library is imported for its own models only: a machine may have but one of them.
-    write = _openvino_writer() if Backend(backend) is Backend.OPENVINO else _write_onnx
+    write = _openvino_writer() if Backend(backend) is Backend.OPENVINO else _onnx_writer()
     write(
         folder,
         shape=shape,
@@ -96,8 +92,15 @@ def write_model(
     )
 
 
+def _onnx_writer() -> Callable[..., None]:
+    """Return what writes for onnxruntime-genai."""
+    from edge_agent.synth.onnx_folder import write_onnx  # noqa: PLC0415
+
+    return write_onnx
+
+
 def _openvino_writer() -> Callable[..., None]:
-    """Return what _write_onnx is for the other library."""
+    """Return what writes for openvino-genai."""
     try:
         from edge_agent.synth.openvino_folder import write_openvino  # noqa: PLC0415
     except ModuleNotFoundError as missing:
@@ -108,20 +111,3 @@ def _openvino_writer() -> Callable[..., None]:
             "(from a checkout: pip install '.[openvino]')"
         ) from missing
     return write_openvino
-
-
-def _write_onnx(
-    folder: Path, *, shape: Shape, weights: Weights, block_size: int, int8_activations: bool, progress: Progress
-) -> None:
-    from edge_agent.synth.graph import ExternalData, Graph  # noqa: PLC0415
-    from edge_agent.synth.onnx_text import TextDecoder  # noqa: PLC0415
-
-    with ExternalData(folder / f"{MODEL_NAME}.data") as external:
-        graph = Graph("phi-3.5-mini", external=external)
-        decoder = TextDecoder(
-            graph=graph, shape=shape, weights=weights, block_size=block_size, int8_activations=int8_activations
-        )
-        decoder.write(progress=progress)
-        graph.save(folder / MODEL_NAME)
-    write_json(folder / "config.json", hf_config(shape))
-    write_json(folder / "genai_config.json", genai_config(shape, filename=MODEL_NAME))

@@ -17,7 +17,7 @@ def run():
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("options", [[], ["--size", "demo"], ["--layers", 3, "--say", "ok", "--block-size", 64]])
+@pytest.mark.parametrize("options", [[], ["--size", "demo"], ["--layers", 3, "--say", "ok", "--vision"]])
 def test_it_tells_what_was_written(run, tmp_path, options):
     """A row per file and their sum."""
     result = run(tmp_path / "model", *options)

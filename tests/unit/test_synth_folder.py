@@ -3,15 +3,17 @@
 import json
 import sys
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 
 import onnx
 import pytest
 
-from edge_agent.synth import TINY, RandomWeights, build_demo, build_text
+from edge_agent.synth import FULL_VISION, TINY, TINY_VISION, RandomWeights, build_demo, build_text
 from edge_agent.synth.folder import whole
 
 MODEL = "phi-3.5-mini-instruct-cpu-int4-awq-block-128-acc-level-4.onnx"
+VISION_MODELS = [f"phi-3.5-v-instruct-{part}.onnx" for part in ("text", "embedding", "vision")]
 
 
 def test_a_folder_holds_the_published_file_names(tmp_path):
@@ -28,12 +30,32 @@ def test_a_folder_holds_the_published_file_names(tmp_path):
     }
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path):
+def test_a_vision_folder_holds_the_published_file_names(tmp_path):
+    """Three graphs instead of one, and how images are read."""
+    text, vision = (build_text(tmp_path / str(n), shape=shape) for n, shape in enumerate((TINY, TINY_VISION)))
+    names = {path.name for path in vision.iterdir()} - {path.name for path in text.iterdir()}
+    assert names == {*VISION_MODELS, *(f"{name}.data" for name in VISION_MODELS), "processor_config.json"}
+    config = json.loads((vision / "genai_config.json").read_text())["model"]
+    assert [config[part]["filename"] for part in ("decoder", "embedding", "vision")] == VISION_MODELS
+    assert config["type"] == "phi3v"
+
+
+def test_the_encoder_of_the_published_size_has_the_published_operators(tmp_path):
+    """Of its 445 MB most is in int4, attention's own matrices are not; here with two of its layers."""
+    shape = replace(TINY, vision=replace(FULL_VISION.vision, layers=2))
+    out = build_text(tmp_path / "model", shape=shape)
+    graph = onnx.load(out / VISION_MODELS[2], load_external_data=False).graph
+    operators = Counter(node.op_type for node in graph.node)
+    assert (operators["Attention"], operators["QuickGelu"], operators["MatMulNBits"]) == (2, 2, 2 * 3 + 2)
+
+
+@pytest.mark.parametrize("shape", [TINY, TINY_VISION])
+def test_the_same_seed_gives_the_same_bytes(tmp_path, shape):
     """And another seed other weights."""
-    one, same, other = (build_text(tmp_path / str(n), seed=seed) for n, seed in enumerate((1, 1, 2)))
+    one, same, other = (build_text(tmp_path / str(n), shape=shape, seed=seed) for n, seed in enumerate((1, 1, 2)))
     for path in one.iterdir():
         assert path.read_bytes() == (same / path.name).read_bytes()
-    assert (one / f"{MODEL}.data").read_bytes() != (other / f"{MODEL}.data").read_bytes()
+    assert all(path.read_bytes() != (other / path.name).read_bytes() for path in one.glob("*.data"))
 
 
 def test_genai_config_tells_the_shape(tmp_path):
