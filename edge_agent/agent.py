@@ -14,12 +14,14 @@ from types import FrameType
 
 from edge_agent import __version__
 from edge_agent.dispatcher import IDLE_S, Dispatcher
-from edge_agent.engine.messages import Ready
+from edge_agent.engine.messages import Event, Ready
 from edge_agent.engine.supervisor import EngineStatus, Listener, Served, Supervisor
 from edge_agent.health.birth import birth_certificate, decision_report
+from edge_agent.health.condition import condition
 from edge_agent.health.reporter import Reporter
-from edge_agent.health.snapshot import condition, free_bytes
+from edge_agent.health.snapshot import Snapshots, free_bytes
 from edge_agent.health.systemd import Notifier
+from edge_agent.health.tally import Counts, Tally
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue, StorageError
@@ -54,11 +56,14 @@ log = get_logger()
 class Agent:
     """One agent, from settings to exit. `run` returns the exit status.
 
+    `root` is where the machine's own files (proc, sys, …) are read from.
+
     Threads: `main` (signals, engines, watchdog), `store`, `dispatcher`, `outbox`, `reporter`, paho's, two per engine.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
         self._settings = settings
+        self._root = root
         self._notifier = Notifier()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -67,9 +72,10 @@ class Agent:
         self._draining = False
         self._deaf: tuple[str, ...] = ()
         self._boot_id = uuid.uuid4().hex
-        self._machine = probe()
+        self._machine = probe(root)
         self._topics = Topics(settings.mqtt.root, settings.agent.id)
         self._pace = Pace()
+        self._tally = Tally([serve.name for serve in settings.models.serve])
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT; a second one hurries. Raises SettingsError when they cannot work here."""
@@ -128,12 +134,12 @@ class Agent:
         self._provision = Provision(
             settings.models.serve,
             catalogue=catalogue.read(settings.models.catalogue),
-            sources=sources(settings),
+            sources=sources(settings, self._root),
             changed=self._decided,
         )
         self._supervisor = Supervisor(
             [Served(serve.name, partial(self._provision.prepare, serve)) for serve in settings.models.serve],
-            listener=Listener(event=self._dispatcher.said, up=self._engine_up, lost=self._engine_lost),
+            listener=Listener(event=self._heard, up=self._engine_up, lost=self._engine_lost),
             wake=self._wake.set,
         )
         self._announcer = Announcer(
@@ -155,17 +161,23 @@ class Agent:
             pace=self._pace,
             cancel_running=self._dispatcher.cancel,
             free_bytes=lambda: free_bytes(state_dir),
+            rejected=self._tally.rejected,
         )
         self._reporter = Reporter(
             topics=topics,
             boot_id=self._boot_id,
             period_s=settings.telemetry.period_s,
-            state_dir=state_dir,
+            snapshots=Snapshots(
+                self._root, memory=self._machine.memory, state_dir=state_dir, generated=lambda: self._tally.generated
+            ),
+            tally=self._tally,
             store=self._store,
+            outbox=self._outbox,
             engines=self._supervisor.statuses,
             reading=self._reading,
             condition=self._condition,
             connections=lambda: self._link.connections,
+            look=lambda _seen: None,
             refresh=self._announcer.refresh,
             say=self._report,
         )
@@ -286,6 +298,7 @@ class Agent:
     # What parts of the agent tell each other
 
     def _tell(self, queue: Queue, changes: Sequence[Job]) -> None:
+        self._tally.changed(changes)
         self._outbox.announce(queue, changes)
         self._dispatcher.look()
 
@@ -323,11 +336,16 @@ class Agent:
         self._supervisor.hurry()
         self._announcer.refresh()
 
+    def _heard(self, model: str, event: Event) -> None:
+        self._tally.heard(model, event)
+        self._dispatcher.said(model, event)
+
     def _engine_up(self, model: str, ready: Ready) -> None:
         self._dispatcher.up(model, ready)
         self._announcer.refresh()
 
     def _engine_lost(self, model: str, failure: Failure) -> None:
+        self._tally.lost(model)
         self._dispatcher.lost(model, failure)
         self._announcer.refresh()
 
@@ -340,20 +358,31 @@ class Agent:
             deaf=self._deaf,
         )
 
-    def _reading(self, engine: EngineStatus) -> EngineReading:
+    def _reading(self, engine: EngineStatus, counts: Counts) -> EngineReading:
         process = self._supervisor.process(engine.model)
+        counted = counts.models.get(engine.model)
+        share = counted.cached_share if counted else None
         return EngineReading(
             model=engine.model,
             state=engine.phase,
+            device=engine.device or None,
             running=self._dispatcher.running(engine.model),
+            lanes=engine.limits.parallel if engine.limits else None,
+            context_tokens=engine.limits.context_tokens if engine.limits else None,
             anonymous_bytes=process.anonymous_bytes() if process else None,
+            mapped_bytes=process.mapped_bytes() if process else None,
             prompt_per_second=_rounded(process.prefill_per_s) if process else None,
             generate_per_second=_rounded(process.generate_per_s) if process else None,
+            first_token_p50_ms=_rounded(counted.first_token_p50_ms) if counted else None,
+            first_token_p95_ms=_rounded(counted.first_token_p95_ms) if counted else None,
+            cached_share=None if share is None else round(share, 3),
         )
 
     def _describe(self, conn_seq: int) -> Info:
         engines = self._supervisor.statuses()
-        return birth_certificate(self._settings, self._machine, engines, boot_id=self._boot_id, conn_seq=conn_seq)
+        return birth_certificate(
+            self._settings, self._machine, engines, self._condition(), boot_id=self._boot_id, conn_seq=conn_seq
+        )
 
     def _decisions(self) -> DecisionReport:
         return decision_report(

@@ -164,14 +164,19 @@ class EngineProcess:
 
     def anonymous_bytes(self) -> int | None:
         """Return the memory it holds that no file backs; None when it cannot be read."""
+        return self._resident_bytes("RssAnon:")
+
+    def mapped_bytes(self) -> int | None:
+        """Return the memory it holds of files, which the kernel can take back; None when it cannot be read."""
+        return self._resident_bytes("RssFile:")
+
+    def _resident_bytes(self, field: str) -> int | None:
         try:
             status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
         except OSError:
             return None
-        for line in status.splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-        return None
+        sizes = (line.split()[1] for line in status.splitlines() if line.startswith(field))
+        return next((int(size) * 1024 for size in sizes), None)
 
     def _send(self) -> None:
         while (frame := self._outbox.get()) is not None:

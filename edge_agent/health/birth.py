@@ -17,13 +17,20 @@ from edge_agent.mqtt.payloads import (
     RejectedInfo,
     ServedModel,
 )
+from edge_agent.mqtt.presence import Condition
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX
 from edge_agent.settings import ServeSection, Settings
 from hardware.machine import Machine
 
 
 def birth_certificate(
-    settings: Settings, machine: Machine, engines: Sequence[EngineStatus], *, boot_id: str, conn_seq: int
+    settings: Settings,
+    machine: Machine,
+    engines: Sequence[EngineStatus],
+    condition: Condition,
+    *,
+    boot_id: str,
+    conn_seq: int,
 ) -> Info:
     """Return what the fleet may know of this agent."""
     return Info(
@@ -32,6 +39,8 @@ def birth_certificate(
         version=__version__,
         boot_id=boot_id,
         conn_seq=conn_seq,
+        health=condition.health,
+        reasons=condition.reasons,
         machine=MachineInfo(
             board=machine.board.model,
             architecture=machine.cpu.architecture,

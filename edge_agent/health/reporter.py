@@ -1,31 +1,49 @@
-"""The thread that tells the fleet how this agent is, every few seconds."""
+"""The thread that looks at the machine and tells the fleet how this agent is, every few seconds."""
 
 import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
+from edge_agent import __version__
 from edge_agent.engine.supervisor import EngineStatus
 from edge_agent.errors import EdgeAgentError
-from edge_agent.health import snapshot
+from edge_agent.health.snapshot import Snapshots
+from edge_agent.health.tally import Counts, Tally
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Operation, Store
-from edge_agent.mqtt.payloads import EngineReading, Telemetry
+from edge_agent.mqtt.outbox import Outbox
+from edge_agent.mqtt.payloads import EngineReading, MachineReading, Telemetry
 from edge_agent.mqtt.presence import Condition
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import TELEMETRY_PERIODS, Publication
+from hardware.readings import Readings
 
 JITTER = 0.1
 """Share of the period by which each report is moved, so that a fleet started at once does not report at once."""
+LOOK_S = 5.0
+"""How often the machine is looked at, whatever the period of the reports."""
 
-_Counted = tuple[dict[str, int], float | None]
-_UNCOUNTED: _Counted = ({}, None)
+
+@dataclass(frozen=True, slots=True)
+class _QueueReading:
+    """Unfinished jobs by state, the age of the oldest in seconds, and what was counted since the queue was made."""
+
+    unfinished: dict[str, int]
+    oldest_s: float | None
+    lifetime: dict[str, int] | None
+
+
+_UNREAD = _QueueReading({}, None, None)
 
 
 class Reporter:
-    """Publishes telemetry; `refresh` is called before each report so that presence and info are never older than it."""
+    """Publishes telemetry; `refresh` is called before each report so that presence and info are never older than it.
+
+    `look` is given every reading of the hardware; `reading` tells of an engine, given what was counted of its model.
+    """
 
     def __init__(
         self,
@@ -33,12 +51,15 @@ class Reporter:
         topics: Topics,
         boot_id: str,
         period_s: float,
-        state_dir: Path,
+        snapshots: Snapshots,
+        tally: Tally,
         store: Store,
+        outbox: Outbox,
         engines: Callable[[], list[EngineStatus]],
-        reading: Callable[[EngineStatus], EngineReading],
+        reading: Callable[[EngineStatus, Counts], EngineReading],
         condition: Callable[[], Condition],
         connections: Callable[[], int],
+        look: Callable[[Readings], None],
         refresh: Callable[[], None],
         say: Callable[[Publication], None],
         chance: Callable[[], float] = random.random,
@@ -46,17 +67,22 @@ class Reporter:
         self._topics = topics
         self._boot_id = boot_id
         self._period_s = period_s
-        self._state_dir = state_dir
+        self._snapshots = snapshots
+        self._tally = tally
         self._store = store
+        self._outbox = outbox
         self._engines = engines
         self._reading = reading
         self._condition = condition
         self._connections = connections
+        self._look = look
         self._refresh = refresh
         self._say = say
         self._chance = chance
         self._begun_s = time.monotonic()
         self._stop = threading.Event()
+        self.latest: Telemetry | None = None
+        """The last report; None before the first."""
         self._thread = threading.Thread(target=self._run, name="reporter")
 
     def start(self) -> None:
@@ -69,35 +95,55 @@ class Reporter:
         self._thread.join()
 
     def _run(self) -> None:
+        due_s = time.monotonic()
         while True:
-            self._refresh()
-            # The queue is counted, and the report sent, by its owner: a slow disk delays a report, not this thread.
-            # On a full one reports go without the counts, or they would pile up and the agent look dead.
-            self._store.put(Operation(_count, self._publish, refuse=lambda _error: self._publish(_UNCOUNTED)))
-            if self._stop.wait(self._period_s * (1 + JITTER * (2 * self._chance() - 1))):
+            seen = self._snapshots.look()
+            self._look(seen)
+            if (now_s := time.monotonic()) >= due_s:
+                due_s = now_s + self._period_s * (1 + JITTER * (2 * self._chance() - 1))
+                self._report(seen)
+            if self._stop.wait(min(LOOK_S, max(0.0, due_s - time.monotonic()))):
                 return
 
-    def _publish(self, counted: _Counted | EdgeAgentError) -> None:
-        counts, oldest_s = _UNCOUNTED if isinstance(counted, EdgeAgentError) else counted
-        condition = self._condition()
-        telemetry = Telemetry(
+    def _report(self, seen: Readings) -> None:
+        self._refresh()
+        machine = self._snapshots.take(seen)
+        # The queue is counted, and the report sent, by its owner: a slow disk delays a report, not this thread.
+        # On a full one reports go without the counts, or they would pile up and the agent look dead.
+        publish = partial(self._publish, machine)
+        self._store.put(Operation(_count, publish, refuse=lambda _error: publish(_UNREAD)))
+
+    def _publish(self, machine: MachineReading, counted: _QueueReading | EdgeAgentError) -> None:
+        self.latest = telemetry = self._telemetry(machine, _UNREAD if isinstance(counted, EdgeAgentError) else counted)
+        expiry_s = round(TELEMETRY_PERIODS * self._period_s)
+        self._say(Publication(self._topics.event("telemetry"), telemetry.encode(), qos=0, expiry_s=expiry_s))
+
+    def _telemetry(self, machine: MachineReading, queue: _QueueReading) -> Telemetry:
+        condition, counts = self._condition(), self._tally.counts()
+        return Telemetry(
+            **dict(machine),
             agent=self._topics.agent,
+            version=__version__,
             boot_id=self._boot_id,
             uptime_s=round(time.monotonic() - self._begun_s, 1),
             health=condition.health,
             reasons=condition.reasons,
-            queue=counts,
-            queue_oldest_s=oldest_s,
-            engines=tuple(self._reading(engine) for engine in self._engines()),
+            queue=queue.unfinished,
+            queue_oldest_s=queue.oldest_s,
+            engines=tuple(self._reading(engine, counts) for engine in self._engines()),
+            counters=counts.summary(),
+            lifetime=queue.lifetime,
+            outbox_waiting=self._outbox.waiting,
+            outbox_in_flight=self._outbox.in_flight,
+            outbox_dropped=self._outbox.dropped,
             reconnects=max(0, self._connections() - 1),
-            **asdict(snapshot.read(self._state_dir)),
         )
-        expiry_s = round(TELEMETRY_PERIODS * self._period_s)
-        self._say(Publication(self._topics.event("telemetry"), telemetry.encode(), qos=0, expiry_s=expiry_s))
 
 
-def _count(queue: Queue) -> _Counted:
-    """Return how many unfinished jobs are in each state, and how long the oldest has waited, in seconds."""
-    unfinished = {str(state): count for state, count in queue.unfinished().items()}
+def _count(queue: Queue) -> _QueueReading:
     oldest_s = queue.oldest_age_s()
-    return unfinished, None if oldest_s is None else round(oldest_s, 1)
+    return _QueueReading(
+        unfinished={str(state): count for state, count in queue.unfinished().items()},
+        oldest_s=None if oldest_s is None else round(oldest_s, 1),
+        lifetime=queue.totals(),
+    )

@@ -1,38 +1,108 @@
-"""Readings of the machine and of ourselves, and what follows from them. What cannot be read is None, never 0."""
+"""Readings of the machine, made into what is told of it. What cannot be read is None, never 0."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from edge_agent.engine.supervisor import EngineStatus, Phase
-from edge_agent.mqtt.presence import Condition
+from edge_agent.mqtt.payloads import AcceleratorReading, MachineReading
+from hardware import usage
+from hardware.heat import Sensor, slowed
+from hardware.machine import Memory
+from hardware.power import Rail, drawn
+from hardware.readings import Readings, readings
+from hardware.usage import Activity
 
 
-@dataclass(frozen=True, slots=True)
-class Readings:
-    """The machine and this process, in percent and bytes."""
+class Snapshots:
+    """Takes in one reading after the other: what counters say needs two.
 
-    cpu_percent: float | None
-    load_1m: float | None
-    memory_total_bytes: int | None
-    memory_available_bytes: int | None
-    agent_rss_bytes: int | None
-    disk_free_bytes: int | None
+    `root` is where the machine's proc and sys are; `generated` returns the tokens generated so far.
+    """
+
+    def __init__(self, root: Path, *, memory: Memory, state_dir: Path, generated: Callable[[], int]) -> None:
+        self._root = root
+        self._memory = memory
+        self._state_dir = state_dir
+        self._generated = generated
+        self._process = psutil.Process()
+        self._before = readings(root), generated()
+
+    def look(self) -> Readings:
+        """Read what the hardware shows now."""
+        return readings(self._root)
+
+    def take(self, after: Readings) -> MachineReading:
+        """Return how the machine is by this reading and the one that was taken in before it."""
+        (before, tokens_before), tokens = self._before, self._generated()
+        self._before = after, tokens
+        seen = reading(before, after, memory=self._memory, tokens=tokens - tokens_before)
+        return seen.model_copy(
+            update={
+                "agent_rss_bytes": self._process.memory_info().rss,
+                "disk_free_bytes": free_bytes(self._state_dir),
+            }
+        )
 
 
-def read(state_dir: Path) -> Readings:
-    """Take the readings; `cpu_percent` is the mean since the last call."""
-    memory = psutil.virtual_memory()
-    return Readings(
-        cpu_percent=psutil.cpu_percent(interval=None),
-        load_1m=round(os.getloadavg()[0], 2),
-        memory_total_bytes=memory.total,
-        memory_available_bytes=memory.available,
-        agent_rss_bytes=psutil.Process().memory_info().rss,
-        disk_free_bytes=free_bytes(state_dir),
+def reading(before: Readings, after: Readings, *, memory: Memory, tokens: int = 0) -> MachineReading:
+    """Return what two readings say (pure); `tokens` were generated between them."""
+    elapsed_s = after.at_s - before.at_s
+    power, used = after.power, after.usage
+    busy = usage.busy_share(before.usage.cpu, used.cpu)
+    nearest = hottest(after.heat.sensors)
+    whole = _whole(before, after)
+    spent_joules = whole.watts * elapsed_s if whole else None
+    battery = next((each for each in power.batteries if each.percent is not None), None)
+    return MachineReading(
+        cpu_percent=None if busy is None else round(100 * busy, 1),
+        cpu_mhz=used.cpu_clock and _rounded(used.cpu_clock.now_mhz),
+        load_1m=after.pressure.load_1m,
+        memory_total_bytes=memory.total_bytes,
+        memory_available_bytes=used.available_bytes,
+        memory_stall_percent=memory_stall_percent(after),
+        own_memory_bytes=used.own_memory_bytes,
+        own_memory_limit_bytes=memory.limit_bytes,
+        swap_used_bytes=used.swap_used_bytes,
+        hottest=nearest.name if nearest else None,
+        hottest_celsius=nearest and round(nearest.celsius, 1),
+        heat_margin_c=nearest and _rounded(nearest.margin_c),
+        slowed=slowed(before.heat, after.heat) if after.heat.sensors or after.heat.cooling else None,
+        power_watts=whole and round(whole.watts, 2),
+        power_of=whole and whole.name,
+        joules_per_token=round(spent_joules / tokens, 2) if spent_joules is not None and tokens > 0 else None,
+        battery_percent=battery.percent if battery else None,
+        on_battery=on_battery(after),
+        undervoltage=power.undervoltage,
+        network_received_bytes=used.network and used.network.received_bytes,
+        network_sent_bytes=used.network and used.network.sent_bytes,
+        accelerators=_accelerators(before, after, elapsed_s),
     )
+
+
+def hottest(sensors: tuple[Sensor, ...]) -> Sensor | None:
+    """Return the sensor that is nearest to its limit; where none has one, the hottest."""
+    limited = [each for each in sensors if each.margin_c is not None]
+    if limited:
+        return min(limited, key=lambda each: each.margin_c or 0.0)
+    return max(sensors, key=lambda each: each.celsius, default=None)
+
+
+def memory_stall_percent(seen: Readings) -> float | None:
+    """Return the share of time something waited for memory, on the machine or in our group, in percent."""
+    stalls = [each.some_percent for each in (seen.pressure.memory, seen.pressure.own_memory) if each is not None]
+    return max(stalls, default=None)
+
+
+def on_battery(seen: Readings) -> bool | None:
+    """Return whether the machine runs on a battery; None where none is known."""
+    if not seen.power.batteries:
+        return None
+    if seen.power.mains is not None:
+        return not seen.power.mains
+    known = [each.discharging for each in seen.power.batteries if each.discharging is not None]
+    return any(known) if known else None
 
 
 def free_bytes(folder: Path) -> int:
@@ -41,29 +111,37 @@ def free_bytes(folder: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
-def condition(
-    *,
-    engines: list[EngineStatus],
-    draining: bool,
-    disk_full: bool,
-    duplicate: bool,
-    deaf: tuple[str, ...] = (),
-) -> Condition:
-    """Return how the agent is (pure): the worst that is true, with every reason."""
-    reasons = [f"{engine.model}: {engine.reason}" for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED)]
-    beginning = (Phase.FETCHING, Phase.STARTING)
-    reasons += [f"{engine.model}: {engine.reason}" for engine in engines if engine.phase in beginning]
-    if not engines:
-        reasons.append("no model is served")
-    if disk_full:
-        reasons.append("the disk is full")
-    if duplicate:
-        reasons.append("another agent has this id")
-    reasons += [f"the broker refuses {topic}" for topic in deaf]
-    if draining:
-        return Condition("draining", tuple(reasons))
-    if disk_full or not engines or all(engine.phase is Phase.FAILED for engine in engines):
-        return Condition("unhealthy", tuple(reasons))
-    if any(engine.phase in beginning and engine.starts <= 1 for engine in engines):
-        return Condition("starting", tuple(reasons))
-    return Condition("degraded" if reasons else "ready", tuple(reasons))
+def _whole(before: Readings, after: Readings) -> Rail | None:
+    """Return what the machine draws; of a part of it where only that is known: its processors and their memory."""
+    rails = drawn(before.power, after.power, after.at_s - before.at_s)
+    discharging = [each.watts for each in after.power.batteries if each.discharging and each.watts is not None]
+    processors = rails[: len(rails) - len(after.power.rails)]  # those of counters come first
+    if whole := next((each for each in rails if each.whole), None):
+        return Rail("machine", whole.watts)
+    if discharging:
+        return Rail("battery", sum(discharging))
+    return Rail("processors", sum(each.watts for each in processors)) if processors else None
+
+
+def _accelerators(before: Readings, after: Readings, elapsed_s: float) -> tuple[AcceleratorReading, ...] | None:
+    earlier = {each.name: each for each in before.usage.accelerators}
+    found = tuple(
+        AcceleratorReading(
+            name=each.name,
+            busy_percent=_busy_percent(earlier.get(each.name), each, elapsed_s),
+            clock_mhz=each.clock and _rounded(each.clock.now_mhz),
+        )
+        for each in after.usage.accelerators
+    )
+    return found or None
+
+
+def _busy_percent(before: Activity | None, after: Activity, elapsed_s: float) -> float | None:
+    if after.busy_percent is not None or before is None:
+        return after.busy_percent
+    share = usage.worked_share(before, after, elapsed_s)
+    return None if share is None else round(100 * share, 1)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

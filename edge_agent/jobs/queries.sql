@@ -71,6 +71,9 @@ SELECT {job} FROM jobs WHERE state = 'queued' AND model = :model ORDER BY rank, 
 -- name: oldest_queued
 SELECT accepted_s FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER BY row LIMIT 1
 
+-- name: totals
+SELECT name, count FROM totals ORDER BY name
+
 -- name: owed
 SELECT {job}, deliver_s, deliver_tries FROM jobs WHERE deliver_s <= :now ORDER BY deliver_s, row LIMIT :limit
 

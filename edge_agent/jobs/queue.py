@@ -22,7 +22,7 @@ from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
 from edge_agent.jobs.request import Request
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCRIPTS = resources.files(__package__)
 """Where `schema.sql`, `queries.sql` and, one per later version, `migrate_VERSION.sql` lie."""
 RESULT_KEPT_S = 86_400.0
@@ -420,6 +420,10 @@ class Queue:
         """Return how long the longest waiting job has waited."""
         oldest = self._db.execute(SQL["oldest_queued"]).fetchone()
         return None if oldest is None else self.clock.now_s() - float(oldest[0])
+
+    def totals(self) -> dict[str, int]:
+        """Return how many jobs were accepted and ended how, and their tokens, since the file was made."""
+        return dict(self._db.execute(SQL["totals"]).fetchall())
 
     # Housekeeping
 

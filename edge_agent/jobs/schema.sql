@@ -1,4 +1,4 @@
--- Version 1. One row is one accepted job; the row is the state machine.
+-- Version 2. One row is one accepted job; the row is the state machine.
 -- Times are seconds on the queue's own clock (see clock.py), which wall-clock changes do not move.
 
 CREATE TABLE jobs (
@@ -58,3 +58,26 @@ CREATE TABLE clock (
     queue_s  REAL NOT NULL,
     wall_s   REAL NOT NULL
 ) STRICT;
+
+-- How many jobs were accepted and ended how, and the tokens of the ended ones, since this file was made.
+CREATE TABLE totals (
+    name  TEXT    PRIMARY KEY,
+    count INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER total_accepted AFTER INSERT ON jobs
+BEGIN
+    INSERT INTO totals VALUES ('accepted', 1) ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+
+CREATE TRIGGER total_refused AFTER INSERT ON jobs WHEN NEW.finished_s IS NOT NULL
+BEGIN
+    INSERT INTO totals VALUES (NEW.state, 1) ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+
+CREATE TRIGGER total_ended AFTER UPDATE OF finished_s ON jobs WHEN OLD.finished_s IS NULL AND NEW.finished_s IS NOT NULL
+BEGIN
+    INSERT INTO totals VALUES (NEW.state, 1) ON CONFLICT DO UPDATE SET count = count + 1;
+    INSERT INTO totals VALUES ('completion_tokens', coalesce(json_extract(NEW.outcome, '$.usage.completion_tokens'), 0))
+           ON CONFLICT DO UPDATE SET count = count + excluded.count;
+END;

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -49,19 +50,19 @@ class Sources:
     fetch: Callable[[Variant, Callable[[str], None], threading.Event], Path] | None
 
 
-def sources(settings: Settings) -> Sources:
-    """Return this machine, its libraries, and the store and hub that the settings name."""
+def sources(settings: Settings, root: Path = Path("/")) -> Sources:
+    """Return the machine whose files lie below `root`, the libraries here, the store and hub that the settings name."""
     store, hub = Store.of(settings), Hub.of(settings.models)
 
     def bring(variant: Variant, tell: Callable[[str], None], stop: threading.Event) -> Path:
         return fetch(store, variant, hub=hub, progress=lambda progress: tell(_told(variant, progress)), stop=stop)
 
     return Sources(
-        machine=probe,
-        bandwidth=lambda: probe(measure_bandwidth=True).memory.bandwidth_bytes_per_s,
+        machine=partial(probe, root),
+        bandwidth=lambda: probe(root, measure_bandwidth=True).memory.bandwidth_bytes_per_s,
         runtimes=libraries.ask,
         installed=lambda: here(store),
-        measured=lambda: measured(store.folder, probe(), installed_libraries()),
+        measured=lambda: measured(store.folder, probe(root), installed_libraries()),
         fetch=bring if settings.models.pull == "missing" else None,
     )
 

@@ -73,6 +73,7 @@ class Intake:
         pace: Pace,
         cancel_running: Callable[[Job], None],
         free_bytes: Callable[[], int],
+        rejected: Callable[[Code], None] = lambda _code: None,
     ) -> None:
         self._topics = topics
         self._speech = speech
@@ -84,6 +85,7 @@ class Intake:
         self._pace = pace
         self._cancel_running = cancel_running
         self._free_bytes = free_bytes
+        self._rejected = rejected
 
     def receive(self, inbound: Inbound, receipt: Receipt) -> None:
         """Line a message up to be taken in; returns at once."""
@@ -196,4 +198,5 @@ class Intake:
             return
         job_id = readable_job_id(inbound.payload)
         log.info("message.rejected", command=command[:16], client=client, job_id=job_id, code=error.code)
+        self._rejected(error.code)
         self._outbox.say(self._speech.rejection(client, job_id, error, inbound))

@@ -119,6 +119,16 @@ class Outbox:
         self._inbox.put(_Settle(done))
         return done.wait(timeout_s)
 
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for the connection, or for room among those in flight; a reading for reports."""
+        return len(self._waiting)
+
+    @property
+    def in_flight(self) -> int:
+        """Messages the broker has not answered yet; likewise."""
+        return len(self._in_flight)
+
     # What others say
 
     def say(self, publication: Publication) -> None:

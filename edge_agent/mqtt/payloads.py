@@ -150,6 +150,8 @@ class Info(Payload):
     version: str
     boot_id: str
     conn_seq: int
+    health: str | None = None
+    reasons: tuple[str, ...] = ()
     machine: MachineInfo
     models: tuple[ServedModel, ...]
     limits: Limits
@@ -205,33 +207,91 @@ class DecisionReport(Payload):
 
 
 class EngineReading(Payload):
-    """What one engine does."""
+    """What one engine does; memory in bytes, speeds as running means over its jobs.
+
+    `mapped_bytes` are files in memory, the weights among them: the kernel takes them back when it must. The percentiles
+    run from acceptance to the first text, over the last 256 jobs; `cached_share` is of all prompt tokens so far.
+    """
 
     model: str
     state: str
+    device: str | None = None
     running: int
+    lanes: int | None = None
+    context_tokens: int | None = None
     anonymous_bytes: int | None = None
+    mapped_bytes: int | None = None
     prompt_per_second: float | None = None
     generate_per_second: float | None = None
+    first_token_p50_ms: float | None = None
+    first_token_p95_ms: float | None = None
+    cached_share: float | None = None
 
 
-class Telemetry(Payload):
-    """How the agent is, every few seconds. What cannot be read is absent, never 0."""
+class AcceleratorReading(Payload):
+    """How busy an accelerator is; by the kernel's name for it."""
+
+    name: str
+    busy_percent: float | None = None
+    clock_mhz: float | None = None
+
+
+class MachineReading(Payload):
+    """How the machine is.
+
+    `own_…` is of the agent's control group, `memory_stall_percent` the share of the last ten seconds in which something
+    waited for memory, machine or group, whichever is worse. `hottest` is the sensor that is nearest to a limit,
+    `heat_margin_c` how near, in K. `slowed` says what heat slows down now. `power_watts` is of `power_of`: the machine,
+    a battery it runs on, or its processors. Network bytes count from the interfaces' start.
+    """
+
+    cpu_percent: float | None = None
+    cpu_mhz: float | None = None
+    load_1m: float | None = None
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    memory_stall_percent: float | None = None
+    own_memory_bytes: int | None = None
+    own_memory_limit_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    agent_rss_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    hottest: str | None = None
+    hottest_celsius: float | None = None
+    heat_margin_c: float | None = None
+    slowed: tuple[str, ...] | None = None
+    power_watts: float | None = None
+    power_of: str | None = None
+    joules_per_token: float | None = None
+    battery_percent: float | None = None
+    on_battery: bool | None = None
+    undervoltage: bool | None = None
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
+    accelerators: tuple[AcceleratorReading, ...] | None = None
+
+
+class Telemetry(MachineReading):
+    """How the agent is, every few seconds. What cannot be read is absent, never 0.
+
+    `counters` count from the agent's start and are absent while 0; `lifetime` counts from the making of the queue and
+    survives restarts.
+    """
 
     agent: str
+    version: str
     boot_id: str
     uptime_s: float
     health: str
     reasons: tuple[str, ...] = ()
-    cpu_percent: float | None = None
-    load_1m: float | None = None
-    memory_total_bytes: int | None = None
-    memory_available_bytes: int | None = None
-    agent_rss_bytes: int | None = None
-    disk_free_bytes: int | None = None
     queue: Mapping[str, int] = {}
     queue_oldest_s: float | None = None
     engines: tuple[EngineReading, ...] = ()
+    counters: Mapping[str, int] = {}
+    lifetime: Mapping[str, int] | None = None
+    outbox_waiting: int | None = None
+    outbox_in_flight: int | None = None
+    outbox_dropped: int | None = None
     reconnects: int | None = None
 
 

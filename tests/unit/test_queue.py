@@ -13,11 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs import queue as queue_module
-from edge_agent.jobs.job import TERMINAL, TRANSITIONS, JobState, Outcome
+from edge_agent.jobs.job import TERMINAL, TRANSITIONS, JobState, Outcome, PromptTokensDetails, Usage
 from edge_agent.jobs.queue import (
     CANCELS_MAX,
     RESULT_KEPT_S,
     ROWS_AT_ONCE,
+    SCHEMA_VERSION,
     SQL,
     Backlog,
     DamagedError,
@@ -26,6 +27,9 @@ from edge_agent.jobs.queue import (
     SchemaTooNewError,
     StorageError,
 )
+
+DATA = Path(__file__).parents[1] / "data"
+"""Files as they were once: `queue_1.sql` is the first schema."""
 
 
 @pytest.fixture
@@ -575,7 +579,9 @@ def version(file):
 def test_a_newer_schema_is_refused_with_what_to_do(tmp_path, machine):
     with machine.queue(tmp_path) as queue:
         queue._db.execute("PRAGMA user_version = 99")
-    with pytest.raises(SchemaTooNewError, match="version 99, this program knows 1; install the newer program"):
+    with pytest.raises(
+        SchemaTooNewError, match=rf"version 99, this program knows {SCHEMA_VERSION}; install the newer program"
+    ):
         machine.queue(tmp_path)
 
 
@@ -586,7 +592,7 @@ def scripts(tmp_path, monkeypatch):
     folder.mkdir()
     folder.joinpath("schema.sql").write_text(queue_module.SCRIPTS.joinpath("schema.sql").read_text())
     monkeypatch.setattr(queue_module, "SCRIPTS", folder)
-    monkeypatch.setattr(queue_module, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(queue_module, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
     return folder
 
 
@@ -594,27 +600,84 @@ def test_an_older_schema_is_migrated_version_by_version(tmp_path, machine, queue
     """Every script runs once, in order, and the jobs stay."""
     accept(queue)
     queue.close()
-    (scripts / "migrate_2.sql").write_text(
+    (scripts / f"migrate_{SCHEMA_VERSION + 1}.sql").write_text(
         "ALTER TABLE jobs ADD COLUMN tier TEXT; UPDATE jobs SET tier = 'two'; -- end"
     )
-    (scripts / "migrate_3.sql").write_text("UPDATE jobs SET tier = tier || ' and three'")
+    (scripts / f"migrate_{SCHEMA_VERSION + 2}.sql").write_text("UPDATE jobs SET tier = tier || ' and three'")
     for _ in range(2):
         with machine.queue(tmp_path) as migrated:
             assert find(migrated).state is JobState.QUEUED
             assert migrated._db.execute("SELECT tier FROM jobs").fetchall() == [("two and three",)]
-    assert version(tmp_path / "queue.db") == 3
+    assert version(tmp_path / "queue.db") == SCHEMA_VERSION + 2
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path, machine, queue, scripts):
     accept(queue)
     queue.close()
-    (scripts / "migrate_2.sql").write_text("ALTER TABLE jobs ADD COLUMN tier TEXT; UPDATE jobs SET absent = 1;")
+    (scripts / f"migrate_{SCHEMA_VERSION + 1}.sql").write_text(
+        "ALTER TABLE jobs ADD COLUMN tier TEXT; UPDATE jobs SET absent = 1;"
+    )
     with pytest.raises(sqlite3.OperationalError, match="no such column"):
         machine.queue(tmp_path)
-    assert version(tmp_path / "queue.db") == 1
+    assert version(tmp_path / "queue.db") == SCHEMA_VERSION
     with sqlite3.connect(tmp_path / "queue.db") as db:
         assert "tier" not in [column[1] for column in db.execute("PRAGMA table_info(jobs)")]
     db.close()
+
+
+def shape(file):
+    """Return what a database consists of: its tables' columns, indexes, triggers."""
+    with sqlite3.connect(file) as db:
+        parts = set(db.execute("SELECT type, name FROM sqlite_master"))
+        tables = [name for kind, name in parts if kind == "table"]
+        columns = {(table, column[1:5]) for table in tables for column in db.execute(f"PRAGMA table_info({table})")}
+    db.close()
+    return parts | columns
+
+
+def test_a_file_of_version_1_becomes_what_a_new_one_is(tmp_path, machine, queue):
+    """And its jobs are counted as far as they are remembered."""
+    (tmp_path / "old").mkdir()
+    old = tmp_path / "old/queue.db"
+    with sqlite3.connect(old) as db:
+        db.executescript((DATA / "queue_1.sql").read_text() + "PRAGMA user_version = 1;")
+        columns = "client, job_id, digest, model, state, state_seq, max_attempts, stream, priority, rank, accepted_s"
+        db.execute(
+            f"INSERT INTO jobs ({columns}, expires_s, timeout_s, request_bytes, metadata, finished_s)"
+            " VALUES ('c', 'j', x'', 'phi', 'failed', 3, 3, 1, 5, 0.0, 0.0, 9.0, 9.0, 0, '{}', 1.0)"
+        )
+    db.close()
+    with machine.queue(tmp_path / "old") as migrated:
+        assert migrated.totals() == {"accepted": 1, "failed": 1}
+    queue.close()
+    assert shape(old) == shape(tmp_path / "queue.db")
+
+
+def test_totals_count_each_job_once_and_survive(tmp_path, machine, queue):
+    """Accepted, canceled before it came, ended twice by two, pruned: the totals stay what happened."""
+    with queue.transaction():
+        queue.cancel("line-3", "job-0")
+    accept(queue, "job-0")
+    accept(queue, "job-1")
+    job = claim(queue)
+    usage = Usage(
+        prompt_tokens=5,
+        completion_tokens=7,
+        total_tokens=12,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
+    )
+    with queue.transaction():
+        queue.end(job, JobState.SUCCEEDED, ANSWER.model_copy(update={"usage": usage}))
+        queue.end(job, JobState.CANCELED, ANSWER)
+    for owed in queue.owed(9):
+        queue.delivered(owed)
+    machine.pass_s(9.0)
+    with queue.transaction():
+        queue.prune(keep_s=1.0, keep_jobs=0)
+    assert counts(queue) == {}
+    queue.close()
+    with machine.queue(tmp_path) as again:
+        assert again.totals() == {"accepted": 2, "canceled": 1, "succeeded": 1, "completion_tokens": 7}
 
 
 @pytest.mark.parametrize("damage", ["no database", "torn page"])

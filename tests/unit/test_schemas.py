@@ -123,7 +123,7 @@ def test_what_is_said_of_the_agent_validates():
     assert [each.topic.rsplit("/", 1)[1] for each in said] == ["presence", "presence", "info", "decision", "presence"]
     for each in said:
         check(each.topic.rsplit("/", 1)[1], each.payload)
-    bare = Telemetry(agent="edge-01", boot_id="b", uptime_s=1.0, health="ready")
+    bare = Telemetry(agent="edge-01", version="0.1.0", boot_id="b", uptime_s=1.0, health="ready")
     reading = EngineReading(model="phi", state="ready", running=1, anonymous_bytes=5)
     check("telemetry", bare.encode())
     check("telemetry", bare.model_copy(update={"engines": (reading,), "queue": {"queued": 3}}).encode())

@@ -1,0 +1,25 @@
+-- How many jobs were accepted and ended how, and the tokens of the ended ones, since this file was made.
+CREATE TABLE totals (
+    name  TEXT    PRIMARY KEY,
+    count INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO totals SELECT 'accepted', count(*) FROM jobs;
+INSERT INTO totals SELECT state, count(*) FROM jobs WHERE finished_s IS NOT NULL GROUP BY state;
+
+CREATE TRIGGER total_accepted AFTER INSERT ON jobs
+BEGIN
+    INSERT INTO totals VALUES ('accepted', 1) ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+
+CREATE TRIGGER total_refused AFTER INSERT ON jobs WHEN NEW.finished_s IS NOT NULL
+BEGIN
+    INSERT INTO totals VALUES (NEW.state, 1) ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+
+CREATE TRIGGER total_ended AFTER UPDATE OF finished_s ON jobs WHEN OLD.finished_s IS NULL AND NEW.finished_s IS NOT NULL
+BEGIN
+    INSERT INTO totals VALUES (NEW.state, 1) ON CONFLICT DO UPDATE SET count = count + 1;
+    INSERT INTO totals VALUES ('completion_tokens', coalesce(json_extract(NEW.outcome, '$.usage.completion_tokens'), 0))
+           ON CONFLICT DO UPDATE SET count = count + excluded.count;
+END;

@@ -1,0 +1,37 @@
+"""How the agent is, as a table: what is known of its parts, what follows."""
+
+import pytest
+
+from edge_agent.engine.supervisor import EngineStatus, Phase
+from edge_agent.health.condition import condition
+
+
+def engine(phase, *, starts=1, model="phi"):
+    return EngineStatus(model, "onnx", phase, reason="" if phase is Phase.READY else f"is {phase}", starts=starts)
+
+
+READY = engine(Phase.READY)
+
+
+@pytest.mark.parametrize(
+    ("seen", "health", "reason"),
+    [
+        ({}, "ready", None),
+        ({"engines": [engine(Phase.STARTING)]}, "starting", "phi: is starting"),
+        ({"engines": [engine(Phase.FETCHING, starts=0)]}, "starting", "phi: is fetching"),
+        ({"engines": [engine(Phase.STARTING, starts=2)]}, "degraded", "phi: is starting"),
+        ({"engines": [engine(Phase.DOWN)]}, "degraded", "phi: is down"),
+        ({"engines": [engine(Phase.FAILED)]}, "unhealthy", "phi: is failed"),
+        ({"engines": [READY, engine(Phase.FAILED, model="vision")]}, "degraded", "vision: is failed"),
+        ({"engines": []}, "unhealthy", "no model is served"),
+        ({"disk_full": True}, "unhealthy", "the disk is full"),
+        ({"duplicate": True}, "degraded", "another agent has this id"),
+        ({"deaf": ("edge/v1/x",)}, "degraded", "the broker refuses edge/v1/x"),
+        ({"strained": ("heat: 78 °C",)}, "degraded", "heat: 78 °C"),
+        ({"draining": True}, "draining", None),
+        ({"draining": True, "disk_full": True}, "draining", "the disk is full"),
+    ],
+)
+def test_the_worst_that_is_true_with_its_reason(seen, health, reason):
+    found = condition(**{"engines": [READY], "draining": False, "disk_full": False, "duplicate": False} | seen)
+    assert (found.health, found.reasons) == (health, () if reason is None else (reason,))
