@@ -23,7 +23,7 @@ def test_a_working_agent_tells_of_engine_jobs_and_machine_and_what_survives_its_
 
         agent.wait_said("engine.ready")
         for number in range(2):
-            client.submit("edge-01", prompt=f"Number {number}, and more words", max_tokens=8).result(60)
+            client.submit("edge-01", prompt=f"{'The same words. ' * 30}{number}", max_tokens=8).result(60)
         mosquitto_pub(broker, "edge/v1/agents/edge-01/cmd/job/tester", json.dumps({"job_id": "bad", "odd": 1}))
         seen = telemetry(lambda t: t["counters"].get("rejected") == 1, "a report of the jobs and the refusal")
 
