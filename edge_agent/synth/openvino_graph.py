@@ -8,9 +8,13 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
-from edge_agent.synth.quantize import ZERO_POINT, Floats, Int4
+from edge_agent.synth.quantize import ZERO_POINT, Floats, Int4, halved
 
 Array = npt.NDArray[np.generic]
+
+_BYTE_MOST = 127
+_LEAST = 1e-3
+"""A row of zeros has a scale too, and one that float16 holds."""
 
 
 class Constants:
@@ -25,8 +29,10 @@ class Constants:
         self._file = file
         self._maps: list[Array] = []  # OpenVINO does not keep the arrays that it shares
 
-    def floats(self, name: str, array: Floats) -> ov.Node:
-        """Return a float32 constant."""
+    def floats(self, name: str, array: Floats, *, half: bool = False) -> ov.Node:
+        """Return a float32 constant; with `half` it lies in the file as float16."""
+        if half:
+            return ops.convert(self._constant(name, array.astype(np.float16), array.shape, ov.Type.f16), "f32")
         return self._constant(name, array, array.shape, ov.Type.f32)
 
     def matrix(self, name: str, matrix: Int4) -> ov.Node:
@@ -52,6 +58,14 @@ class Constants:
         weights = ops.reshape(ops.multiply(steps, scales), ints(rows, matrix.columns), special_zero=False)
         return ops.convert(weights, "f32")
 
+    def bytes_matrix(self, name: str, matrix: Floats) -> ov.Node:
+        """Return a matrix rounded to int8, with a float16 scale per row, in NNCF's pattern, as float32."""
+        scales = halved(np.maximum(np.abs(matrix).max(axis=1, keepdims=True), _LEAST) / _BYTE_MOST)
+        rounded = np.clip(np.rint(matrix / scales), -_BYTE_MOST, _BYTE_MOST).astype(np.int8)
+        weights = self._constant(name, rounded, rounded.shape, ov.Type.i8)
+        steps = self._constant(f"{name}/scale", scales.astype(np.float16), scales.shape, ov.Type.f16)
+        return ops.convert(ops.multiply(ops.convert(weights, "f16"), steps), "f32")
+
     def _constant(self, name: str, array: Array, shape: tuple[int, ...], kind: ov.Type) -> ov.Node:
         tensor = ov.Tensor(self._mapped(array), ov.Shape(shape), kind)
         constant = ov.op.Constant(tensor, shared_memory=True)
@@ -70,6 +84,18 @@ class Constants:
 def ints(*values: int) -> ov.Node:
     """Return a vector of int64 constants."""
     return ops.constant(np.array(values, np.int64))
+
+
+def floats(values: object) -> ov.Node:
+    """Return a float32 constant."""
+    return ops.constant(np.asarray(values, np.float32))
+
+
+def input_node(name: str, shape: list[int], kind: ov.Type) -> ov.Node:
+    """Return a named input; -1 is a dimension of any length."""
+    node = ops.parameter(ov.PartialShape(shape), kind, name=name)
+    node.output(0).set_names({name})
+    return node
 
 
 def save(model: ov.Model, path: Path) -> None:

@@ -17,7 +17,7 @@ from openvino.op.util import Variable, VariableInfo
 
 from edge_agent.synth import rope
 from edge_agent.synth.folder import Progress
-from edge_agent.synth.openvino_graph import Constants, ints
+from edge_agent.synth.openvino_graph import Constants, floats, input_node, ints
 from edge_agent.synth.shape import Shape
 from edge_agent.synth.weights import EMBEDDING, LM_HEAD, Weights
 
@@ -47,13 +47,12 @@ class TextDecoder:
 
     def build(self, *, progress: Progress) -> ov.Model:
         """Return the model, good for as long as its constants are."""
-        input_ids = _input("input_ids", [-1, -1], ov.Type.i64)
-        attention_mask = _input("attention_mask", [-1, -1], ov.Type.i64)
-        positions = _input("position_ids", [-1, -1], ov.Type.i64)
-        beams = _input("beam_idx", [-1], ov.Type.i32)
+        source, stream = self._source()
+        attention_mask = input_node("attention_mask", [-1, -1], ov.Type.i64)
+        positions = input_node("position_ids", [-1, -1], ov.Type.i64)
+        beams = input_node("beam_idx", [-1], ov.Type.i32)
         cos, sin = self._rope(positions)
-        context = Context(_mask(input_ids, attention_mask), cos, sin, _axis(input_ids, 0), beams)
-        stream = self._embed(input_ids)
+        context = Context(_mask(source, attention_mask), cos, sin, _axis(source, 0), beams)
         sinks: list[ov.Node] = []
         for layer in range(self.shape.layers):
             prefix = f"model.layers.{layer}"
@@ -67,11 +66,17 @@ class TextDecoder:
         normed = self._norm(stream, "model.norm.weight")
         logits = ops.result(self._linear(normed, LM_HEAD, self.shape.vocab_size, self.shape.hidden_size))
         logits.output(0).set_names({"logits"})
-        return ov.Model([logits], sinks, [input_ids, attention_mask, positions, beams], "phi-3.5-mini")
+        return ov.Model([logits], sinks, [source, attention_mask, positions, beams], "phi-3.5")
 
-    def _embed(self, input_ids: ov.Node) -> ov.Node:
-        table = self.weights.floats(EMBEDDING, (self.shape.vocab_size, self.shape.hidden_size))
-        return ops.gather(self.constants.floats(EMBEDDING, table), input_ids, ints(0))
+    def _source(self) -> tuple[ov.Node, ov.Node]:
+        """Return the decoder's input and what enters the first layer: where there are images, they are the same."""
+        hidden = self.shape.hidden_size
+        if self.shape.vision:
+            embeddings = input_node("inputs_embeds", [-1, -1, hidden], ov.Type.f32)
+            return embeddings, embeddings
+        input_ids = input_node("input_ids", [-1, -1], ov.Type.i64)
+        table = self.weights.floats(EMBEDDING, (self.shape.vocab_size, hidden))
+        return input_ids, ops.gather(self.constants.floats(EMBEDDING, table), input_ids, ints(0))
 
     def _rope(self, positions: ov.Node) -> tuple[ov.Node, ov.Node]:
         """Return cosines and sines [batch, 1, tokens, head_size].
@@ -80,14 +85,14 @@ class TextDecoder:
         exports it.
         """
         shape = self.shape
-        turns = _floats(rope.frequencies(shape, shape.short_factors)[None, None])
+        turns = floats(rope.frequencies(shape, shape.short_factors)[None, None])
         if shape.longrope:
             greatest = ops.reduce_max(positions, ints(0, 1), keep_dims=False)
             beyond = ops.greater_equal(greatest, ops.constant(np.int64(shape.original_context_tokens)))
-            turns = ops.select(beyond, _floats(rope.frequencies(shape, shape.long_factors)[None, None]), turns)
+            turns = ops.select(beyond, floats(rope.frequencies(shape, shape.long_factors)[None, None]), turns)
         half = ops.multiply(ops.unsqueeze(ops.convert(positions, "f32"), ints(2)), turns)
         angles = ops.unsqueeze(ops.concat([half, half], 2), ints(1))
-        magnitude = _floats(rope.magnitude(shape))
+        magnitude = floats(rope.magnitude(shape))
         return ops.multiply(ops.cos(angles), magnitude), ops.multiply(ops.sin(angles), magnitude)
 
     def _attention(self, normed: ov.Node, layer: int, context: Context) -> tuple[ov.Node, ov.Node, ov.Node]:
@@ -103,7 +108,7 @@ class TextDecoder:
         values = self._heads(parts.output(2), shape.kv_heads)
         keys, keep_keys = self._with_past(f"past_key_values.{layer}.keypresent.{layer}.key", keys, context)
         values, keep_values = self._with_past(f"past_key_values.{layer}.valuepresent.{layer}.value", values, context)
-        scale = _floats(shape.head_size**-0.5)
+        scale = floats(shape.head_size**-0.5)
         mixed = ops.scaled_dot_product_attention(
             queries,
             self._for_every_query_head(keys, context),
@@ -130,7 +135,7 @@ class TextDecoder:
         first = ops.slice(heads, ints(0), ints(half), ints(1), ints(3))
         second = ops.slice(heads, ints(half), ints(whole), ints(1), ints(3))
         # Axis -1, not 3: the pattern of OpenVINO's rotary kernel says so.
-        swapped = ops.concat([ops.multiply(second, _floats(-1.0)), first], -1)
+        swapped = ops.concat([ops.multiply(second, floats(-1.0)), first], -1)
         return ops.add(ops.multiply(heads, context.cos), ops.multiply(swapped, context.sin))
 
     def _with_past(self, name: str, new: ov.Node, context: Context) -> tuple[ov.Node, ov.Node]:
@@ -141,7 +146,7 @@ class TextDecoder:
         info.data_type = ov.Type.f32
         info.variable_id = name
         variable = Variable(info)
-        nothing = ops.broadcast(_floats(0.0), ops.concat([context.batch, ints(heads, 0, size)], 0))
+        nothing = ops.broadcast(floats(0.0), ops.concat([context.batch, ints(heads, 0, size)], 0))
         past = ops.gather(opset6.read_value(nothing, variable), context.beams, ints(0))
         both = ops.concat([past, new], 2)
         return both, opset6.assign(both, variable)
@@ -165,9 +170,9 @@ class TextDecoder:
 
     def _norm(self, stream: ov.Node, name: str) -> ov.Node:
         weight = self.constants.floats(name, self.weights.floats(name, (self.shape.hidden_size,))[None, None])
-        squares = ops.reduce_mean(ops.power(stream, _floats(2.0)), ints(-1), keep_dims=True)
-        root = ops.sqrt(ops.add(squares, _floats(self.shape.norm_epsilon)))
-        return ops.multiply(weight, ops.multiply(stream, ops.divide(_floats(1.0), root)))
+        squares = ops.reduce_mean(ops.power(stream, floats(2.0)), ints(-1), keep_dims=True)
+        root = ops.sqrt(ops.add(squares, floats(self.shape.norm_epsilon)))
+        return ops.multiply(weight, ops.multiply(stream, ops.divide(floats(1.0), root)))
 
     def _linear(self, source: ov.Node, name: str, rows: int, columns: int) -> ov.Node:
         matrix = self.weights.int4(name, (rows, columns), block_size=self.block_size)
@@ -182,13 +187,7 @@ def _mask(input_ids: ov.Node, attention_mask: ov.Node) -> ov.Node:
     queries = ops.unsqueeze(ops.range(ops.subtract(total, new), total, one, "i64"), ints(1))
     told = ops.unsqueeze(ops.not_equal(attention_mask, zero), ints(1, 2))
     seen = ops.logical_and(told, ops.less_equal(keys, queries))
-    return ops.select(seen, _floats(0.0), _floats(_MASKED))
-
-
-def _input(name: str, shape: list[int], kind: ov.Type) -> ov.Node:
-    node = ops.parameter(ov.PartialShape(shape), kind, name=name)
-    node.output(0).set_names({name})
-    return node
+    return ops.select(seen, floats(0.0), floats(_MASKED))
 
 
 def _axis(node: ov.Node, axis: int) -> ov.Node:
@@ -198,7 +197,3 @@ def _axis(node: ov.Node, axis: int) -> ov.Node:
 
 def _scalar(vector: ov.Node) -> ov.Node:
     return ops.squeeze(vector, ints(0))
-
-
-def _floats(values: object) -> ov.Node:
-    return ops.constant(np.asarray(values, np.float32))
