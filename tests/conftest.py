@@ -85,3 +85,19 @@ def demo_openvino(openvino_genai: Any, tmp_path_factory: pytest.TempPathFactory)
     from edge_agent.synth import build_demo
 
     return build_demo(tmp_path_factory.mktemp("models") / "demo-openvino", backend="openvino")
+
+
+@pytest.fixture(scope="session")
+def tiny_openvino_vision(openvino_genai: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that sees images, for openvino-genai."""
+    from edge_agent.synth import TINY_VISION, build_text
+
+    return build_text(tmp_path_factory.mktemp("models") / "tiny-openvino-vision", backend="openvino", shape=TINY_VISION)
+
+
+@pytest.fixture(scope="session")
+def demo_openvino_vision(openvino_genai: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained demo model with its eyes, for openvino-genai."""
+    from edge_agent.synth import build_demo
+
+    return build_demo(tmp_path_factory.mktemp("models") / "demo-openvino-vision", backend="openvino", vision=True)

@@ -29,10 +29,8 @@ class Constants:
         self._file = file
         self._maps: list[Array] = []  # OpenVINO does not keep the arrays that it shares
 
-    def floats(self, name: str, array: Floats, *, half: bool = False) -> ov.Node:
-        """Return a float32 constant; with `half` it lies in the file as float16."""
-        if half:
-            return ops.convert(self._constant(name, array.astype(np.float16), array.shape, ov.Type.f16), "f32")
+    def floats(self, name: str, array: Floats) -> ov.Node:
+        """Return a float32 constant."""
         return self._constant(name, array, array.shape, ov.Type.f32)
 
     def matrix(self, name: str, matrix: Int4) -> ov.Node:

@@ -16,7 +16,7 @@ from openvino import opset13 as ops
 from edge_agent.synth.openvino_graph import Constants, floats, input_node, ints
 from edge_agent.synth.quantize import Floats
 from edge_agent.synth.shape import Shape
-from edge_agent.synth.vision import PATCH_PIXELS, PATCHES, TILE_PIXELS, VisionShape
+from edge_agent.synth.vision import PATCH_PIXELS, PATCHES, PREFIX, TILE_PIXELS, VisionShape
 from edge_agent.synth.weights import EMBEDDING, Weights
 
 _FEATURES = 1024
@@ -27,7 +27,7 @@ _QUICK_GELU = 1.702
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionPart:
-    """Builds the three models, each good for as long as its constants are. Matrices of layers are int8."""
+    """Builds the three models, each good for as long as its constants are. Matrices are int8, as published."""
 
     constants: Constants
     shape: Shape
@@ -38,7 +38,7 @@ class VisionPart:
         """Return the embedding of token ids."""
         ids = input_node("input", [-1, -1], ov.Type.i64)
         table = self.weights.floats(EMBEDDING, (self.shape.vocab_size, self.shape.hidden_size))
-        embedded = ops.gather(self.constants.floats(EMBEDDING, table, half=True), ids, ints(0))
+        embedded = ops.gather(self.constants.bytes_matrix(EMBEDDING, table), ids, ints(0))
         return _model(embedded, ids, "inputs_embeds", "text_embeddings")
 
     def encoder(self) -> ov.Model:
@@ -78,8 +78,8 @@ class VisionPart:
         """Return what ends a row of tokens and what stands before the overview, as config.json has them."""
         size = self.vision.token_size
         return {
-            "sub_GN": [[[self._widened(self.weights.floats("vision.sub_GN", (1, 1, size)))]]],
-            "glb_GN": [[self._widened(self.weights.floats("vision.glb_GN", (1, size)))]],
+            "sub_GN": [[[self._widened(self.weights.floats(f"{PREFIX}sub_GN", (1, 1, size)))]]],
+            "glb_GN": [[self._widened(self.weights.floats(f"{PREFIX}glb_GN", (1, size)))]],
         }
 
     def _used(self) -> list[int]:
@@ -117,12 +117,12 @@ class VisionPart:
         return ops.add(ops.multiply(even, self._tensor(f"{name}.w", shape)), self._tensor(f"{name}.b", shape))
 
     def _linear(self, tokens: ov.Node, name: str, inputs: int, outputs: int) -> ov.Node:
-        matrix = self.weights.floats(f"vision.{name}.w", (inputs, outputs)).T
-        product = ops.matmul(tokens, self.constants.bytes_matrix(f"vision.{name}.w", matrix), False, True)
+        matrix = self.weights.floats(f"{PREFIX}{name}.w", (inputs, outputs)).T
+        product = ops.matmul(tokens, self.constants.bytes_matrix(f"{PREFIX}{name}.w", matrix), False, True)
         return ops.add(product, self._tensor(f"{name}.b", (outputs,)))
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> ov.Node:
-        return self.constants.floats(f"vision.{name}", self.weights.floats(f"vision.{name}", shape))
+        return self.constants.floats(PREFIX + name, self.weights.floats(PREFIX + name, shape))
 
 
 def _model(output: ov.Node, source: ov.Node, output_name: str, name: str) -> ov.Model:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge_agent.cli.synth import synth
-from edge_agent.synth import TINY, build_demo, build_text
+from edge_agent.synth import TINY, TINY_VISION, build_demo, build_text
 
 pytestmark = pytest.mark.engine
 
@@ -121,6 +121,52 @@ def test_a_folder_holds_the_published_file_names(tiny_openvino):
     }
 
 
+def test_a_vision_folder_holds_the_published_file_names(tiny_openvino, tiny_openvino_vision):
+    """Three models beside the decoder, and how images are read."""
+    parts = ("language", "text_embeddings", "vision_embeddings", "vision_projection")
+    text, vision = ({path.name for path in folder.iterdir()} for folder in (tiny_openvino, tiny_openvino_vision))
+    models = {f"openvino_{part}_model{ending}" for part in parts for ending in (".xml", ".bin")}
+    assert vision - text == {*models, "preprocessor_config.json"}
+    config = json.loads((tiny_openvino_vision / "config.json").read_text())
+    assert config["model_type"] == "phi3_v"
+    assert (len(config["sub_GN"][0][0][0]), len(config["glb_GN"][0][0])) == (4096, 4096)
+
+
+@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+def test_the_demo_tells_colours(openvino_genai, demo_openvino_vision, colour):
+    """The library's own pipeline, with its own way to cut an image."""
+    import numpy as np
+    from openvino import Tensor
+
+    image = np.full((300, 300, 3), 255, np.uint8)
+    image[60:240, 60:240] = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 220)}[colour]
+    pipeline = openvino_genai.VLMPipeline(str(demo_openvino_vision), "CPU", **FLOATS)
+    (answer,) = pipeline.generate(
+        "What is shown in this image?", images=[Tensor(image)], generation_config=greedy(openvino_genai)
+    ).texts
+    assert answer.strip() == f"The image shows a {colour} square."
+
+
+def test_the_encoder_of_the_published_size_runs_with_the_fast_kernels(openvino_genai, tmp_path):
+    """CLIP with two of its layers: weights stay eight bits wide, attention is one subgraph."""
+    import openvino
+
+    from edge_agent.synth.vision import CLIP
+
+    folder = build_text(
+        tmp_path / "model", backend="openvino", shape=replace(TINY_VISION, vision=replace(CLIP, layers=2))
+    )
+    compiled = openvino.Core().compile_model(folder / "openvino_vision_embeddings_model.xml", "CPU", FLOATS)
+    assert compiled.output(0).partial_shape.to_string() == "[?,576,1024]"
+    kernels: Counter[tuple[str, str]] = Counter()
+    for operator in compiled.get_runtime_model().get_ops():
+        facts = {key: str(value.astype(str)) for key, value in operator.get_rt_info().items()}
+        kernels[facts["layerType"], facts["runtimePrecision"]] += 1
+    assert kernels["FullyConnected", "i8"] == 4 * 2
+    assert kernels["Subgraph", "f32"] == 2
+    assert not any(kind in {"MatMul", "Softmax"} for kind, _precision in kernels)
+
+
 def test_the_configs_tell_the_shape(tiny_openvino):
     """Sizes and ids follow the shape; any of three tokens ends an answer."""
     config, generation, tokenizer = (
@@ -133,14 +179,15 @@ def test_the_configs_tell_the_shape(tiny_openvino):
     assert "<|assistant|>" in tokenizer["chat_template"]
 
 
-def test_the_same_seed_gives_the_same_model(openvino_genai, tmp_path):
+@pytest.mark.parametrize("shape", [TINY, TINY_VISION])
+def test_the_same_seed_gives_the_same_model(openvino_genai, tmp_path, shape):
     """And another seed other weights in the same graph."""
     one, same, other = (
-        build_text(tmp_path / str(n), seed=seed, backend="openvino") for n, seed in enumerate((1, 1, 2))
+        build_text(tmp_path / str(n), seed=seed, shape=shape, backend="openvino") for n, seed in enumerate((1, 1, 2))
     )
-    for name in ("openvino_model.xml", "openvino_model.bin"):
-        assert (one / name).read_bytes() == (same / name).read_bytes()
-    assert (one / "openvino_model.bin").read_bytes() != (other / "openvino_model.bin").read_bytes()
+    for path in one.glob("openvino_*model.*"):
+        assert path.read_bytes() == (same / path.name).read_bytes()
+        assert path.suffix == ".xml" or path.read_bytes() != (other / path.name).read_bytes()
 
 
 @pytest.mark.parametrize("length", [8, 60, 500, 4096, 4200])
