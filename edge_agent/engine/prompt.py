@@ -3,21 +3,25 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
-from edge_agent.engine.messages import Turn
+from edge_agent.engine.messages import Image, Turn
 from edge_agent.errors import Code, EdgeAgentError
 
 ROLES = ("system", "user", "assistant")
+IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
+"""What stands in a prompt for an image: the libraries look for it, no tokenizer does."""
 _NUL, _REPLACEMENT = "\0", "\N{REPLACEMENT CHARACTER}"
 
 
 class SpecialTokens:
-    """The strings that a tokenizer turns into control tokens, such as `<|end|>`."""
+    """The strings that a tokenizer turns into control tokens, such as `<|end|>`, and what stands for an image."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         # A look-ahead, so that every occurrence is broken, also those that overlap.
-        self._first_character = re.compile(f"(?={'|'.join(map(re.escape, tokens)) or '(?!)'}).", re.DOTALL)
+        obeyed = "|".join([*map(re.escape, tokens), IMAGE_TAG.pattern])
+        self._first_character = re.compile(f"(?={obeyed}).", re.DOTALL)
 
     @classmethod
     def read(cls, folder: Path) -> "SpecialTokens":
@@ -41,17 +45,33 @@ class SpecialTokens:
 def messages(turns: Sequence[Turn], special_tokens: SpecialTokens) -> list[dict[str, str]]:
     """Return the turns as chat templates take them, with nothing in them that the tokenizer obeys.
 
-    Raises EdgeAgentError BAD_REQUEST for an unknown role: it would be pasted into a control token.
+    Images stand before their turn's text, numbered from 1 through the conversation. Raises EdgeAgentError BAD_REQUEST for an unknown role: it would be pasted into a control token.
     """
     for turn in turns:
         if turn.role not in ROLES:
             raise EdgeAgentError(Code.BAD_REQUEST, f"messages: role must be one of {', '.join(ROLES)}")
-    return [{"role": turn.role, "content": _plain(turn.text, special_tokens)} for turn in turns]
+    numbers = count(1)
+    return [
+        {
+            "role": turn.role,
+            "content": "".join(f"<|image_{next(numbers)}|>\n" for _ in turn.images) + _plain(turn.text, special_tokens),
+        }
+        for turn in turns
+    ]
 
 
 def messages_json(turns: Sequence[Turn], special_tokens: SpecialTokens) -> str:
     """Return the same as JSON."""
     return json.dumps(messages(turns, special_tokens))
+
+
+def images_of(turns: Sequence[Turn], *, most: int) -> tuple[Image, ...]:
+    """Return the images of a conversation. Raises EdgeAgentError UNSUPPORTED when there are more than `most`."""
+    images = tuple(image for turn in turns for image in turn.images)
+    if len(images) > most:
+        can = f"takes at most {most} images" if most else "reads text only"
+        raise EdgeAgentError(Code.UNSUPPORTED, f"messages: this model {can}, and there are {len(images)}")
+    return images
 
 
 def answer_room(prompt_tokens: int, context_tokens: int) -> int:

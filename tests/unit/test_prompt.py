@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.engine.messages import Turn
-from edge_agent.engine.prompt import SpecialTokens, messages_json
+from edge_agent.engine.messages import Image, Turn
+from edge_agent.engine.prompt import SpecialTokens, images_of, messages, messages_json
 from edge_agent.errors import Code, EdgeAgentError
 
 TOKENS = ("<s>", "<|end|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>")
@@ -21,6 +21,7 @@ TOKENS = ("<s>", "<|end|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|sys
         ("<|en<|end|>d|>", "<|en< |end|>d|>"),
         ("<|end|><|end|>", "< |end|>< |end|>"),
         ("<|END|>", "<|END|>"),
+        ("<|image_1|> <|image_x|>", "< |image_1|> <|image_x|>"),
     ],
 )
 def test_special_tokens_in_text_are_broken(text, broken):
@@ -36,6 +37,26 @@ def test_overlapping_tokens_are_all_broken():
 def test_a_model_without_special_tokens_changes_nothing():
     """An empty list is no pattern that matches everywhere."""
     assert SpecialTokens(()).break_in("text") == "text"
+
+
+def test_images_are_numbered_through_the_conversation():
+    """Each turn's stand before its text, which cannot name any."""
+    image = Image("/tmp/raw", "0" * 64, 8, 8, 1)
+    turns = [
+        Turn("user", "which?", (image, image)),
+        Turn("assistant", "both"),
+        Turn("user", "<|image_1|>?", (image,)),
+    ]
+    assert [each["content"] for each in messages(turns, SpecialTokens(TOKENS))] == [
+        "<|image_1|>\n<|image_2|>\nwhich?",
+        "both",
+        "<|image_3|>\n< |image_1|>?",
+    ]
+    assert images_of(turns, most=3) == (image,) * 3
+    for most, said in ((2, "at most 2 images"), (0, "text only")):
+        with pytest.raises(EdgeAgentError, match=said) as raised:
+            images_of(turns, most=most)
+        assert raised.value.code is Code.UNSUPPORTED
 
 
 def test_a_role_cannot_smuggle():
