@@ -109,14 +109,19 @@ class ServeSection(Section):
     )
     path: Path | None = Field(None, description="folder of a build of your own, instead of the catalogue's")
     backend: Literal["onnx", "openvino", "auto"] = Field("auto", description="library that runs it")
-    device: Literal["cpu", "cuda", "gpu", "auto"] = Field(
+    device: Literal["cpu", "cuda", "gpu", "npu", "auto"] = Field(
         "auto", description="what it runs on; with `path`, auto is cpu"
     )
     context_tokens: int = Field(
         4096, ge=64, le=131_072, description="prompt and answer together; bounds the memory of one sequence"
     )
     parallel: int = Field(1, ge=1, le=16, description="sequences at once")
-    threads: int | None = Field(None, ge=1, le=256, description="compute threads; the cores granted to us when unset")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="compute threads; when unset those a calibration found best, else the cores granted to us",
+    )
     memory_bytes: int | None = Field(
         None,
         ge=64 * 2**20,

@@ -10,7 +10,7 @@ from rich.text import Text
 from edge_agent.cli.chart import bars
 from edge_agent.engine.workload import Row, out_name
 from edge_agent.models.bench import Report, in_words
-from edge_agent.models.calibrate import THREADS, Calibration, Verdict
+from edge_agent.models.calibrate import Calibration, Verdict
 
 ABSENT = "—"
 LABELS = {
@@ -85,8 +85,6 @@ def show(report: Report, console: Console) -> None:
         console.print(Text(report.bare_fault, style="yellow"))
     if report.kept is not None:
         console.print(Text(f"kept in {report.kept}: an agent loads this build with these settings from now on"))
-    if THREADS in report.options:
-        console.print(f"for {report.spec.threads} threads write threads = {report.spec.threads} into [[models.serve]]")
 
 
 def show_tried(calibration: Calibration, console: Console) -> None:

@@ -80,6 +80,8 @@ class LoadedModel(Protocol):
 Load = Callable[[ModelSpec], LoadedModel]
 
 _BACKENDS = {"onnx": "edge_agent.engine.onnx:load", "openvino": "edge_agent.engine.openvino:load"}
+_OF_DEVICE = {("openvino", "npu"): "edge_agent.engine.openvino_npu:load"}
+"""Where a library drives a device in another way than the rest."""
 _TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1"}
 """The onnxruntime-genai wheel reports its use to its makers unless this is set before its import."""
 _UNWANTED = ("openvino_telemetry",)
@@ -116,8 +118,8 @@ def backend_of(folder: Path) -> str:
     )
 
 
-def find(name: str) -> Load:
-    """Return the load function of a backend, and import its library, with its telemetry off.
+def find(name: str, device: str = "cpu") -> Load:
+    """Return the load function of a backend for a device, and import its library, with its telemetry off.
 
     Raises BackendMissingError with the install line when its library is absent, EdgeAgentError UNSUPPORTED when there
     is no such backend.
@@ -127,7 +129,7 @@ def find(name: str) -> Load:
     os.environ.update(_TELEMETRY_OFF)
     for unwanted in _UNWANTED:
         sys.modules.setdefault(unwanted, None)  # type: ignore[arg-type] # the language's way to say: not there
-    module, function = _BACKENDS[name].split(":")
+    module, function = _OF_DEVICE.get((name, device), _BACKENDS[name]).split(":")
     try:
         load: Load = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:

@@ -194,9 +194,12 @@ def _onnx(spec: ModelSpec) -> Loop:
 
 def _openvino(spec: ModelSpec) -> Loop:
     genai = importlib.import_module("openvino_genai")
-    threads = {"INFERENCE_NUM_THREADS": spec.threads} if spec.device == "cpu" else {}
-    plain = PLAIN_OPENVINO if spec.device == "cpu" else {}
-    pipeline = genai.LLMPipeline(str(spec.path), spec.device.upper(), **{**threads, **plain, **spec.options})
+    told: dict[str, Any] = {}
+    if spec.device == "cpu":
+        told = {"INFERENCE_NUM_THREADS": spec.threads, **PLAIN_OPENVINO}
+    elif spec.device == "npu":  # it is compiled for a longest prompt, and takes no longer one
+        told = importlib.import_module("edge_agent.engine.openvino_npu").properties(spec, spec.context_tokens)
+    pipeline = genai.LLMPipeline(str(spec.path), spec.device.upper(), **{**told, **spec.options})
 
     def loop(prompt: str, max_tokens: int) -> BareSpell:
         begun_s = time.perf_counter()

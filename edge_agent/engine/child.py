@@ -136,7 +136,7 @@ def load_warm(load: Load) -> LoadedModel:
     spec = ModelSpec(
         path, load.backend, load.context_tokens, load.parallel, load.threads, load.device, dict(load.options)
     )
-    model = find(load.backend)(spec)
+    model = find(load.backend, load.device)(spec)
     model.start(_WARM_UP)
     while True:
         for event in model.step():

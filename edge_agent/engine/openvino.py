@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import openvino_genai as genai
@@ -42,13 +43,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
             f"openvino runs on {' and '.join(DEFAULTS)} here, not on {spec.device}; choose one of them",
         )
     special_tokens, vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
-    try:
-        config = json.loads((spec.path / "config.json").read_text(encoding="utf-8"))
-        vocab_size, context_tokens = int(config["vocab_size"]), known_context_tokens(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EdgeAgentError(
-            Code.MODEL_ERROR, f"config.json in {spec.path} cannot be read ({error!r}); fetch the model again"
-        ) from error
+    vocab_size, context_tokens = read_numbers(spec.path)
     limits = Limits(context_tokens=min(spec.context_tokens, context_tokens), parallel=spec.parallel)
     block_tokens = BLOCK_TOKENS[spec.device]
     cache = Cache(-(-limits.context_tokens // block_tokens) * limits.parallel, block_tokens)
@@ -71,6 +66,20 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         device=spec.device,
         now_s=now_s,
     )
+
+
+def read_numbers(folder: Path) -> tuple[int, int]:
+    """Return the size of a model's vocabulary and its context in tokens, as far as it is used here.
+
+    Raises EdgeAgentError MODEL_ERROR when its config.json cannot be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return int(config["vocab_size"]), known_context_tokens(config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EdgeAgentError(
+            Code.MODEL_ERROR, f"config.json in {folder} cannot be read ({error!r}); fetch the model again"
+        ) from error
 
 
 def known_context_tokens(config: Mapping[str, Any]) -> int:

@@ -35,6 +35,10 @@ NAMES = {
 DRIVERS = {
     ("onnx", "cuda"): "install the extra [cuda] in place of [cpu], and NVIDIA's driver for CUDA 13",
     ("openvino", "gpu"): "sudo apt install intel-opencl-icd",
+    (
+        "openvino",
+        "npu",
+    ): "install Intel's Linux NPU driver: intel-level-zero-npu, intel-driver-compiler-npu, level-zero",
 }
 """What a library lacks that does not see an accelerator which the kernel sees."""
 
@@ -52,10 +56,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a calibration found best: decode speed of one sequence and the library's settings for it."""
+    """What a calibration found best: decode speed of one sequence, the library's settings and threads for it."""
 
     tokens_per_s: float
     options: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,8 @@ class Candidate:
     needed_bytes, free_bytes: memory with every lane full, and what there is (None: unknown), where it would lie:
     in the machine's when `shares_memory`.
     tokens_per_s: measured, or expected of the memory's speed; None when that is not known.
-    options: settings of the library. notes: what had to be cut. behind: why the one before it is better.
+    options: settings of the library. threads: compute threads, where a calibration found how many.
+    notes: what had to be cut. behind: why the one before it is better.
     """
 
     variant: Variant
@@ -81,6 +87,7 @@ class Candidate:
     whole: bool
     shares_memory: bool
     rank_per_s: float
+    threads: int | None = None
     notes: tuple[str, ...] = ()
     behind: str = ""
 
@@ -155,6 +162,7 @@ def choose(
                     rank_per_s=speed or ANY_BYTES_PER_S * efficiency(runtime, machine) / variant.weight_bytes,
                     measured=seen is not None,
                     options={**judged.options, **(seen.options if seen else {})},
+                    threads=seen.threads if seen else None,
                 )
             )
     return Decision(wanted, _ranked(candidates), tuple(rejected))

@@ -23,6 +23,7 @@ from hardware.machine import Machine
 class Placed:
     """A build on disk and where it runs; `options` are the library's, see ModelSpec.
 
+    threads: compute threads, where a calibration found how many.
     shares_memory: whether the device computes in the machine's own memory.
     """
 
@@ -30,6 +31,7 @@ class Placed:
     backend: str
     device: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
     shares_memory: bool = True
     variant: str | None = None
     revision: str | None = None
@@ -77,7 +79,7 @@ def prepare(
         backend=placed.backend,
         context_tokens=context_tokens,
         parallel=parallel,
-        threads=serve.threads or machine.cpu.granted_cores,
+        threads=serve.threads or placed.threads or machine.cpu.granted_cores,
         device=placed.device,
         options=placed.options,
         variant=placed.variant,

@@ -67,7 +67,7 @@ def measured(folder: Path, machine: Machine, libraries: Mapping[str, str]) -> di
     """Return what holds on this machine with these libraries (by backend), by model and device."""
     here = fingerprint(machine)
     return {
-        (each.model, each.device): Measurement(each.tokens_per_s, each.options)
+        (each.model, each.device): Measurement(each.tokens_per_s, each.options, each.threads)
         for each in read(folder)
         if each.machine == here and each.library == libraries.get(each.backend)
     }

@@ -64,6 +64,8 @@ RATES: Mapping[tuple[str, str], Rates] = {
     # Never measured here: sizes in 16 bits as the builds' configurations say, and room for the driver's context.
     ("onnx", "cuda"): Rates(1.05, 2.0, 215_000, 0, 700 * MIB, host_bytes=1500 * MIB),
     ("openvino", "gpu"): Rates(1.05, 2.0, 215_000, 0, 700 * MIB, host_bytes=1500 * MIB),
+    # It computes in the machine's memory. Beside the weights room for their repacked copy while they are compiled.
+    ("openvino", "npu"): Rates(2.0, 2.0, 215_000, 0, 700 * MIB),
 }
 
 

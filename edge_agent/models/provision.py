@@ -16,6 +16,7 @@ from edge_agent.log import get_logger
 from edge_agent.models import runtimes as libraries
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
+from edge_agent.models.compiled import keeping
 from edge_agent.models.fetch import Hub, Progress, fetch
 from edge_agent.models.load import Placed, prepare
 from edge_agent.models.measurements import identity, installed_libraries, measured
@@ -39,7 +40,8 @@ class Sources:
     """What a decision rests on, each asked anew: the machine, its libraries, the store, calibrations.
 
     `bandwidth` measures how many bytes of memory can be read per second, where that can be told. `fetch` brings a
-    variant into the store and tells how far it is in words; None where that is not allowed.
+    variant into the store and tells how far it is in words; None where that is not allowed. `compiled` is a folder
+    for what libraries compile.
     """
 
     machine: Callable[[], Machine]
@@ -48,6 +50,7 @@ class Sources:
     installed: Callable[[], Mapping[str, Path]]
     measured: Callable[[], Mapping[tuple[str, str], Measurement]]
     fetch: Callable[[Variant, Callable[[str], None], threading.Event], Path] | None
+    compiled: Path
 
 
 def sources(settings: Settings, root: Path = Path("/")) -> Sources:
@@ -64,6 +67,7 @@ def sources(settings: Settings, root: Path = Path("/")) -> Sources:
         installed=lambda: here(store),
         measured=lambda: measured(store.folder, probe(root), installed_libraries()),
         fetch=bring if settings.models.pull == "missing" else None,
+        compiled=settings.agent.state_dir / "compiled",
     )
 
 
@@ -130,7 +134,7 @@ class Provision:
         """
         if serve.path is not None:
             place = placed(serve, serve.path, self._sources.measured())
-            return prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes)
+            return self._prepare(place, serve, self._sources.machine(), reserved_bytes)
         with self._lock:
             decision, fault, note = (
                 self._decisions.get(serve.name),
@@ -159,15 +163,22 @@ class Provision:
                 variant.backend,
                 candidate.device,
                 candidate.options,
+                candidate.threads,
                 candidate.shares_memory,
                 variant.name,
                 variant.revision,
             )
             try:
-                return prepare(place, serve, machine, reserved_bytes=reserved_bytes)
+                return self._prepare(place, serve, machine, reserved_bytes)
             except EdgeAgentError as error:
                 refused = refused or error
         raise refused or EdgeAgentError(Code.MODEL_MISSING, _absent(decision))
+
+    def _prepare(
+        self, place: Placed, serve: ServeSection, machine: Machine, reserved_bytes: int
+    ) -> tuple[ModelSpec, int | None]:
+        spec, limit_bytes = prepare(place, serve, machine, reserved_bytes=reserved_bytes)
+        return keeping(spec, self._sources.compiled), limit_bytes
 
     # The thread
 
@@ -271,7 +282,9 @@ def placed(
         raise EdgeAgentError(Code.UNSUPPORTED, f"backend {backend} is not in this version, which has: {there}")
     device = "cpu" if serve.device == "auto" else serve.device
     best = measured.get((identity(path), device)) if measured else None
-    return Placed(path, backend, device, best.options if best else {}, variant=path.name)
+    if best is None:
+        return Placed(path, backend, device, variant=path.name)
+    return Placed(path, backend, device, best.options, best.threads, variant=path.name)
 
 
 def _absent(decision: Decision) -> str:

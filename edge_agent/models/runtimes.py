@@ -20,7 +20,7 @@ ACCELERATORS: Mapping[tuple[str, str], tuple[Vendor, Kind]] = {
 }
 """Whose accelerator a backend means by a device's name; `cpu` is the processor."""
 
-RUNS = frozenset({("onnx", "cpu"), ("onnx", "cuda"), ("openvino", "cpu"), ("openvino", "gpu")})
+RUNS = frozenset({("onnx", "cpu"), ("onnx", "cuda"), ("openvino", "cpu"), ("openvino", "gpu"), ("openvino", "npu")})
 """The backends and devices that this version can load a model on."""
 
 

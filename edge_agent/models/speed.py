@@ -13,6 +13,8 @@ EFFICIENCY: Mapping[tuple[str, str], float] = {
     # Published: 266 tokens/s of 438 on an RTX 4090, 39 of 66 on a Core Ultra 7 258V.
     ("onnx", "cuda"): 0.6,
     ("openvino", "gpu"): 0.6,
+    # Neither measured nor published for these builds: about half of what the GPU beside it makes of the same memory.
+    ("openvino", "npu"): 0.3,
 }
 """Share of the memory's speed that a backend makes use of on a device."""
 OPENVINO_ARM_SHARE = 0.5

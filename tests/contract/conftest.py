@@ -51,12 +51,15 @@ class BareOpenvino:
         import openvino_genai as genai
 
         self._genai = genai
-        scheduler = genai.SchedulerConfig()
+        self._pipeline = self._loaded(folder)
+        self._tokenizer = self._pipeline.get_tokenizer()
+
+    def _loaded(self, folder):
+        scheduler = self._genai.SchedulerConfig()
         scheduler.enable_prefix_caching = False
         scheduler.max_num_batched_tokens = 8192
         properties = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "u8", "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
-        self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
-        self._tokenizer = self._pipeline.get_tokenizer()
+        return self._genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
 
     def _encode(self, turns):
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
@@ -69,11 +72,25 @@ class BareOpenvino:
     def texts(self, turns, max_tokens, **options):
         """Return the text of each token generated; of a character of several tokens with the last."""
         config = self._genai.GenerationConfig(max_new_tokens=max_tokens, **({"do_sample": False} | options))
-        (result,) = self._pipeline.generate([self._encode(turns)], [config])
-        tokens = result.m_generation_ids[0]
+        tokens = self._answer(self._encode(turns), config)
         whole = self._tokenizer.decode(tokens)
         ends = [shared(whole, self._tokenizer.decode(tokens[:i])) for i in range(len(tokens))]
         return [whole[begin:end] for begin, end in zip(ends, [*ends[1:], len(whole)], strict=True)]
+
+    def _answer(self, prompt, config):
+        (result,) = self._pipeline.generate([prompt], [config])
+        return result.m_generation_ids[0]
+
+
+class BareOpenvinoPlain(BareOpenvino):
+    """Its plain pipeline, which is the one that runs on an NPU, without anybody pulling at it."""
+
+    def _loaded(self, folder):
+        properties = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+        return self._genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND="SDPA", **properties)
+
+    def _answer(self, prompt, config):
+        return self._pipeline.generate(prompt, config).tokens[0]
 
 
 def shared(one, other):
@@ -81,16 +98,21 @@ def shared(one, other):
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-BARE = {"onnx": BareOnnx, "openvino": BareOpenvino}
-FOLDERS = {"onnx": "tiny_model", "openvino": "tiny_openvino"}
-CONTEXT_TOKENS = {"onnx": 8192, "openvino": 4096}
+NPU = "openvino_npu"
+"""The backend for NPUs, on the processor: what the library is told of the device is the only difference."""
+NAMES = (*backend.names(), NPU)
+BARE = {"onnx": BareOnnx, "openvino": BareOpenvino, NPU: BareOpenvinoPlain}
+FOLDERS = {"onnx": "tiny_model", "openvino": "tiny_openvino", NPU: "tiny_openvino"}
+CONTEXT_TOKENS = {"onnx": 8192, "openvino": 4096, NPU: 4096}
+MOST_PARALLEL = {NPU: 1}
+PLAIN_CACHE = {NPU: {"KV_CACHE_PRECISION": "f32"}}
 """Of the 8192 of the tiny model. openvino-genai is kept to the original context, see openvino.known_context_tokens."""
 
 
-@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.engine) for name in backend.names()])
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.engine) for name in NAMES])
 def backend_name(request):
     """Every backend there is."""
-    if request.param == "openvino":
+    if request.param != "onnx":
         request.getfixturevalue("openvino_genai")  # skips without it
     return request.param
 
@@ -115,13 +137,38 @@ def beyond_original_context(context_tokens):
 
 
 @pytest.fixture(scope="session")
+def folder_kind(backend_name):
+    """The library whose folders this backend loads."""
+    return backend_name.removesuffix("_npu")
+
+
+@pytest.fixture(scope="session")
+def most_parallel(backend_name):
+    """The sequences that this backend takes at once at most."""
+    return MOST_PARALLEL.get(backend_name, 16)
+
+
+@pytest.fixture(scope="session")
+def side_by_side(most_parallel):
+    """For tests of generations that run together, and of prompts in pieces."""
+    if most_parallel == 1:
+        pytest.skip("this backend answers one after the other, and computes each prompt in one call")
+
+
+def load_of(name):
+    """Return a backend's load function."""
+    return backend.find("openvino", "npu") if name == NPU else backend.find(name)
+
+
+@pytest.fixture(scope="session")
 def load(backend_name):
     """Load a folder with this backend; closed at the end of the session."""
     models = []
 
     def load(folder, *, context_tokens=8192, parallel=4, **options):
+        options = PLAIN_CACHE.get(backend_name, {}) | options
         spec = ModelSpec(folder, backend_name, context_tokens, parallel, threads=1, options=options)
-        models.append(backend.find(backend_name)(spec))
+        models.append(load_of(backend_name)(spec))
         return models[-1]
 
     yield load

@@ -26,7 +26,10 @@ def float_models(openvino_genai, tmp_path_factory):
     models = []
     for name in backend.names():
         folder = build_text(tmp_path_factory.mktemp("float") / name, backend=name, int8_activations=False)
-        models.append(backend.find(name)(ModelSpec(folder, name, 4096, 4, threads=1, options=FLOAT32[name])))
+        models += [
+            load(ModelSpec(folder, name, 4096, 4, threads=1, options=FLOAT32[name]))
+            for load in (backend.find(name), *((backend.find(name, "npu"),) if name == "openvino" else ()))
+        ]
     yield models
     for model in models:
         model.close()

@@ -28,7 +28,7 @@ def test_a_known_beginning_changes_nothing(model, bare, job_id):
         assert [each.text for each in together] == alone[1:5]
 
 
-def test_a_cancelled_prompt_leaves_nothing_behind(model, bare, job_id):
+def test_a_cancelled_prompt_leaves_nothing_behind(model, bare, job_id, side_by_side):
     """What was computed of it may serve the next with the same beginning, what was not may not."""
     rng = random.Random(2)
     neighbour = Generation(job_id(), (Turn("user", "is the pump on?"),), 2000)
@@ -48,7 +48,7 @@ def test_a_cancelled_prompt_leaves_nothing_behind(model, bare, job_id):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_joins_and_leaves_at_any_step_change_no_text(model, bare, job_id, seed):
+def test_joins_and_leaves_at_any_step_change_no_text(model, bare, job_id, seed, side_by_side):
     """Each generation that ends has the text of one alone, whoever came and went meanwhile."""
     rng = random.Random(100 + seed)
     systems = [prompt(rng, length) for length in (10, 70, 200)]

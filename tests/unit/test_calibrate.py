@@ -272,8 +272,9 @@ def seen(folder, there=HERE, libraries=LIBRARIES):
 
 
 def test_what_is_kept_is_found_again(tmp_path):
-    """By model and device, with its speed and settings; in a folder that may have to be made."""
+    """By model and device, with its speed, settings and threads; in a folder that may have to be made."""
     keep(tmp_path / "models", ENTRY)
+    assert [each.threads for each in measured(tmp_path / "models", HERE, LIBRARIES).values()] == [2]
     assert seen(tmp_path / "models") == {("phi-3.5-mini-openvino-int4", "cpu"): (16.5, {SIZE: "128"})}
 
 

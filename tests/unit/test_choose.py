@@ -105,11 +105,11 @@ def test_what_does_not_fit_is_turned_down_with_the_numbers():
 
 def test_a_measurement_beats_an_expectation_and_brings_its_settings():
     """It was seen on this very machine."""
-    measured = {(f"{MINI}-onnx-cpu-int4", "cpu"): Measurement(22.5, {"intra_op_num_threads": "2"})}
+    measured = {(f"{MINI}-onnx-cpu-int4", "cpu"): Measurement(22.5, {"session.x": "1"}, 2)}
     decision = decide(machine(bandwidth_gb_per_s=40), measured=measured)
     best = decision.candidates[0]
     assert (best.variant.name, best.tokens_per_s, best.measured) == (f"{MINI}-onnx-cpu-int4", 22.5, True)
-    assert best.options == {"intra_op_num_threads": "2"}
+    assert (best.options, best.threads) == ({"session.x": "1"}, 2)
     assert decision.candidates[1].behind == "slower than 20 tokens/s"
 
 
@@ -179,10 +179,15 @@ def test_a_device_file_that_is_closed_to_us_is_said_with_the_command():
     )
 
 
-def test_an_accelerator_that_no_backend_of_this_version_drives_is_said():
-    """It is there, it may be opened, and still nothing runs on it."""
-    found = reason(decide(machine(accelerators=(NPU,))), "openvino-npu-int4-cw", "npu")
-    assert found.startswith("this version has no openvino backend for npu")
+def test_an_npu_takes_the_build_made_for_it_one_answer_at_a_time():
+    """Where it is asked for, or nothing else is there; by itself it is slower than the processor beside it."""
+    there, offered = machine(accelerators=(NPU,)), (*BOTH, Runtime("openvino", "npu", "NPU"))
+    (found,) = decide(there, offered=offered, device="npu", parallel=4).candidates
+    assert (found.variant.name, found.device, found.parallel) == (f"{MINI}-openvino-npu-int4-cw", "npu", 1)
+    assert found.notes == ("this build takes 1 at once",)
+    assert ("openvino-npu-int4-cw", "npu") in order(decide(there, offered=offered))
+    found = reason(decide(there, offered=BOTH), "openvino-npu-int4-cw", "npu")
+    assert found.startswith("the library of openvino sees no npu; install Intel's Linux NPU driver")
 
 
 def test_a_library_that_is_missing_says_how_to_get_it():
@@ -218,4 +223,5 @@ def test_runtimes_presumed_of_a_machine_are_those_of_its_accelerators():
         ("onnx", "cpu"),
         ("onnx", "cuda"),
         ("openvino", "gpu"),
+        ("openvino", "npu"),
     }

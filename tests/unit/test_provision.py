@@ -48,6 +48,7 @@ class Bench:
                     installed=lambda: dict(self.store),
                     measured=dict,
                     fetch=fetch,
+                    compiled=folder / "compiled",
                 ),
                 **sources,
             ),
@@ -225,9 +226,40 @@ def test_a_folder_of_ones_own_is_loaded_as_it_is(tmp_path):
 def test_a_folder_of_ones_own_gets_the_settings_that_were_found_best_for_it(tmp_path):
     """For this device; another folder gets none."""
     serve = ServeSection(name="ours", path=write_build(tmp_path))
-    best = {(identity(tmp_path), "cpu"): Measurement(20.0, {"session.x": "1"}), ("sha256:0", "cpu"): Measurement(1.0)}
+    found = Measurement(20.0, {"session.x": "1"}, 2)
+    best = {(identity(tmp_path), "cpu"): found, ("sha256:0", "cpu"): Measurement(1.0)}
     spec, _ = Bench(tmp_path, serve, measured=lambda: best).provision.prepare(serve, 0)
-    assert spec.options == {"session.x": "1"}
+    assert (spec.options, spec.threads) == ({"session.x": "1"}, 2)
+    told = serve.model_copy(update={"threads": 1})
+    assert Bench(tmp_path, told, measured=lambda: best).provision.prepare(told, 0)[0].threads == 1
+
+
+def test_a_build_of_the_catalogue_gets_them_too(tmp_path):
+    """Its threads as its settings."""
+    found = {(ONNX, "cpu"): Measurement(20.0, {"session.x": "1"}, 2)}
+    bench = Bench(tmp_path, measured=lambda: found)
+    bench.install(ONNX, "onnx")
+    with bench:
+        spec, _ = bench.settled().prepare(SERVE, 0)
+    assert (spec.options, spec.threads) == ({"session.x": "1"}, 2)
+
+
+def test_what_is_compiled_for_minutes_is_kept_for_the_last_load_only(tmp_path):
+    """By the folder, the context and the device; other devices have no need of it."""
+    folder = write_build(tmp_path, "openvino", 2**20)
+    npu = ServeSection(name="ours", path=folder, backend="openvino", device="npu", context_tokens=512)
+    cpu = npu.model_copy(update={"device": "cpu"})
+    longer = npu.model_copy(update={"context_tokens": 1024})
+    bench = Bench(tmp_path, npu)
+    assert bench.provision.prepare(cpu, 0)[0].options == {}
+    first = Path(bench.provision.prepare(npu, 0)[0].options["CACHE_DIR"])
+    first.mkdir(parents=True)
+    (first / "blob").write_bytes(b"compiled")
+    assert Path(bench.provision.prepare(npu, 0)[0].options["CACHE_DIR"]) == first
+    assert (first / "blob").is_file()
+    second = Path(bench.provision.prepare(longer, 0)[0].options["CACHE_DIR"])
+    assert second.parent == first.parent
+    assert not first.exists()
 
 
 def test_a_folder_without_a_model_is_said():
