@@ -45,7 +45,9 @@ class SpecialTokens:
 def messages(turns: Sequence[Turn], special_tokens: SpecialTokens) -> list[dict[str, str]]:
     """Return the turns as chat templates take them, with nothing in them that the tokenizer obeys.
 
-    Images stand before their turn's text, numbered from 1 through the conversation. Raises EdgeAgentError BAD_REQUEST for an unknown role: it would be pasted into a control token.
+    Images stand before their turn's text, numbered from 1 through the conversation.
+
+    Raises EdgeAgentError BAD_REQUEST for an unknown role: it would be pasted into a control token.
     """
     for turn in turns:
         if turn.role not in ROLES:
