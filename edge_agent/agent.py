@@ -16,6 +16,7 @@ from edge_agent import __version__
 from edge_agent.dispatcher import IDLE_S, Dispatcher
 from edge_agent.engine.messages import Event, Ready
 from edge_agent.engine.supervisor import EngineStatus, Listener, Served, Supervisor
+from edge_agent.errors import EdgeAgentError
 from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
 from edge_agent.health.reporter import Reporter
@@ -25,6 +26,7 @@ from edge_agent.health.tally import Counts, Tally
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue, StorageError
+from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
 from edge_agent.models import catalogue
@@ -35,7 +37,7 @@ from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
 from edge_agent.mqtt.presence import Announcer, Condition
 from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound, Publication, Speech
+from edge_agent.mqtt.wire import Inbound, Publication, Speech
 from edge_agent.settings import Settings
 from edge_agent.state_dir import locked, open_queue
 from hardware.probe import probe
@@ -47,8 +49,6 @@ STUCK_S = IDLE_S + 60.0
 SETTLE_S = 5.0
 """How long the last results, states and the farewell may take to reach the broker."""
 STORAGE_RETRY_S = 5.0
-RECEIVE_BYTES_MAX = 8 * PAYLOAD_BYTES_MAX
-"""What is too large for a job but not for this is answered; the broker drops what is larger."""
 
 log = get_logger()
 
@@ -76,6 +76,11 @@ class Agent:
         self._topics = Topics(settings.mqtt.root, settings.agent.id)
         self._pace = Pace()
         self._tally = Tally([serve.name for serve in settings.models.serve])
+        self._spool = Spool(
+            settings.agent.state_dir / "images",
+            quota_bytes=settings.images.quota_bytes,
+            image_bytes=settings.images.image_bytes,
+        )
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT; a second one hurries. Raises SettingsError when they cannot work here."""
@@ -154,6 +159,8 @@ class Agent:
             topics=topics,
             speech=speech,
             settings=settings.queue,
+            images=settings.images,
+            spool=self._spool,
             store=self._store,
             link=self._link,
             outbox=self._outbox,
@@ -187,6 +194,7 @@ class Agent:
     def _start(self) -> None:
         """Start what is needed before what needs it: rows, who runs and tells them, who brings them."""
         self._store.start()
+        self._store.do(lambda queue: self._spool.sweep(*queue.images()))
         models = [serve.name for serve in self._settings.models.serve]
         self._store.do(lambda queue: queue.disown(models))
         self._outbox.start()
@@ -284,11 +292,12 @@ class Agent:
         threading.excepthook = on_crash
 
     def _open_queue(self, folder: Path) -> Queue | None:
-        """Open the queue, waiting for room on the disk; None when told to stop meanwhile."""
+        """Open the queue and the folder of images, waiting for room on the disk; None when told to stop meanwhile."""
         while not self._stopping.is_set():
             try:
+                self._spool.open()
                 return open_queue(folder, age_step_s=self._settings.queue.age_step_s)
-            except StorageError as error:
+            except (StorageError, EdgeAgentError) as error:
                 log.error("queue.unwritable", reason=str(error), next="free disk space or mend the folder's rights")
                 self._notifier.status(f"waits: the queue cannot be written ({error})")
                 self._notifier.alive()
@@ -408,7 +417,7 @@ def access(settings: Settings) -> Access:
         tls_key_file=mqtt.tls_key_file,
         keepalive_s=mqtt.keepalive_s,
         session_expiry_s=mqtt.session_expiry_s,
-        receive_bytes_max=RECEIVE_BYTES_MAX,
+        receive_bytes_max=settings.images.packet_bytes,
     )
 
 

@@ -21,6 +21,8 @@ class Code(StrEnum):
     NO_FIT = "no_fit"
     MODEL_MISSING = "model_missing"
     PROMPT_TOO_LONG = "prompt_too_long"
+    BAD_IMAGE = "bad_image"
+    IMAGE_MISSING = "image_missing"
     QUEUE_FULL = "queue_full"
     STORAGE_FULL = "storage_full"
     EXPIRED = "expired"

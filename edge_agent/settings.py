@@ -196,6 +196,25 @@ class QueueSection(Section):
         return self
 
 
+class ImagesSection(Section):
+    """Images that come with jobs."""
+
+    folders: tuple[Path, ...] = Field(
+        (), description="folders of this device whose images a request may name by `file:` URL, and all below them"
+    )
+    image_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="largest image, in bytes as sent")
+    packet_bytes: int = Field(
+        8 * 2**20,
+        ge=2**20,
+        le=2**28 - 1,
+        description="largest message taken from the broker; what is no image must be smaller all the same",
+    )
+    quota_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="what the images of unfinished jobs may take of the disk together"
+    )
+    pixels: int = Field(64_000_000, ge=10_000, le=10**9, description="largest image, in pixels: width times height")
+
+
 class PrivacySection(Section):
     """What is kept of prompts and answers."""
 
@@ -228,6 +247,7 @@ class Settings(BaseSettings):
     mqtt: MqttSection = Field(default_factory=MqttSection)
     models: ModelsSection = Field(default_factory=ModelsSection)
     queue: QueueSection = Field(default_factory=QueueSection)
+    images: ImagesSection = Field(default_factory=ImagesSection)
     privacy: PrivacySection = Field(default_factory=PrivacySection)
     log: LogSection = Field(default_factory=LogSection)
     telemetry: TelemetrySection = Field(default_factory=TelemetrySection)

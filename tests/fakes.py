@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.attachments import Attached
 from edge_agent.jobs.clock import Clock
 from edge_agent.jobs.job import Failure, Outcome
 from edge_agent.jobs.queue import Envelope, Queue, StorageError
@@ -75,10 +76,11 @@ def request(job_id="job-1", **fields):
     return Request.model_validate_json(json.dumps({"job_id": job_id, "prompt": "What is on the belt?"} | fields))
 
 
-def accept(queue, job_id="job-1", *, client="line-3", model="phi", ttl_s=600.0, **fields):
-    """Store a request in a transaction of its own; return its job."""
+def accept(queue, job_id="job-1", *, client="line-3", model="phi", ttl_s=600.0, here=None, **fields):
+    """Store a request in a transaction of its own; return its job. `here`: the hashes of its images."""
+    asked = request(job_id, **fields)
     with queue.transaction():
-        return queue.accept(request(job_id, **fields), Envelope(client, ttl_s), model=model)
+        return queue.accept(asked, Envelope(client, ttl_s), model=model, attached=here and Attached(asked, here))
 
 
 def claim(queue, *, model="phi", idle=True):
@@ -142,8 +144,10 @@ class FakeRoster:
     def __init__(self, *names, images=0):
         self.names, self.images = names, images
 
-    def resolve(self, model):
+    def resolve(self, model, *, images=0):
         """Return the name of a model."""
+        if images > self.images:
+            raise EdgeAgentError(Code.UNSUPPORTED, "messages: the model takes fewer images")
         if not self.names:
             raise EdgeAgentError(Code.MODEL_MISSING, "this agent serves no model")
         if model == "auto":
@@ -151,10 +155,6 @@ class FakeRoster:
         if model not in self.names:
             raise EdgeAgentError(Code.UNKNOWN_MODEL, "model: this agent serves another")
         return model
-
-    def images_per_prompt(self, model):
-        """Return how many images a model takes."""
-        return self.images
 
 
 class FullDisk:

@@ -6,7 +6,7 @@ long as its children; the callbacks of an engine come on its own threads and onl
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -165,6 +165,26 @@ class _Keeper:
         self.since_s = float("-inf")
         self.backoff_s = 0.0
         self.starts = 0
+        self.images_per_prompt: int | None = None
+
+
+def automatic(most: Mapping[str, int | None], *, images: int) -> str:
+    """Return the model that `auto` means (pure), given how many images each takes; None: not known yet."""
+    known = {name: takes for name, takes in most.items() if takes is not None}
+    wanted = [name for name, takes in known.items() if (takes >= images if images else takes == 0)]
+    unknown = [name for name in most if name not in known]
+    return next(iter([*wanted, *unknown, *most]))
+
+
+def check_images(name: str, most: Mapping[str, int | None], *, images: int) -> None:
+    """Raise EdgeAgentError UNSUPPORTED, saying what would do, when a model is known to take fewer images."""
+    takes = most[name]
+    if takes is None or images <= takes:
+        return
+    others = [other for other, count in most.items() if count and count >= images]
+    instead = f"; this agent's {', '.join(others)} would" if others else "; no model of this agent does"
+    sentence = f"takes at most {takes} images" if takes else "is a text model and takes no images"
+    raise EdgeAgentError(Code.UNSUPPORTED, f"messages: {name} {sentence}{instead}")
 
 
 class Supervisor:
@@ -224,16 +244,20 @@ class Supervisor:
             keeper = self._keepers[model]
             return keeper.process if keeper.phase is Phase.READY else None
 
-    def resolve(self, model: str) -> str:
-        """Return the served model of a request's `model`; `auto` is the first.
+    def resolve(self, model: str, *, images: int = 0) -> str:
+        """Return the served model that a request with so many images means.
 
-        Raises EdgeAgentError UNKNOWN_MODEL, or the reason why a known one cannot be loaded.
+        `auto` is the first that takes images when there are some, else the first text model if there is one. A model
+        that was never loaded may be taken for either, see `images_per_prompt`.
+        Raises EdgeAgentError UNKNOWN_MODEL, UNSUPPORTED, or the reason why a known one cannot be loaded.
         """
         if not self._keepers:
             raise EdgeAgentError(Code.MODEL_MISSING, "this agent serves no model; add [[models.serve]] to its settings")
-        name = next(iter(self._keepers)) if model == "auto" else model
+        most = {name: self.images_per_prompt(name) for name in self._keepers}
+        name = automatic(most, images=images) if model == "auto" else model
         if name not in self._keepers:
             raise EdgeAgentError(Code.UNKNOWN_MODEL, f"model: this agent serves {', '.join(self._keepers)}")
+        check_images(name, most, images=images)
         status = self.status(name)
         if status.phase is Phase.FAILED:
             raise EdgeAgentError(status.code or Code.MODEL_MISSING, f"model: cannot be loaded: {status.reason}")
@@ -241,10 +265,10 @@ class Supervisor:
             raise EdgeAgentError(Code.MODEL_MISSING, f"model: is not here yet: {status.reason}")
         return name
 
-    def images_per_prompt(self, model: str) -> int:
-        """Return how many images a model takes in one prompt; none before it is loaded."""
-        limits = self.status(model).limits
-        return limits.images_per_prompt if limits else 0
+    def images_per_prompt(self, model: str) -> int | None:
+        """Return how many images a model takes in one prompt, as it said when it was last loaded; None before that."""
+        with self._lock:
+            return self._keepers[model].images_per_prompt
 
     # For the main thread
 
@@ -378,6 +402,7 @@ class Supervisor:
             case Ready():
                 with self._lock:
                     keeper.phase, keeper.reason, keeper.code = Phase.READY, "", None
+                    keeper.images_per_prompt = message.limits.images_per_prompt
                 log.info(
                     "engine.ready",
                     model=name,

@@ -62,6 +62,8 @@ def birth_certificate(
         models=tuple(_served_model(engine) for engine in engines),
         limits=Limits(
             payload_bytes=PAYLOAD_BYTES_MAX,
+            packet_bytes=settings.images.packet_bytes,
+            image_bytes=settings.images.image_bytes,
             queue_jobs=settings.queue.high_water_jobs,
             queue_bytes=settings.queue.high_water_bytes,
             ttl_s=settings.queue.ttl_max_s,
@@ -78,6 +80,7 @@ def _served_model(engine: EngineStatus) -> ServedModel:
         variant=engine.variant,
         context_tokens=limits.context_tokens if limits else None,
         parallel=limits.parallel if limits else None,
+        images_per_prompt=limits.images_per_prompt if limits else None,
         device=engine.device or None,
         library=engine.library or None,
         reason=engine.reason or None,

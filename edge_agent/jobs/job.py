@@ -11,6 +11,8 @@ from edge_agent.errors import RETRYABLE, Code, EdgeAgentError
 class JobState(StrEnum):
     """Where a stored job is. A refused request is never stored."""
 
+    WAITING = "waiting"
+    """For images that are uploaded apart."""
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -22,6 +24,7 @@ class JobState(StrEnum):
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.WAITING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED}),
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED}),
     # Back to the queue only by a restart, a retry or a fallback.
     JobState.RUNNING: frozenset({JobState.QUEUED}) | TERMINAL,
@@ -96,6 +99,21 @@ class Timings(Frozen):
     generate_per_second: float | None = None
 
 
+class ImageUse(Frozen):
+    """An image of the prompt: its size in pixels as sent, upright, and as the model saw it; the prompt tokens it took.
+
+    `scaled` says whether the two differ. `tiles` are what the image was given at most, see tiles.py.
+    """
+
+    width: int
+    height: int
+    used_width: int
+    used_height: int
+    scaled: bool
+    tiles: int
+    tokens: int
+
+
 class Outcome(Frozen):
     """How a job ended, in everything but its state.
 
@@ -109,6 +127,7 @@ class Outcome(Frozen):
     error: Failure | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    images: tuple[ImageUse, ...] | None = None
     variant: str | None = None
     revision: str | None = None
     backend: str | None = None
@@ -121,7 +140,8 @@ class Job:
 
     Times ending in `_s` are seconds on the queue's clock, which no change of the wall clock moves.
     `request` and `outcome` are JSON; `request` is None once erased, `outcome` until the job has ended. `strikes`
-    counts claims that were not given back.
+    counts claims that were not given back. A job with images is `unprepared` until they are decoded; `images` tells of
+    them then (JSON, see prepared.py).
     """
 
     row: int
@@ -148,3 +168,5 @@ class Job:
     correlation: bytes | None
     traceparent: str | None
     metadata: str
+    unprepared: bool
+    images: str | None

@@ -1,3 +1,23 @@
+-- From version 1 to version 2.
+
+ALTER TABLE jobs ADD COLUMN unprepared INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN images TEXT;
+
+DROP INDEX jobs_expiring;
+CREATE INDEX jobs_expiring   ON jobs (expires_s)      WHERE state IN ('queued', 'waiting');
+CREATE INDEX jobs_incomplete ON jobs (row)            WHERE state = 'waiting';
+CREATE INDEX jobs_unprepared ON jobs (model, rank)    WHERE state = 'queued' AND unprepared;
+CREATE INDEX jobs_prepared   ON jobs (model, rank)    WHERE state = 'queued' AND images IS NOT NULL;
+
+CREATE TABLE images (
+    job    INTEGER NOT NULL,
+    sha256 TEXT    NOT NULL,
+    here   INTEGER NOT NULL,
+    PRIMARY KEY (job, sha256)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX images_shared ON images (sha256);
+
 -- How many jobs were accepted and ended how, and the tokens of the ended ones, since this file was made.
 CREATE TABLE totals (
     name  TEXT    PRIMARY KEY,

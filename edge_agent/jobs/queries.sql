@@ -8,16 +8,18 @@ SELECT digest FROM jobs WHERE client = :client AND job_id = :job_id
 
 -- name: insert
 INSERT INTO jobs (client, job_id, digest, model, state, state_seq, max_attempts, stream, priority, rank, accepted_s, expires_s,
-                  timeout_s, finished_s, request, request_bytes, outcome, correlation, traceparent, metadata, deliver_s)
+                  timeout_s, finished_s, request, request_bytes, outcome, correlation, traceparent, metadata, deliver_s,
+                  unprepared)
 VALUES (:client, :job_id, :digest, :model, :state, 1, :max_attempts, :stream, :priority, :rank, :accepted_s, :expires_s,
-        :timeout_s, :finished_s, :request, :request_bytes, :outcome, :correlation, :traceparent, :metadata, :finished_s)
+        :timeout_s, :finished_s, :request, :request_bytes, :outcome, :correlation, :traceparent, :metadata, :finished_s,
+        :unprepared)
 RETURNING {job}
 
 -- name: claim
 UPDATE jobs
    SET state = 'running', state_seq = state_seq + 1, attempt = attempt + 1, strikes = strikes + 1, claimed_s = :now
  WHERE row = (SELECT row FROM (SELECT row, alone FROM jobs
-                                WHERE state = 'queued' AND model = :model AND expires_s > :now
+                                WHERE state = 'queued' AND model = :model AND expires_s > :now AND NOT unprepared
                                 ORDER BY rank, row LIMIT 1)
                WHERE alone = 0 OR :idle)
 RETURNING {job}
@@ -45,22 +47,65 @@ ON CONFLICT DO UPDATE SET at_s = excluded.at_s
 DELETE FROM cancels WHERE client = :client AND job_id = :job_id RETURNING 1
 
 -- name: expiring
-SELECT {job} FROM jobs WHERE state = 'queued' AND expires_s <= :now ORDER BY expires_s LIMIT :limit
+SELECT {job} FROM jobs WHERE state IN ('queued', 'waiting') AND expires_s <= :now ORDER BY expires_s LIMIT :limit
 
 -- name: unserved
-SELECT {job} FROM jobs WHERE state = 'queued' AND model NOT IN (SELECT value FROM json_each(:models))
+SELECT {job} FROM jobs WHERE state IN ('queued', 'waiting') AND model NOT IN (SELECT value FROM json_each(:models))
 
 -- name: next_expiry
-SELECT min(expires_s) FROM jobs WHERE state = 'queued'
+SELECT min(expires_s) FROM jobs WHERE state IN ('queued', 'waiting')
 
 -- name: running
 SELECT {job} FROM jobs WHERE state = 'running' ORDER BY row
 
 -- name: unfinished
-SELECT count(*), coalesce(sum(request_bytes), 0) FROM jobs WHERE state IN ('queued', 'running')
+SELECT count(*), coalesce(sum(request_bytes), 0) FROM jobs WHERE state IN ('waiting', 'queued', 'running')
 
 -- name: count_running
 SELECT count(*) FROM jobs WHERE state = 'running'
+
+-- name: count_waiting
+SELECT count(*) FROM jobs INDEXED BY jobs_incomplete WHERE state = 'waiting'
+
+-- name: need_image
+INSERT INTO images (job, sha256, here) VALUES (:row, :sha256, :here)
+
+-- name: missing
+SELECT sha256 FROM images WHERE job = :row AND NOT here
+
+-- name: asked_for
+SELECT max(jobs.state = 'waiting') FROM images JOIN jobs ON jobs.row = images.job
+ WHERE images.sha256 = :sha256 AND jobs.client = :client AND jobs.finished_s IS NULL
+
+-- name: image_came
+UPDATE images SET here = 1 WHERE sha256 = :sha256
+
+-- name: complete
+UPDATE jobs SET state = 'queued', state_seq = state_seq + 1
+ WHERE state = 'waiting' AND row IN (SELECT job FROM images WHERE sha256 = :sha256)
+   AND NOT EXISTS (SELECT 1 FROM images WHERE job = jobs.row AND NOT here)
+RETURNING {job}
+
+-- name: next_unprepared
+SELECT {job} FROM (SELECT * FROM jobs WHERE state = 'queued' AND unprepared AND model = :model AND expires_s > :now
+                    ORDER BY rank, row LIMIT 1) AS next
+ WHERE (SELECT count(*) FROM jobs WHERE state = 'queued' AND images IS NOT NULL AND model = :model
+           AND (rank, row) < (next.rank, next.row)) < :ahead
+
+-- name: prepared
+UPDATE jobs SET unprepared = 0, images = :images WHERE row = :row AND state = 'queued' AND unprepared RETURNING {job}
+
+-- name: unprepare
+UPDATE jobs SET unprepared = 1, images = NULL WHERE finished_s IS NULL AND row IN (SELECT job FROM images)
+
+-- name: forget_images
+DELETE FROM images WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE row = images.job AND finished_s IS NULL)
+
+-- name: needed_images
+SELECT DISTINCT sha256 FROM images
+
+-- name: jobs_with_images
+SELECT DISTINCT job FROM images
 
 -- name: ahead
 SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'queued' AND model = :model AND (rank, row) < (:rank, :row) LIMIT :limit)

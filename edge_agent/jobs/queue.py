@@ -7,7 +7,7 @@ that changed are collected and handed out when the transaction has committed, so
 import dataclasses
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -18,6 +18,7 @@ from typing import Any, Self
 from pydantic_core import to_json
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.attachments import Attached
 from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
 from edge_agent.jobs.request import Request
@@ -111,6 +112,7 @@ def _job(row: Sequence[Any]) -> Job:
         alone=bool(job.alone),
         cancel_requested=bool(job.cancel_requested),
         stream=bool(job.stream),
+        unprepared=bool(job.unprepared),
     )
 
 
@@ -224,19 +226,24 @@ class Queue:
             self._db.execute(SQL["owe"], {"row": job.row, "now": self.clock.now_s()})
         return job
 
-    def accept(self, request: Request, envelope: Envelope, *, model: str) -> Job:
-        """Store a request that was not seen before. A cancel that came first wins."""
+    def accept(self, request: Request, envelope: Envelope, *, model: str, attached: Attached | None = None) -> Job:
+        """Store a request that was not seen before. A cancel that came first wins.
+
+        One with images comes `attached`, see attachments.py; while some are not here it waits for them.
+        """
         now_s = self.clock.now_s()
         key = {"client": envelope.client, "job_id": request.job_id}
         canceled = self._db.execute(SQL["take_cancel"], key).fetchone() is not None
-        body = request.to_json()
+        here = attached.here if attached else {}
+        state = JobState.QUEUED if all(here.values()) else JobState.WAITING
+        body = (attached.request if attached else request).to_json()
         row = self._db.execute(
             SQL["insert"],
             key
             | {
                 "digest": request.digest(),
                 "model": model,
-                "state": JobState.CANCELED if canceled else JobState.QUEUED,
+                "state": JobState.CANCELED if canceled else state,
                 "max_attempts": request.max_attempts,
                 "stream": request.stream,
                 "priority": request.priority,
@@ -251,11 +258,13 @@ class Queue:
                 "correlation": envelope.correlation,
                 "traceparent": envelope.traceparent,
                 "metadata": to_json(request.metadata).decode(),
+                "unprepared": bool(here),
             },
         ).fetchone()
         job = self._changed(row)
         if not canceled:
             self._count(job, 1)
+            self._need(job, here)
         return job
 
     # Running them
@@ -325,8 +334,12 @@ class Queue:
                 self.end(current, JobState.FAILED, Outcome(error=failure, timings=timings))
 
     def recover(self) -> None:
-        """Deal with the jobs that were running when the agent died, as when their engine had. Call once, first."""
+        """Deal with the jobs that were running when the agent died, as when their engine had. Call once, first.
+
+        What was decoded for jobs is decoded anew.
+        """
         self.remember_clock()
+        self._db.execute(SQL["unprepare"])
         failure = Failure.because(Code.ENGINE_DIED, "the agent or its engine died each time this job ran")
         running = [_job(row) for row in self._db.execute(SQL["running"])]
         for model in {job.model for job in running}:
@@ -346,7 +359,7 @@ class Queue:
         job = self.recall(client, job_id)
         if job is None:
             self._db.execute(SQL["remember_cancel"], {"client": client, "job_id": job_id, "now": self.clock.now_s()})
-        elif job.state is JobState.QUEUED:
+        elif job.state in {JobState.WAITING, JobState.QUEUED}:
             self.end(job, JobState.CANCELED, _canceled(self._age_ms(job)))
         elif job.state is JobState.RUNNING:
             self._db.execute(SQL["request_cancel"], {"row": job.row})
@@ -356,10 +369,50 @@ class Queue:
         """End the waiting jobs whose time has passed; return when the next one's will, on the queue's clock."""
         expiring = self._db.execute(SQL["expiring"], {"now": self.clock.now_s(), "limit": ROWS_AT_ONCE}).fetchall()
         for job in map(_job, expiring):
-            failure = Failure.because(Code.EXPIRED, "ttl_s: the job waited longer than its time to live")
+            failure = _too_late(job)
             self.end(job, JobState.EXPIRED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
         (next_s,) = self._db.execute(SQL["next_expiry"]).fetchone()
         return None if next_s is None else float(next_s)
+
+    # Their images
+
+    def _need(self, job: Job, here: Mapping[str, bool]) -> None:
+        rows = ({"row": job.row, "sha256": sha256, "here": is_here} for sha256, is_here in here.items())
+        self._db.executemany(SQL["need_image"], rows)
+
+    def missing(self, job: Job) -> tuple[str, ...]:
+        """Return the hashes of the images that a job waits for."""
+        return tuple(sha256 for (sha256,) in self._db.execute(SQL["missing"], {"row": job.row}))
+
+    def asked_for(self, client: str, sha256: str) -> bool | None:
+        """Return whether a job of this client waits for images, this one among those it needs.
+
+        False when all of that client's jobs that need it have it; None when none needs it.
+        """
+        (asked,) = self._db.execute(SQL["asked_for"], {"client": client, "sha256": sha256}).fetchone()
+        return None if asked is None else bool(asked)
+
+    def image_came(self, sha256: str) -> None:
+        """Note that an image is here; jobs that waited for no other are queued."""
+        self._db.execute(SQL["image_came"], {"sha256": sha256})
+        for row in self._db.execute(SQL["complete"], {"sha256": sha256}).fetchall():
+            self._changed(row)
+
+    def next_unprepared(self, model: str, *, ahead: int) -> Job | None:
+        """Return the first job of a model whose images are to be decoded; None while `ahead` decoded ones wait."""
+        key = {"model": model, "now": self.clock.now_s(), "ahead": ahead}
+        row = self._db.execute(SQL["next_unprepared"], key).fetchone()
+        return None if row is None else _job(row)
+
+    def prepared(self, job: Job, images: str) -> bool:
+        """Let a job be claimed, its images decoded; return False when it has ended meanwhile."""
+        return self._db.execute(SQL["prepared"], {"row": job.row, "images": images}).fetchone() is not None
+
+    def images(self) -> tuple[frozenset[str], frozenset[int]]:
+        """Return the hashes of the images that are needed, and the rows of the jobs that need them; forget others."""
+        self._db.execute(SQL["forget_images"])
+        hashes = frozenset(sha256 for (sha256,) in self._db.execute(SQL["needed_images"]))
+        return hashes, frozenset(row for (row,) in self._db.execute(SQL["jobs_with_images"]))
 
     # Delivering results
 
@@ -412,9 +465,11 @@ class Queue:
         return [_job(row) for row in self._db.execute(SQL["first_queued"], {"model": model, "limit": limit})]
 
     def unfinished(self) -> dict[JobState, int]:
-        """Return how many jobs wait and how many run."""
+        """Return how many jobs wait for images, how many for an engine, and how many run."""
         (running,) = self._db.execute(SQL["count_running"]).fetchone()
-        return {JobState.QUEUED: self._backlog.jobs - running, JobState.RUNNING: running}
+        (waiting,) = self._db.execute(SQL["count_waiting"]).fetchone()
+        queued = self._backlog.jobs - running - waiting
+        return {JobState.WAITING: waiting, JobState.QUEUED: queued, JobState.RUNNING: running}
 
     def oldest_age_s(self) -> float | None:
         """Return how long the longest waiting job has waited."""
@@ -461,6 +516,12 @@ class Queue:
     def _count(self, job: Job, sign: int) -> None:
         size = len((job.request or "").encode())
         self._backlog = Backlog(self._backlog.jobs + sign, self._backlog.request_bytes + sign * size)
+
+
+def _too_late(job: Job) -> Failure:
+    if job.state is JobState.WAITING:
+        return Failure.because(Code.IMAGE_MISSING, "messages: the images did not come within the job's time to live")
+    return Failure.because(Code.EXPIRED, "ttl_s: the job waited longer than its time to live")
 
 
 def _canceled(age_ms: float) -> Outcome:

@@ -38,6 +38,7 @@ Spelling = Discriminator(lambda value: _BRANCHES.get(type(value), BRANCH_OBJECT)
 """Picks the branch by the value's own type, so that an error speaks of the branch that was meant."""
 
 Words = Annotated[str, StringConstraints(min_length=1)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class TextPart(Strict):
@@ -47,25 +48,49 @@ class TextPart(Strict):
     text: Words
 
 
-class ImageUrl(Strict):
-    """Where an image is: a data URL."""
+Detail = Literal["auto", "low", "high"]
+"""How finely an image is looked at: in its own resolution, at a glance, as finely as the model can."""
 
-    url: str
-    detail: Literal["auto", "low", "high"] = "auto"
+
+def _url(url: str) -> str:
+    if not url.startswith(("data:", "file:")):
+        raise ValueError("must be a data: or file: URL; nothing is fetched from the network")
+    return url
+
+
+Url = Annotated[str, AfterValidator(_url)]
+
+
+class ImageUrl(Strict):
+    """Where an image is: in a data URL, or in a file of the device."""
+
+    url: Url
+    detail: Detail = "auto"
 
 
 class ImagePart(Strict):
     """An image in a message, by URL."""
 
     type: Literal["image_url"]
-    image_url: Annotated[Annotated[ImageUrl, Tag(BRANCH_OBJECT)] | Annotated[str, Tag(BRANCH_TEXT)], Spelling]
+    image_url: Annotated[Annotated[ImageUrl, Tag(BRANCH_OBJECT)] | Annotated[Url, Tag(BRANCH_TEXT)], Spelling]
+
+    @property
+    def url(self) -> str:
+        """The URL, whichever way it was given."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
+
+    @property
+    def detail(self) -> Detail:
+        """The detail, whichever way the URL was given."""
+        return "auto" if isinstance(self.image_url, str) else self.image_url.detail
 
 
 class ImageHashPart(Strict):
     """An image in a message, by the hash of bytes that are uploaded apart."""
 
     type: Literal["image_sha256"]
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
+    detail: Detail = "auto"
 
 
 Part = Annotated[TextPart | ImagePart | ImageHashPart, Field(discriminator="type")]
@@ -86,9 +111,11 @@ class Message(Strict):
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
-    def image_count(self) -> int:
-        """How many images the message carries."""
-        return 0 if isinstance(self.content, str) else sum(not isinstance(part, TextPart) for part in self.content)
+    def images(self) -> tuple[ImagePart | ImageHashPart, ...]:
+        """The images of the message, in order."""
+        if isinstance(self.content, str):
+            return ()
+        return tuple(part for part in self.content if not isinstance(part, TextPart))
 
 
 def _plain(value: Any, depth: int = METADATA_DEPTH_MAX) -> Any:
@@ -165,9 +192,9 @@ class Request(Strict):
         return (self.stop,) if isinstance(self.stop, str) else self.stop
 
     @property
-    def image_count(self) -> int:
-        """How many images the request carries."""
-        return sum(message.image_count for message in self.messages)
+    def images(self) -> tuple[ImagePart | ImageHashPart, ...]:
+        """The images of the request, in order."""
+        return tuple(image for message in self.messages for image in message.images)
 
     def to_json(self) -> str:
         """Return the canonical JSON: what was given, in the order of the fields."""

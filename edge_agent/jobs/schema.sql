@@ -30,15 +30,33 @@ CREATE TABLE jobs (
     metadata         TEXT    NOT NULL,
     deliver_s        REAL,                               -- when to publish the result next; NULL: not, or no more
     deliver_tries    INTEGER NOT NULL DEFAULT 0,
+    unprepared       INTEGER NOT NULL DEFAULT 0,         -- its images are not decoded yet: nobody claims it
+    images           TEXT,                               -- what they were decoded to (JSON)
     UNIQUE (client, job_id)
 ) STRICT;
 
 CREATE INDEX jobs_queued   ON jobs (model, rank)    WHERE state = 'queued';
 CREATE INDEX jobs_waiting  ON jobs (row)            WHERE state = 'queued';
-CREATE INDEX jobs_expiring ON jobs (expires_s)      WHERE state = 'queued';
+CREATE INDEX jobs_expiring ON jobs (expires_s)      WHERE state IN ('queued', 'waiting');
 CREATE INDEX jobs_running  ON jobs (row)            WHERE state = 'running';
 CREATE INDEX jobs_owed     ON jobs (deliver_s)      WHERE deliver_s IS NOT NULL;
 CREATE INDEX jobs_finished ON jobs (finished_s)     WHERE finished_s IS NOT NULL;
+
+-- Images uploaded apart are waited for; decoded are those of the first jobs only.
+CREATE INDEX jobs_incomplete ON jobs (row)          WHERE state = 'waiting';
+CREATE INDEX jobs_unprepared ON jobs (model, rank)  WHERE state = 'queued' AND unprepared;
+CREATE INDEX jobs_prepared   ON jobs (model, rank)  WHERE state = 'queued' AND images IS NOT NULL;
+
+-- Which images a job needs, by the hash of what was sent, and whether they are in the spool. What an ended job needed is
+-- forgotten when the spool is swept.
+CREATE TABLE images (
+    job    INTEGER NOT NULL,
+    sha256 TEXT    NOT NULL,
+    here   INTEGER NOT NULL,
+    PRIMARY KEY (job, sha256)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX images_shared ON images (sha256);
 
 -- Cancels that came before their job.
 CREATE TABLE cancels (

@@ -9,10 +9,12 @@ from functools import partial
 from typing import Protocol
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.attachments import Attached, attach
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Envelope, Queue, StorageError
 from edge_agent.jobs.request import Request
+from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
 from edge_agent.mqtt.link import Link, Receipt
@@ -21,13 +23,15 @@ from edge_agent.mqtt.topics import CLIENT, Command, Topics
 from edge_agent.mqtt.wire import (
     CORRELATION_BYTES_MAX,
     TRACEPARENT_BYTES_MAX,
+    UNREADABLE,
     Inbound,
     Speech,
+    decode_image,
     decode_ref,
     decode_request,
     readable_job_id,
 )
-from edge_agent.settings import QueueSection
+from edge_agent.settings import ImagesSection, QueueSection
 
 UNCONFIRMED_MAX = 2048
 """Messages that may wait to be stored. QoS 1 ones are bounded by the link's receive maximum; QoS 0 ones end here."""
@@ -47,14 +51,11 @@ def _nothing() -> None:
 class Roster(Protocol):
     """What models there are."""
 
-    def resolve(self, model: str) -> str:
-        """Return the name of the model that a request means; `auto` is the first.
+    def resolve(self, model: str, *, images: int = 0) -> str:
+        """Return the name of the model that a request with so many images means; `auto` is the first that takes them.
 
         Raises EdgeAgentError when there is none.
         """
-
-    def images_per_prompt(self, model: str) -> int:
-        """Return how many images a model takes in one prompt."""
 
 
 class Intake:
@@ -66,6 +67,8 @@ class Intake:
         topics: Topics,
         speech: Speech,
         settings: QueueSection,
+        images: ImagesSection,
+        spool: Spool,
         store: Store,
         link: Link,
         outbox: Outbox,
@@ -78,6 +81,8 @@ class Intake:
         self._topics = topics
         self._speech = speech
         self._settings = settings
+        self._images = images
+        self._spool = spool
         self._store = store
         self._link = link
         self._outbox = outbox
@@ -90,6 +95,7 @@ class Intake:
     def receive(self, inbound: Inbound, receipt: Receipt) -> None:
         """Line a message up to be taken in; returns at once."""
         if inbound.qos == 0 and self._store.waiting > UNCONFIRMED_MAX:
+            self._link.ack(receipt)
             return
         self._store.put(
             Operation(
@@ -119,9 +125,11 @@ class Intake:
                 return self._take_cancel(queue, inbound, client)
             case Command.STATUS:
                 return self._take_status(queue, inbound, client)
+            case Command.IMAGE:
+                return self._take_image(queue, inbound, client)
             case _:
                 raise EdgeAgentError(
-                    Code.UNSUPPORTED, "the topic names no command this agent knows: job, cancel, status"
+                    Code.UNSUPPORTED, "the topic names no command this agent knows: job, cancel, status, image"
                 )
 
     def _check_properties(self, inbound: Inbound, client: str) -> None:
@@ -143,8 +151,28 @@ class Intake:
         model = self._admit(queue, request)
         ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
         envelope = Envelope(client, ttl_s, correlation=inbound.correlation, traceparent=inbound.traceparent)
-        job = queue.accept(request, envelope, model=model)
+        job = queue.accept(request, envelope, model=model, attached=self._attach(queue, request))
         return partial(log.info, "job.accepted", job_id=job.job_id, client=client, model=model, row=job.row)
+
+    def _attach(self, queue: Queue, request: Request) -> Attached:
+        try:
+            return attach(request, spool=self._spool, folders=self._images.folders)
+        except EdgeAgentError:
+            self._spool.sweep(*queue.images())  # of an image before the one at fault
+            raise
+
+    def _take_image(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
+        piece = decode_image(inbound)
+        asked_for = queue.asked_for(client, piece.sha256)
+        if asked_for is None:
+            raise EdgeAgentError(
+                Code.UNKNOWN_JOB, "sha256: no waiting job of yours needs this image; send the job that does first"
+            )
+        if asked_for:
+            self._check_disk()
+            if self._spool.add_part(piece.sha256, part=piece.part, parts=piece.parts, content=piece.content):
+                queue.image_came(piece.sha256)
+        return _nothing
 
     def _take_cancel(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
         job = queue.cancel(client, decode_ref(inbound.payload).job_id)
@@ -163,10 +191,7 @@ class Intake:
 
     def _admit(self, queue: Queue, request: Request) -> str:
         """Return the model that shall run a request. Raises EdgeAgentError when none can or there is no room."""
-        model = self._roster.resolve(request.model)
-        images_max = self._roster.images_per_prompt(model)
-        if request.image_count > images_max:
-            raise EdgeAgentError(Code.UNSUPPORTED, f"messages: carry too many images; the model takes {images_max}")
+        model = self._roster.resolve(request.model, images=len(request.images))
         if request.ttl_s > self._settings.ttl_max_s:
             raise EdgeAgentError(Code.BAD_REQUEST, f"ttl_s: must be at most {self._settings.ttl_max_s}")
         backlog = queue.backlog
@@ -175,9 +200,12 @@ class Intake:
             raise EdgeAgentError(
                 Code.QUEUE_FULL, "the queue is full; send the job again later", retry_after_s=retry_after_s
             )
+        self._check_disk()
+        return model
+
+    def _check_disk(self) -> None:
         if self._free_bytes() < self._settings.min_free_bytes:
             raise EdgeAgentError(Code.STORAGE_FULL, "the device's disk is full; free space there", retry_after_s=60.0)
-        return model
 
     def _confirm(self, inbound: Inbound, receipt: Receipt, outcome: _Afterwards | EdgeAgentError) -> None:
         """Acknowledge what was stored or refused; a refusal is told first."""
@@ -196,7 +224,7 @@ class Intake:
         command, client = self._topics.parse(inbound.topic) or ("", "")
         if not CLIENT.match(client):
             return
-        job_id = readable_job_id(inbound.payload)
+        job_id = UNREADABLE if command == Command.IMAGE else readable_job_id(inbound.payload)
         log.info("message.rejected", command=command[:16], client=client, job_id=job_id, code=error.code)
         self._rejected(error.code)
         self._outbox.say(self._speech.rejection(client, job_id, error, inbound))

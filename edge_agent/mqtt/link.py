@@ -32,6 +32,10 @@ RECEIVE_MAX = 256
 """Unacknowledged QoS 1 messages the broker may send us: what one commit takes in, and the bound on what we hold."""
 UNSENT_MAX = 256
 """QoS 0 messages that may wait for a slow connection; further ones are dropped, as QoS 0 allows."""
+HELD_BYTES_MAX = 4 * 2**20
+"""What received messages may take that are not dealt with; one that is larger is waited for alone."""
+HELD_S = 5.0
+"""No longer than this: the broker wants to hear of us."""
 WILL_DELAY_S = 10
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 60.0
@@ -85,11 +89,12 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What acknowledges a message, on the connection it came on."""
+    """What acknowledges a message, on the connection it came on; `size_bytes` is its payload's."""
 
     epoch: int
     mid: int
     qos: int
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,8 @@ class Link:
         self._connected = threading.Event()
         # No acknowledgement is queued between the loss of a connection and the next one.
         self._acks = threading.Lock()
+        self._held = threading.Condition()
+        self._held_bytes = 0
         self.packet_bytes_max: int | None = None
         self._client = self._make_client()
 
@@ -231,12 +238,14 @@ class Link:
         """
         if publication.qos == 0 and not self._room():
             return None
-        trace = None if publication.traceparent is None else ("traceparent", publication.traceparent)
+        user = [*publication.user.items()]
+        if publication.traceparent is not None:
+            user.append(("traceparent", publication.traceparent))
         properties = _properties(
             PacketTypes.PUBLISH,
             MessageExpiryInterval=publication.expiry_s,
             CorrelationData=publication.correlation,
-            UserProperty=trace,
+            UserProperty=user or None,
             ResponseTopic=publication.response_topic,
         )
         if self._too_large(publication.topic, publication.payload, properties):
@@ -254,10 +263,25 @@ class Link:
         return info.mid
 
     def ack(self, receipt: Receipt) -> None:
-        """Acknowledge a message, unless the connection it came on is gone: the broker sends it again on the next."""
+        """Acknowledge a message, unless the connection it came on is gone: the broker sends it again on the next.
+
+        Call it for every message, once, whatever its QoS: it is not held in memory from then on.
+        """
+        self._let_go(receipt.size_bytes)
         with self._acks:
             if receipt.qos and self.connected and receipt.epoch == self._epoch:
                 self._client.ack(receipt.mid, receipt.qos)
+
+    def _hold(self, size_bytes: int) -> None:
+        """Count a message in; wait a while when many large ones have not been dealt with: no more is read meanwhile."""
+        with self._held:
+            self._held_bytes += size_bytes
+            self._held.wait_for(lambda: self._held_bytes <= max(HELD_BYTES_MAX, size_bytes), HELD_S)
+
+    def _let_go(self, size_bytes: int) -> None:
+        with self._held:
+            self._held_bytes -= size_bytes
+            self._held.notify_all()
 
     def _room(self) -> bool:
         """Return whether another QoS 0 message may be handed over."""
@@ -393,13 +417,15 @@ class Link:
         self._callbacks.answered(mid, reason.value)
 
     def _on_message(self, client: Client, _userdata: Any, message: MQTTMessage) -> None:
-        receipt = Receipt(self._epoch, message.mid, message.qos)
+        receipt = Receipt(self._epoch, message.mid, message.qos, len(message.payload))
         try:
             topic = message.topic
         except UnicodeDecodeError:  # no broker should forward it
             client.ack(message.mid, message.qos)
             return
         properties = message.properties
+        user = dict(getattr(properties, "UserProperty", ()))
+        self._hold(receipt.size_bytes)
         self._callbacks.receive(
             Inbound(
                 topic=topic,
@@ -409,7 +435,8 @@ class Link:
                 expiry_s=getattr(properties, "MessageExpiryInterval", None),
                 response_topic=getattr(properties, "ResponseTopic", None),
                 correlation=getattr(properties, "CorrelationData", None),
-                traceparent=dict(getattr(properties, "UserProperty", ())).get("traceparent"),
+                traceparent=user.pop("traceparent", None),
+                user=user,
             ),
             receipt,
         )

@@ -184,7 +184,8 @@ class Outbox:
     def _status(self, queue: Queue, job: Job) -> Publication:
         position = queue.position(job, POSITIONS_TOLD) if job.state is JobState.QUEUED else None
         eta_s = self._pace.eta_s(job.model, position) if position else None
-        return self._speech.status(job, position=position, eta_s=eta_s)
+        missing = queue.missing(job) if job.state is JobState.WAITING else None
+        return self._speech.status(job, position=position, eta_s=eta_s, missing=missing)
 
     # The thread
 

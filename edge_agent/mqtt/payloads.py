@@ -34,7 +34,10 @@ class Payload(Frozen):
 
 
 class Status(Payload):
-    """A change of a job's state, its refusal, or its progress: `tokens` generated so far in this attempt."""
+    """A change of a job's state, its refusal, or its progress: `tokens` generated so far in this attempt.
+
+    A job that is `waiting` tells the hashes of the `missing` images.
+    """
 
     agent: str
     job_id: str
@@ -44,6 +47,7 @@ class Status(Payload):
     queue_position: int | None = None
     eta_s: float | None = None
     tokens: int | None = None
+    missing: tuple[str, ...] | None = None
     error: Failure | None = None
 
 
@@ -105,18 +109,21 @@ class ServedModel(Payload):
     variant: str | None = None
     context_tokens: int | None = None
     parallel: int | None = None
+    images_per_prompt: int | None = None
     device: str | None = None
     library: str | None = None
     reason: str | None = None
 
 
 class Limits(Payload):
-    """What the agent takes at most."""
+    """What the agent takes at most: of a message, of one with an image, of an image, in the queue, of time to live."""
 
     payload_bytes: int
     queue_jobs: int
     queue_bytes: int
     ttl_s: float
+    packet_bytes: int | None = None
+    image_bytes: int | None = None
 
 
 class AcceleratorInfo(Payload):

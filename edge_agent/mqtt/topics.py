@@ -17,6 +17,7 @@ class Command(StrEnum):
     JOB = "job"
     CANCEL = "cancel"
     STATUS = "status"
+    IMAGE = "image"
 
 
 @dataclass(frozen=True)

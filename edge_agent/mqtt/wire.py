@@ -1,8 +1,10 @@
 """Bytes to types and types to bytes, here and nowhere else."""
 
+import hashlib
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +14,7 @@ from edge_agent import __version__
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, Job, Outcome
 from edge_agent.jobs.request import BRANCH_LIST, BRANCH_OBJECT, BRANCH_TEXT, Request
+from edge_agent.jobs.spool import PARTS_MAX
 from edge_agent.mqtt.payloads import Chunk, JobEvent, JobRef, Payload, Result, Status
 from edge_agent.mqtt.topics import Topics
 
@@ -31,12 +34,15 @@ TELEMETRY_PERIODS = 3
 
 _BRANCHES = {BRANCH_TEXT: "a string", BRANCH_LIST: "a list", BRANCH_OBJECT: "an object"}
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
+
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A message as the broker delivered it; `expiry_s` is what remained of its life."""
+    """A message as the broker delivered it; `expiry_s` is what remained of its life, `user` its other user properties."""
 
     topic: str
     payload: bytes
@@ -46,11 +52,22 @@ class Inbound:
     response_topic: str | None = None
     correlation: bytes | None = None
     traceparent: str | None = None
+    user: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePiece:
+    """Part `part` (1 …) of `parts` of an image whose hash is `sha256`."""
+
+    sha256: str
+    part: int
+    parts: int
+    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A message to publish; `expiry_s` None means it never expires."""
+    """A message to publish; `expiry_s` None means it never expires, `user` are further user properties."""
 
     topic: str
     payload: bytes
@@ -60,6 +77,7 @@ class Publication:
     correlation: bytes | None = None
     traceparent: str | None = None
     response_topic: str | None = None
+    user: Mapping[str, str] = field(default_factory=dict)
 
 
 def decode_request(payload: bytes) -> Request:
@@ -70,6 +88,33 @@ def decode_request(payload: bytes) -> Request:
 def decode_ref(payload: bytes) -> JobRef:
     """Return the job a command speaks of. Raises EdgeAgentError BAD_REQUEST or PAYLOAD_TOO_LARGE."""
     return _decode(JobRef, payload)
+
+
+def decode_image(inbound: Inbound) -> ImagePiece:
+    """Return what a message brings of an image. Raises EdgeAgentError BAD_REQUEST.
+
+    Without the user property `sha256` the hash is taken of the payload, which then must be the whole image.
+    """
+    part, parts = _count(inbound, "part"), _count(inbound, "parts")
+    sha256 = inbound.user.get("sha256")
+    if parts > PARTS_MAX:
+        raise EdgeAgentError(Code.BAD_REQUEST, f"parts: must be at most {PARTS_MAX}")
+    if part > parts:
+        raise EdgeAgentError(Code.BAD_REQUEST, "part: must be at most parts; the first is 1")
+    if sha256 is None:
+        if parts > 1:
+            raise EdgeAgentError(Code.BAD_REQUEST, "sha256: is missing; an image in parts needs it as a user property")
+        sha256 = hashlib.sha256(inbound.payload).hexdigest()
+    if not _SHA256.fullmatch(sha256):
+        raise EdgeAgentError(Code.BAD_REQUEST, "sha256: must be 64 hexadecimal digits, in lower case")
+    return ImagePiece(sha256, part, parts, inbound.payload)
+
+
+def _count(inbound: Inbound, name: str) -> int:
+    text = inbound.user.get(name, "1")
+    if not _COUNT.fullmatch(text):
+        raise EdgeAgentError(Code.BAD_REQUEST, f"{name}: must be a whole number from 1")
+    return int(text)
 
 
 def readable_job_id(payload: bytes) -> str:
@@ -131,7 +176,13 @@ class Speech:
         self._agent = topics.agent
 
     def status(
-        self, job: Job, *, position: int | None = None, eta_s: float | None = None, tokens: int | None = None
+        self,
+        job: Job,
+        *,
+        position: int | None = None,
+        eta_s: float | None = None,
+        tokens: int | None = None,
+        missing: tuple[str, ...] | None = None,
     ) -> Publication:
         """Tell the requester of a job's state."""
         status = Status(
@@ -143,6 +194,7 @@ class Speech:
             queue_position=position,
             eta_s=eta_s,
             tokens=tokens,
+            missing=missing,
             error=_outcome(job).error,
         )
         return self._answer(job.client, job.job_id, "status", status, job.correlation, job.traceparent, STATUS_EXPIRY_S)

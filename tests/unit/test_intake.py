@@ -1,21 +1,24 @@
 """What requesters ask: every refusal with its code and sentence, and no acknowledgement before the commit."""
 
+import base64
+import hashlib
 import json
 
 import pytest
 from fakes import ANSWER, PATIENCE_S, FakeLink, FakeRoster, FullDisk, Time, counts, flush, request
 
 from edge_agent.errors import Code
-from edge_agent.jobs.job import JobState
+from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
 from edge_agent.mqtt import intake as intake_module
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Receipt
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound, Speech
-from edge_agent.settings import QueueSection
+from edge_agent.settings import ImagesSection, QueueSection
 
 TOPICS = Topics("edge/v1", "edge-01")
 MARK = "S3CRET"
@@ -37,7 +40,7 @@ class FakeOutbox:
 class Desk:
     """An intake with a real store behind it; `journal` holds in order what left it."""
 
-    def __init__(self, folder, *, roster=None, free_bytes=10**9, **settings):
+    def __init__(self, folder, *, roster=None, free_bytes=10**9, folders=(), **settings):
         self.journal = []
         self.machine = Time()
         self.queue = self.machine.queue(folder)
@@ -51,10 +54,14 @@ class Desk:
             retry_s=0.01,
         )
         self.pace = Pace()
+        self.spool = Spool(folder / "images", quota_bytes=10_000, image_bytes=8_000)
+        self.spool.open()
         self.intake = Intake(
             topics=TOPICS,
             speech=Speech(TOPICS),
             settings=QueueSection(**settings),
+            images=ImagesSection(folders=folders),
+            spool=self.spool,
             store=self.store,
             link=self.link,
             outbox=FakeOutbox(self.journal),
@@ -183,7 +190,7 @@ def test_a_repeat_is_answered_also_when_nothing_new_is_taken(tmp_path):
             },
             {},
             Code.UNSUPPORTED,
-            "messages: carry too many images; the model takes 0",
+            "messages: the model takes fewer images",
         ),
     ],
 )
@@ -405,3 +412,121 @@ def test_an_unknown_job_is_said_to_be_unknown(desk):
     for body, client in (({"job_id": "job-2"}, "line-3"), ({"job_id": "job-1"}, "somebody")):
         job_id, error = refusal(desk.take("status", body, client=client))
         assert (job_id, error["code"]) == (body["job_id"], Code.UNKNOWN_JOB)
+
+
+# Images
+
+
+PHOTO = b"\xff\xd8\xff\xe0" + bytes(2000)
+SHA256 = hashlib.sha256(PHOTO).hexdigest()
+
+
+def about(*images):
+    """Return a request about images."""
+    parts = [{"type": "text", "text": "What is this?"}, *images]
+    return {"job_id": "job-1", "messages": [{"role": "user", "content": parts}]}
+
+
+def named(sha256=SHA256):
+    return {"type": "image_sha256", "sha256": sha256}
+
+
+def inline(content=PHOTO):
+    return {"type": "image_url", "image_url": f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"}
+
+
+@pytest.fixture
+def seeing(tmp_path):
+    with Desk(tmp_path, roster=FakeRoster("phi", images=4)) as opened:
+        yield opened
+
+
+def files(desk):
+    return sorted(file.name for file in desk.spool.path("").rglob("*") if file.is_file())
+
+
+def test_a_job_with_its_images_is_queued_and_their_bytes_are_on_disk(seeing):
+    """The row names them by hash; a repeat of the message is the same job; nobody claims it before they are decoded."""
+    assert seeing.take("job", about(inline()))[0] == ("acked", 1)
+    assert seeing.find().state is JobState.QUEUED
+    assert "base64" not in seeing.find().request
+    assert files(seeing) == [SHA256]
+    assert ("answered", "job-1", JobState.QUEUED) in seeing.take("job", about(inline()))
+    assert seeing.claim() is None
+    seeing.ask(lambda queue: queue.prepared(queue.next_unprepared("phi", ahead=4), "[]"))
+    assert seeing.claim().job_id == "job-1"
+
+
+def test_a_job_whose_images_are_uploaded_apart_waits_for_them(seeing):
+    """In parts or whole, whatever comes twice; with the last it is queued."""
+    other = hashlib.sha256(b"other").hexdigest()
+    assert ("told", "job-1", JobState.WAITING) in seeing.take("job", about(named(), named(other)))
+    assert set(seeing.ask(lambda queue: queue.missing(queue.recall("line-3", "job-1")))) == {SHA256, other}
+    assert seeing.take("image", b"other") == [("acked", 2)]
+    first, second = ({"sha256": SHA256, "part": part, "parts": "2"} for part in "12")
+    for user, content in ((second, PHOTO[1000:]), (second, PHOTO[1000:])):
+        assert [kind for kind, *_ in seeing.take("image", content, user=user)] == ["acked"]
+    assert ("told", "job-1", JobState.QUEUED) in seeing.take("image", PHOTO[:1000], user=first)
+    assert [kind for kind, *_ in seeing.take("image", PHOTO[:1000], user=first)] == ["acked"]
+    assert files(seeing) == sorted([SHA256, other])
+
+
+def test_a_waiting_job_is_queued_by_an_image_that_came_for_another(seeing):
+    seeing.take("job", about(named()))
+    seeing.take("job", about(named()), client="somebody")
+    told = seeing.take("image", PHOTO, client="somebody")
+    assert told.count(("told", "job-1", JobState.QUEUED)) == 2
+
+
+@pytest.mark.parametrize(
+    ("user", "client", "code", "sentence"),
+    [
+        ({}, "line-3", Code.UNKNOWN_JOB, "sha256: no waiting job of yours needs this image"),
+        ({"sha256": SHA256}, "somebody", Code.UNKNOWN_JOB, "sha256: no waiting job of yours"),
+        ({"sha256": SHA256}, "line-3", Code.BAD_IMAGE, "sha256: is not the hash of the payload"),
+        ({"sha256": MARK}, "line-3", Code.BAD_REQUEST, "sha256: must be 64 hexadecimal digits"),
+        ({"parts": "2"}, "line-3", Code.BAD_REQUEST, "sha256: is missing"),
+        ({"part": "2", "sha256": SHA256}, "line-3", Code.BAD_REQUEST, "part: must be at most parts"),
+        ({"part": "0"}, "line-3", Code.BAD_REQUEST, "part: must be a whole number from 1"),
+        ({"parts": "99999", "sha256": SHA256}, "line-3", Code.BAD_REQUEST, "parts: must be at most 4096"),
+        ({"part": MARK}, "line-3", Code.BAD_REQUEST, "part: must be a whole number from 1"),
+    ],
+)
+def test_an_upload_that_cannot_be_taken_is_refused_and_leaves_nothing(seeing, user, client, code, sentence):
+    seeing.take("job", about(named()))
+    job_id, error = refusal(seeing.take("image", b'{"job_id": "job-1"}', user=user, client=client))
+    assert (job_id, error["code"]) == ("unreadable", code)
+    assert sentence in error["message"]
+    assert MARK not in error["message"]
+    assert files(seeing) == []
+
+
+def test_an_image_for_a_job_that_has_ended_is_refused(seeing):
+    seeing.take("job", about(named()))
+    assert ("told", "job-1", JobState.CANCELED) in seeing.take("cancel", {"job_id": "job-1"})
+    assert refusal(seeing.take("image", PHOTO))[1]["code"] == Code.UNKNOWN_JOB
+
+
+def test_a_job_whose_images_never_come_expires_and_says_so(seeing):
+    seeing.take("job", about(named()) | {"ttl_s": 5})
+    seeing.machine.pass_s(6)
+    seeing.ask(lambda queue: queue.expire())
+    job = seeing.find()
+    assert job.state is JobState.EXPIRED
+    assert Outcome.model_validate_json(job.outcome).error.code is Code.IMAGE_MISSING
+
+
+def test_of_a_request_that_is_refused_no_image_is_kept(seeing):
+    _, error = refusal(seeing.take("job", about(inline(), inline(b"no image"))))
+    assert (error["code"], error["message"][:31]) == (Code.BAD_IMAGE, "messages.0.content.2.image_url:")
+    assert files(seeing) == []
+
+
+def test_images_beyond_the_quota_are_refused_until_a_job_has_ended(seeing):
+    for number in range(4):
+        seeing.take("job", about(inline(PHOTO + bytes([number]))) | {"job_id": f"job-{number}"})
+    _, error = refusal(seeing.take("job", about(inline()) | {"job_id": "more"}))
+    assert (error["code"], error["retryable"]) == (Code.STORAGE_FULL, True)
+    seeing.take("cancel", {"job_id": "job-0"})
+    seeing.ask(lambda queue: seeing.spool.sweep(*queue.images()))
+    assert ("told", "more", JobState.QUEUED) in seeing.take("job", about(inline()) | {"job_id": "more"})

@@ -101,6 +101,7 @@ def test_a_message_arrives_with_all_that_came_with_it(broker):
             correlation=b"\x01",
             traceparent="00-ab",
             response_topic="edge/v1/clients/a/inbox",
+            user={"part": "1", "parts": "2"},
         )
         assert one.answered.get(timeout=PATIENCE_S) == (mid, 0)
         inbound, receipt = one.get()
@@ -113,6 +114,7 @@ def test_a_message_arrives_with_all_that_came_with_it(broker):
             response_topic="edge/v1/clients/a/inbox",
             correlation=b"\x01",
             traceparent="00-ab",
+            user={"part": "1", "parts": "2"},
         )
         assert receipt.epoch == one.link.connections == 1
         one.publish(b"bare")

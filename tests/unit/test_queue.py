@@ -353,8 +353,8 @@ def test_a_mass_of_expired_jobs_ends_in_bounded_steps(queue, machine):
 
 def prepare(queue, state):
     """Return a job in a state."""
-    accept(queue)
-    if state is not JobState.QUEUED:
+    accept(queue, here={"a" * 64: False} if state is JobState.WAITING else None)
+    if state not in {JobState.WAITING, JobState.QUEUED}:
         job = claim(queue)
         if state is not JobState.RUNNING:
             end(queue, job, state)
@@ -369,6 +369,8 @@ def test_statements_allow_exactly_the_transitions_of_the_table(queue, source, ta
     with queue.transaction() as changes:
         if target is JobState.RUNNING:
             queue.claim("phi", idle=True)
+        elif target is JobState.QUEUED and source is JobState.WAITING:
+            queue.image_came("a" * 64)
         elif target is JobState.QUEUED:
             queue.requeue(job, give_back=False)
         else:
@@ -609,6 +611,23 @@ def test_an_older_schema_is_migrated_version_by_version(tmp_path, machine, queue
             assert find(migrated).state is JobState.QUEUED
             assert migrated._db.execute("SELECT tier FROM jobs").fetchall() == [("two and three",)]
     assert version(tmp_path / "queue.db") == SCHEMA_VERSION + 2
+
+
+def test_the_first_schema_becomes_the_present_one(tmp_path, machine):
+    """A file of version 1, as it was shipped, migrated: it has the tables, columns and indexes of a new one."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+    with sqlite3.connect(old / "queue.db") as db:
+        db.executescript(f"{Path(__file__).with_name('schema_1.sql').read_text()}; PRAGMA user_version = 1")
+    db.close()
+    shapes = []
+    for folder in (old, new):
+        with machine.queue(folder) as queue:
+            names = queue._db.execute("SELECT type, name, tbl_name FROM sqlite_schema ORDER BY type, name").fetchall()
+            columns = sorted(queue._db.execute("PRAGMA table_xinfo(jobs)").fetchall(), key=lambda column: column[1])
+            shapes.append((names, [column[1:] for column in columns]))
+    assert shapes[0] == shapes[1]
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path, machine, queue, scripts):

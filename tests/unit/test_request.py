@@ -41,7 +41,7 @@ def test_parts_of_a_message_join_by_line_ends_and_images_are_counted():
     by_hash = {"type": "image_sha256", "sha256": "9f" * 32}
     content = [TEXT, IMAGE, bare, by_hash, {"type": "text", "text": "And this?"}]
     asked = request(prompt=None, messages=[{"role": "user", "content": content}])
-    assert asked.image_count == 3
+    assert len(asked.images) == 3
     assert asked.conversation[0].text == "What is this?\nAnd this?"
 
 

@@ -102,7 +102,9 @@ def test_what_is_said_of_the_agent_validates():
         conn_seq=1,
         machine=MachineInfo(architecture="x86_64", physical_cores=2),
         models=(ServedModel(name="phi", state="ready", backend="onnx", context_tokens=4096, parallel=2),),
-        limits=Limits(payload_bytes=131_072, queue_jobs=10, queue_bytes=10, ttl_s=60.0),
+        limits=Limits(
+            payload_bytes=131_072, packet_bytes=2**23, image_bytes=2**24, queue_jobs=10, queue_bytes=10, ttl_s=60.0
+        ),
     )
     serve = ServeSection(name="phi", model="phi-3.5-mini")
     decided = choose(wanted(serve), machine=machine(8), catalogue=catalogue.read(), runtimes=presumed(machine(8)))

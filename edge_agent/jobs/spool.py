@@ -1,0 +1,215 @@
+"""Where the bytes of images lie until no job needs them: one file per content, named by its hash.
+
+`FOLDER/{sha256}` is an image as it was sent, `FOLDER/{sha256}.{parts}/{part}` a part of one that comes in parts,
+`FOLDER/prepared/{row}/` what was decoded for a job. Belongs to the store's thread; what is here when a method returns
+is on the disk, so that a row may speak of it.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from edge_agent.errors import Code, EdgeAgentError
+
+PARTS_MAX = 4096
+"""A photo of 16 MiB in parts of 4 KiB."""
+PIECE_BYTES = 2**20
+PREPARED = "prepared"
+_NEW = ".new"
+
+
+class Spool:
+    """The images of one agent. `open` it before use.
+
+    `quota_bytes` bounds what images and parts take together, `image_bytes` one of them.
+    """
+
+    def __init__(self, folder: Path, *, quota_bytes: int, image_bytes: int) -> None:
+        self._folder = folder
+        self._quota_bytes = quota_bytes
+        self._image_bytes = image_bytes
+        self._sizes: dict[str, int] = {}
+        self._parts: dict[tuple[str, int], dict[int, int]] = {}
+
+    def open(self) -> None:
+        """Make the folder, take stock of it, and remove what was being written or prepared when the agent died.
+
+        Raises EdgeAgentError STORAGE_FULL when it cannot be written.
+        """
+        with _storing():
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.rmtree(self._folder / PREPARED, ignore_errors=True)
+            (self._folder / PREPARED).mkdir(mode=0o700)
+            for entry in self._folder.iterdir():
+                if entry.name.endswith(_NEW):
+                    entry.unlink()
+                elif entry.is_file():
+                    self._sizes[entry.name] = entry.stat().st_size
+                elif entry.name != PREPARED:
+                    self._recall_parts(entry)
+
+    def _recall_parts(self, folder: Path) -> None:
+        sha256, _, parts = folder.name.partition(".")
+        for file in folder.iterdir():
+            if file.name.endswith(_NEW):
+                file.unlink()
+        self._parts[sha256, int(parts)] = {int(file.name): file.stat().st_size for file in folder.iterdir()}
+
+    @property
+    def used_bytes(self) -> int:
+        """What images and parts take of the disk."""
+        return sum(self._sizes.values()) + sum(size for sizes in self._parts.values() for size in sizes.values())
+
+    def has(self, sha256: str) -> bool:
+        """Return whether an image is here, whole."""
+        return sha256 in self._sizes
+
+    def path(self, sha256: str) -> Path:
+        """Return where an image lies."""
+        return self._folder / sha256
+
+    def prepared(self, row: int) -> Path:
+        """Return the folder for what is decoded for a job."""
+        return self._folder / PREPARED / str(row)
+
+    def add(self, content: bytes) -> str:
+        """Keep an image; return its hash in hex. One that is here already is not written again.
+
+        Raises EdgeAgentError STORAGE_FULL, or PAYLOAD_TOO_LARGE when it is over `image_bytes`.
+        """
+        return self.add_pieces([content], len(content))
+
+    def add_pieces(self, pieces: Iterable[bytes], size_bytes: int) -> str:
+        """Keep an image that comes in pieces; `size_bytes` is what it takes at most. See `add`."""
+        self._make_room(size_bytes, replaced_bytes=0)
+        digest = hashlib.sha256()
+        new = self._folder / f"image{_NEW}"
+        with _storing():
+            written_bytes = _write(new, _hashed(pieces, digest))
+            sha256 = digest.hexdigest()
+            if self.has(sha256):
+                new.unlink()
+            else:
+                _settle(new, self.path(sha256))
+                self._sizes[sha256] = written_bytes
+        return sha256
+
+    def add_part(self, sha256: str, *, part: int, parts: int, content: bytes) -> bool:
+        """Keep part 1 … `parts` of an image; return whether the image is here, whole, with it.
+
+        A part that is here already is replaced. Raises EdgeAgentError STORAGE_FULL, PAYLOAD_TOO_LARGE, or BAD_IMAGE
+        when the parts together have another hash: they are forgotten then.
+        """
+        if self.has(sha256):
+            return True
+        if parts == 1:
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise EdgeAgentError(Code.BAD_IMAGE, "sha256: is not the hash of the payload")
+            self.add(content)
+            return True
+        have = self._parts.get((sha256, parts), {})
+        others_bytes = sum(size for number, size in have.items() if number != part)
+        self._make_room(others_bytes + len(content), replaced_bytes=others_bytes)
+        folder = self._folder / f"{sha256}.{parts}"
+        with _storing():
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+                _sync_folder(self._folder)
+            new = folder / f"{part}{_NEW}"
+            _write(new, [content])
+            _settle(new, folder / str(part))
+        have = self._parts.setdefault((sha256, parts), {})
+        have[part] = len(content)
+        return len(have) == parts and self._join(sha256, parts)
+
+    def _join(self, sha256: str, parts: int) -> bool:
+        folder = self._folder / f"{sha256}.{parts}"
+        digest = hashlib.sha256()
+        new = self._folder / f"image{_NEW}"
+        pieces = (piece for part in range(1, parts + 1) for piece in _pieces(folder / str(part)))
+        with _storing():
+            written_bytes = _write(new, _hashed(pieces, digest))
+            right = digest.hexdigest() == sha256
+            if right:
+                _settle(new, self.path(sha256))
+                self._sizes[sha256] = written_bytes
+            else:
+                new.unlink()
+            self._drop_parts(sha256, parts)
+        if not right:
+            raise EdgeAgentError(Code.BAD_IMAGE, "sha256: the parts together have another hash; send all of them again")
+        return True
+
+    def sweep(self, hashes: Collection[str], rows: Collection[int]) -> None:
+        """Remove what no job needs: images and parts whose hash, decoded images whose job is not among these."""
+        for sha256 in [each for each in self._sizes if each not in hashes]:
+            self.path(sha256).unlink(missing_ok=True)
+            del self._sizes[sha256]
+        for sha256, parts in [each for each in self._parts if each[0] not in hashes]:
+            self._drop_parts(sha256, parts)
+        for folder in (self._folder / PREPARED).iterdir():
+            if int(folder.name) not in rows:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _drop_parts(self, sha256: str, parts: int) -> None:
+        shutil.rmtree(self._folder / f"{sha256}.{parts}", ignore_errors=True)
+        del self._parts[sha256, parts]
+
+    def _make_room(self, size_bytes: int, *, replaced_bytes: int) -> None:
+        if size_bytes > self._image_bytes:
+            raise EdgeAgentError(
+                Code.PAYLOAD_TOO_LARGE, f"the image is over {self._image_bytes} bytes; send a smaller one"
+            )
+        if self.used_bytes - replaced_bytes + size_bytes > self._quota_bytes:
+            raise EdgeAgentError(
+                Code.STORAGE_FULL, "the images of waiting jobs take all room there is for them", retry_after_s=30.0
+            )
+
+
+@contextlib.contextmanager
+def _storing() -> Iterator[None]:
+    """Turn what the disk says into what a requester is told."""
+    try:
+        yield
+    except OSError as error:
+        sentence = f"the device cannot store the image ({error.strerror}); free space there"
+        raise EdgeAgentError(Code.STORAGE_FULL, sentence, retry_after_s=60.0) from error
+
+
+def _hashed(pieces: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE_BYTES):
+            yield piece
+
+
+def _write(file: Path, pieces: Iterable[bytes]) -> int:
+    """Write a file and wait until the disk has it; return its size."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as opened:
+        size_bytes = sum(map(opened.write, pieces))
+        opened.flush()
+        os.fsync(opened.fileno())
+    return size_bytes
+
+
+def _settle(new: Path, file: Path) -> None:
+    """Give a written file its name, for good."""
+    new.rename(file)
+    _sync_folder(file.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
