@@ -1,23 +1,32 @@
-"""Loads text models with onnxruntime.
+"""Loads models with onnxruntime.
 
 onnxruntime-genai gives the tokenizer and the folder's format. Its own loops are not used: its Generator computes one
 sequence at a time, or a batch that nobody joins; its Engine batches four on the processor, takes nobody in before all
-of them have ended, computes their prompts in one call, and keeps nothing for the next (seen with 0.18).
+of them have ended, computes their prompts in one call, and keeps nothing for the next (seen with 0.18). For builds that
+see images there is the Generator alone, and it cuts every image into as many tiles as there may be.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import onnxruntime_genai as og
 
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Limits
-from edge_agent.engine.onnx_decoder import Decoder, Layout, library, open_session
+from edge_agent.engine.onnx_decoder import Decoder, library, open_session
 from edge_agent.engine.onnx_guide import Guides
+from edge_agent.engine.onnx_layout import Layout
 from edge_agent.engine.onnx_model import OnnxModel
+from edge_agent.engine.onnx_prompt import Prompts
+from edge_agent.engine.onnx_vision import Embedding, Encoder
 from edge_agent.engine.prompt import SpecialTokens
 from edge_agent.engine.words import Vocabulary
 from edge_agent.errors import Code, EdgeAgentError
+
+IMAGES_PER_PROMPT = 16
+"""More than the model was shown at once; the context ends before."""
 
 
 def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> OnnxModel:
@@ -26,16 +35,15 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     Raises EdgeAgentError: MODEL_ERROR when the folder cannot be loaded, OUT_OF_MEMORY, UNSUPPORTED for a device.
     """
     og.disable_telemetry_events()  # an edge agent phones nobody; the environment said so before the import already
-    special_tokens = SpecialTokens.read(spec.path)
     layout = Layout.read(spec.path)
-    limits = Limits(context_tokens=min(spec.context_tokens, layout.context_tokens), parallel=spec.parallel)
+    special_tokens = SpecialTokens.read(spec.path)
+    context_tokens = min(spec.context_tokens, layout.context_tokens)
+    limits = Limits(context_tokens, spec.parallel, 0 if layout.encoder is None else IMAGES_PER_PROMPT)
     try:
-        session = open_session(
-            spec.path / layout.filename, device=spec.device, threads=spec.threads, options=spec.options
-        )
-        decoder = Decoder(
-            session, layout, device=spec.device, lanes=limits.parallel, context_tokens=limits.context_tokens
-        )
+        decoder = _decoder(spec, layout, limits)
+        encoder = None
+        if layout.encoder is not None:
+            encoder = Encoder(_session(spec, layout.encoder.filename), layout.encoder.names)
         with library():
             tokenizer = og.Tokenizer(str(spec.path))
             end_ids = [int(token) for token in tokenizer.eos_token_ids]
@@ -45,8 +53,8 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
     return OnnxModel(
         decoder=decoder,
-        tokenizer=tokenizer,
-        special_tokens=special_tokens,
+        encoder=encoder,
+        prompts=Prompts(tokenizer, special_tokens, images_most=limits.images_per_prompt),
         vocabulary=Vocabulary.read(spec.path),
         guides=Guides(spec.path, vocab_size=layout.vocab_size, end_ids=end_ids),
         end_ids=frozenset(end_ids),
@@ -55,3 +63,23 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         device=spec.device,
         now_s=now_s,
     )
+
+
+def _decoder(spec: ModelSpec, layout: Layout, limits: Limits) -> Decoder:
+    embed = None
+    if layout.embedding is not None:
+        # One thread: it looks up rows of a table, and idle threads of its own would be in the way of the others.
+        session = _session(replace(spec, threads=1), layout.embedding.filename)
+        embed = Embedding(session, layout.embedding.names, hidden_size=layout.hidden_size).embed
+    return Decoder(
+        _session(spec, layout.filename),
+        layout,
+        device=spec.device,
+        lanes=limits.parallel,
+        context_tokens=limits.context_tokens,
+        embed=embed,
+    )
+
+
+def _session(spec: ModelSpec, filename: str) -> Any:
+    return open_session(spec.path / filename, device=spec.device, threads=spec.threads, options=spec.options)

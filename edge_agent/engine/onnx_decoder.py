@@ -5,10 +5,9 @@ attention mask go in, logits come out, and GroupQueryAttention reads and writes 
 different lengths may be rows of one call, one new token each; several new tokens go alone.
 """
 
-import json
 import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from edge_agent.engine.onnx_layout import Layout
 from edge_agent.errors import Code, EdgeAgentError
 
 Logits = npt.NDArray[np.float32]
+Features = npt.NDArray[np.floating]
+"""What stands for tokens inside the model, shape [tokens, hidden size]."""
+Embed = Callable[[npt.NDArray[np.int64], Sequence[Features]], Features]
+"""Returns what ids [lanes, new] stand for, shape [lanes, new, hidden size]; features where they are below 0."""
 
 _ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -30,8 +34,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 )
 _ALLOCATION = ("bad_alloc", "allocate memory", "out of memory", "cannot allocate")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_LONGROPE_KIND = "phi3"
-_TYPES: Mapping[str, "np.dtype[Any]"] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+TYPES: Mapping[str, "np.dtype[Any]"] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 @contextmanager
@@ -49,54 +52,6 @@ def library() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The numbers and names in a build's genai_config.json; names of keys and values have `%d` for the layer."""
-
-    kind: str
-    filename: str
-    context_tokens: int
-    vocab_size: int
-    layers: int
-    kv_heads: int
-    head_size: int
-    names: Mapping[str, str]
-
-    @classmethod
-    def read(cls, folder: Path) -> "Layout":
-        """Return a folder's. Raises EdgeAgentError MODEL_ERROR when it cannot be read or is not of a known kind."""
-        try:
-            config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
-            model, decoder = config["model"], config["model"]["decoder"]
-            in_place = config["search"]["past_present_share_buffer"]
-            layout = cls(
-                kind=str(model["type"]),
-                filename=str(decoder["filename"]),
-                context_tokens=int(model["context_length"]),
-                vocab_size=int(model["vocab_size"]),
-                layers=int(decoder["num_hidden_layers"]),
-                kv_heads=int(decoder["num_key_value_heads"]),
-                head_size=int(decoder["head_size"]),
-                names={**decoder["inputs"], **decoder["outputs"]},
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EdgeAgentError(
-                Code.MODEL_ERROR, f"genai_config.json in {folder} cannot be read ({error!r}); fetch the model again"
-            ) from error
-        if not in_place:
-            raise EdgeAgentError(
-                Code.MODEL_ERROR,
-                f"the build in {folder} copies its keys and values with every token (past_present_share_buffer is "
-                "false), which is not supported; choose one that does not",
-            )
-        return layout
-
-    @property
-    def longrope(self) -> bool:
-        """Whether the build changes its rotary factors at prefill.LONGROPE_TOKENS."""
-        return self.kind == _LONGROPE_KIND
-
-
-@dataclass(frozen=True, slots=True)
 class _Buffer:
     """Keys or values of a layer, shape [lanes, heads, context, head size]: an array, or the library's on a device."""
 
@@ -111,15 +66,25 @@ class Decoder:
     Who may read what of a lane is for the caller to know: a call writes at the end of the lengths it is given.
     """
 
-    def __init__(self, session: Any, layout: Layout, *, device: str, lanes: int, context_tokens: int) -> None:
+    def __init__(
+        self,
+        session: Any,
+        layout: Layout,
+        *,
+        device: str,
+        lanes: int,
+        context_tokens: int,
+        embed: Embed | None = None,
+    ) -> None:
         self.layout = layout
+        self._embed = embed
         self._session = session
         self._device = device
         self._shape = (lanes, layout.kv_heads, context_tokens, layout.head_size)
         types = {each.name: each.type for each in (*session.get_inputs(), *session.get_outputs())}
         try:
-            self._logits_type = _TYPES[types[layout.names["logits"]]]
-            self._kv_type = _TYPES[types[layout.names["past_key_names"] % 0]]
+            self._logits_type = TYPES[types[layout.names["logits"]]]
+            self._kv_type = TYPES[types[layout.names["past_key_names"] % 0]]
         except (KeyError, TypeError) as error:
             raise EdgeAgentError(
                 Code.MODEL_ERROR, f"the graph's names or types are not known here ({error}); choose another build"
@@ -141,10 +106,17 @@ class Decoder:
         """Whether keys and values can be copied from lane to lane."""
         return self._device == "cpu"
 
-    def run(self, lanes: range, tokens: npt.NDArray[np.int64], lengths: Sequence[int]) -> Logits:
+    def run(
+        self,
+        lanes: range,
+        tokens: npt.NDArray[np.int64],
+        lengths: Sequence[int],
+        features: Sequence[Features],
+    ) -> Logits:
         """Compute tokens, shape [lanes, new]; return the logits of the last of each, shape [lanes, vocabulary].
 
-        `lengths` are those of the sequences with the new tokens. Raises EdgeAgentError OUT_OF_MEMORY, MODEL_ERROR.
+        `lengths` are those of the sequences with the new tokens; `features` are of those tokens that are below 0.
+        Raises EdgeAgentError OUT_OF_MEMORY, MODEL_ERROR.
         """
         new = tokens.shape[1]
         ends = np.array(lengths, np.int64)[:, None]
@@ -152,7 +124,11 @@ class Decoder:
         with library():
             logits = np.empty((*tokens.shape, self.layout.vocab_size), self._logits_type)
             mask = (np.arange(ends.max()) < ends).astype(np.int64)
-            inputs = {names["input_ids"]: tokens, names["attention_mask"]: mask}
+            inputs: dict[str, npt.NDArray[Any]] = {names["attention_mask"]: mask}
+            if self._embed is None:
+                inputs[names["input_ids"]] = tokens
+            else:
+                inputs[names["inputs_embeds"]] = self._embed(tokens, features)
             if self._positions:
                 inputs[names["position_ids"]] = ends - new + np.arange(new)
             self._bind(lanes)

@@ -1,7 +1,6 @@
-"""A text model in onnxruntime: all that generate in one call per token, prompts in pieces in between."""
+"""A model in onnxruntime: all that generate in one call per token, prompts in pieces in between, images in strips."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -17,25 +16,27 @@ from edge_agent.engine.messages import (
     Progress,
     Text,
 )
-from edge_agent.engine.onnx_decoder import Decoder, library
+from edge_agent.engine.onnx_decoder import Decoder
 from edge_agent.engine.onnx_guide import Guides
+from edge_agent.engine.onnx_prompt import Prompts
 from edge_agent.engine.onnx_sequence import OnnxSequence
+from edge_agent.engine.onnx_vision import Encoder
 from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MIN, piece_tokens
-from edge_agent.engine.prompt import SpecialTokens, answer_room, messages_json
+from edge_agent.engine.prompt import answer_room
 from edge_agent.engine.sampling import Sampler
 from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import EdgeAgentError
 
 
 class OnnxModel:
-    """A text model in memory; see LoadedModel for what it promises."""
+    """A model in memory; see LoadedModel for what it promises."""
 
     def __init__(
         self,
         *,
         decoder: Decoder,
-        tokenizer: Any,
-        special_tokens: SpecialTokens,
+        encoder: Encoder | None,
+        prompts: Prompts,
         vocabulary: Vocabulary,
         guides: Guides,
         end_ids: frozenset[int],
@@ -45,8 +46,8 @@ class OnnxModel:
         now_s: Callable[[], float],
     ) -> None:
         self._decoder = decoder
-        self._tokenizer = tokenizer
-        self._special_tokens = special_tokens
+        self._encoder = encoder
+        self._prompts = prompts
         self._vocabulary = vocabulary
         self._guides = guides
         self._now_s = now_s
@@ -65,17 +66,16 @@ class OnnxModel:
 
         Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
         """
-        messages = messages_json(generation.turns, self._special_tokens)
-        with library():
-            prompt = self._tokenizer.encode(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
-        room = answer_room(len(prompt), self.limits.context_tokens)
+        prompt = self._prompts.encode(generation.turns)
+        room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         self._sequences[generation.job_id] = OnnxSequence(
             generation=generation,
-            tokens=prompt.tolist(),
-            prompt_tokens=len(prompt),
+            tokens=prompt.tokens,
+            prompt_tokens=len(prompt.tokens),
+            pictures=prompt.pictures,
             max_tokens=min(generation.max_tokens, room),
             words=Words(self._vocabulary, stop=generation.stop, exact=generation.guide is not None),
-            sampler=Sampler(generation, prompt, vocab_size=self._vocab_size),
+            sampler=Sampler(generation, prompt.words, vocab_size=self._vocab_size),
             constraint=None if generation.guide is None else self._guides.constraint(generation.guide),
         )
 
@@ -102,7 +102,7 @@ class OnnxModel:
     def close(self) -> None:
         """Free the model, which holds the most."""
         self._sequences.clear()
-        del self._decoder, self._tokenizer
+        del self._decoder, self._encoder, self._prompts
 
     def _generating(self) -> list[OnnxSequence]:
         """Return those whose next step is a token; who reaches LONGROPE_TOKENS must compute the whole again before."""
@@ -122,7 +122,7 @@ class OnnxModel:
             lengths = [len(lane.tokens) + 1 for lane in lanes]
             computed = [by_lane[lane.number] for lane in lanes if lane.number in by_lane]
             try:
-                logits = self._decoder.run(batch, np.array(tokens)[:, None], lengths)
+                logits = self._decoder.run(batch, np.array(tokens)[:, None], lengths, [])
             except EdgeAgentError as error:
                 yield from [self._fail(each, error) for each in computed]
                 continue
@@ -160,12 +160,19 @@ class OnnxModel:
             longrope=self._longrope,
             alone=not any(each.generating for each in self._sequences.values()),
         )
-        tokens = sequence.tokens[position : position + piece]
+        end = position + piece
+        if self._encoder is not None and (unseen := sequence.unseen(position, end)) is not None:
+            self._encoder.look(unseen)
+            yield Progress(sequence.job_id, sequence.unprocessed_tokens)
+            return
+        tokens = sequence.tokens[position:end]
+        ids = np.array([[max(token, -1) for token in tokens]])
         began_s = self._now_s()
-        logits = self._decoder.run(range(lane.number, lane.number + 1), np.array([tokens]), [position + piece])
+        logits = self._decoder.run(range(lane.number, lane.number + 1), ids, [end], sequence.features(position, end))
         ended_s = self._now_s()
         lane.tokens += tokens
-        if position + piece == total:
+        sequence.forget(end)
+        if end == total:
             sequence.logits = logits[0]
             if sequence.prefilled_s is None:
                 sequence.prefilled_s = ended_s

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from edge_agent.engine.lanes import NOWHERE, Lane
 from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Usage
-from edge_agent.engine.onnx_decoder import Logits
+from edge_agent.engine.onnx_decoder import Features, Logits
 from edge_agent.engine.onnx_guide import Constraint
+from edge_agent.engine.onnx_picture import Picture
 from edge_agent.engine.sampling import Sampler
 from edge_agent.engine.words import Words
 
@@ -14,7 +15,8 @@ from edge_agent.engine.words import Words
 class OnnxSequence:
     """A prompt, its answer so far, and the lane that holds its keys and values.
 
-    `tokens` are the ids of both, the first `prompt_tokens` of them the prompt's. `lane` is one of the model's once its
+    `tokens` are the ids of both, the first `prompt_tokens` of them the prompt's; those of `pictures`, in order, are
+    below 0. `lane` is one of the model's once its
     turn has come; `logits`, shape [vocabulary], are there while they wait for a token to be chosen by them.
     """
 
@@ -25,6 +27,7 @@ class OnnxSequence:
     words: Words
     sampler: Sampler
     constraint: Constraint | None
+    pictures: tuple[Picture, ...] = ()
     lane: Lane = field(default_factory=lambda: Lane(NOWHERE))
     logits: Logits | None = None
     cached_tokens: int = 0
@@ -51,6 +54,24 @@ class OnnxSequence:
         """Whether its next step is one token, not a piece of prompt."""
         return self.logits is not None or (self.prefilled_s is not None and self.unprocessed_tokens == 1)
 
+    def unseen(self, begin: int, end: int) -> Picture | None:
+        """Return the first picture with a token between these whose features are not there."""
+        return next((each for each in self._pictures(begin, end) if each.features is None), None)
+
+    def features(self, begin: int, end: int) -> list[Features]:
+        """Return the features of the tokens between these."""
+        return [
+            each.features[max(0, begin - each.begin) : end - each.begin]
+            for each in self._pictures(begin, end)
+            if each.features is not None
+        ]
+
+    def forget(self, end: int) -> None:
+        """Drop the features of pictures that end there or before: they take 12 kB a token."""
+        for picture in self.pictures:
+            if picture.end <= end:
+                picture.keep(None)
+
     def choose(self) -> int:
         """Return the next token by the logits, which are used up. Raises EdgeAgentError."""
         logits, self.logits = self.logits, None
@@ -73,6 +94,9 @@ class OnnxSequence:
         if self.completion_tokens == self.max_tokens:
             return text + self.words.rest(), FinishReason.LENGTH
         return text, None
+
+    def _pictures(self, begin: int, end: int) -> list[Picture]:
+        return [each for each in self.pictures if each.begin < end and begin < each.end]
 
     def finished(self, reason: FinishReason, now_s: float) -> Finished:
         """Return the last word on it."""

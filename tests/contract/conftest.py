@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pictures import Gallery
 
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
@@ -98,6 +99,8 @@ def shared(one, other):
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
+VISION = ("onnx",)
+"""The backends that see images."""
 NPU = "openvino_npu"
 """The backend for NPUs, on the processor: what the library is told of the device is the only difference."""
 NAMES = (*backend.names(), NPU)
@@ -193,3 +196,32 @@ def job_id():
     """Names of jobs, never the same twice."""
     numbers = iter(range(1, 100_000))
     return lambda: JobId(f"{next(numbers)}.1")
+
+
+@pytest.fixture(scope="session")
+def gallery(tmp_path_factory):
+    """Where the tests' images are."""
+    return Gallery(tmp_path_factory.mktemp("gallery"))
+
+
+@pytest.fixture(scope="session")
+def sees(backend_name):
+    """For tests with images."""
+    if backend_name not in VISION:
+        pytest.skip("this backend sees no images")
+
+
+@pytest.fixture(scope="session")
+def seeing(sees, load, backend_name, tmp_path_factory):
+    """The tiny model with eyes: random weights whose next token depends on every image."""
+    from edge_agent.synth import TINY_VISION, build_text
+
+    return load(build_text(tmp_path_factory.mktemp("vision") / "tiny", backend=backend_name, shape=TINY_VISION))
+
+
+@pytest.fixture(scope="session")
+def demo_seeing(sees, load, backend_name, tmp_path_factory):
+    """The trained demo model, which knows colours and shapes."""
+    from edge_agent.synth import build_demo
+
+    return load(build_demo(tmp_path_factory.mktemp("vision") / "demo", backend=backend_name, vision=True))

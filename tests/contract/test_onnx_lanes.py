@@ -65,9 +65,9 @@ def spy(model, monkeypatch):
     """Return the list of calls to the graph, as ranges of lanes, with the new tokens of each lane."""
     calls, run = [], model._decoder.run
 
-    def noting(lanes, tokens, lengths):
+    def noting(lanes, tokens, lengths, features):
         calls.append((lanes, tokens.shape[1]))
-        return run(lanes, tokens, lengths)
+        return run(lanes, tokens, lengths, features)
 
     monkeypatch.setattr(model._decoder, "run", noting)
     return calls
@@ -186,10 +186,10 @@ def test_a_failing_prompt_leaves_the_others_running(load, bare, ask, monkeypatch
     good, bad = ask(digits(50)), ask(digits(700))
     run = model._decoder.run
 
-    def failing(lanes, tokens, lengths):
+    def failing(lanes, tokens, lengths, features):
         if lengths[0] > 200 and tokens.shape[1] > 1:
             raise EdgeAgentError(Code.OUT_OF_MEMORY, "memory ran out")
-        return run(lanes, tokens, lengths)
+        return run(lanes, tokens, lengths, features)
 
     monkeypatch.setattr(model._decoder, "run", failing)
     well, ill = drive(model, good, bad)
@@ -210,7 +210,7 @@ def test_a_failing_call_ends_those_in_it_and_nothing_else(load, bare, ask, monke
     for _ in range(8):
         list(model.step())
 
-    def failing(lanes, tokens, lengths):
+    def failing(lanes, tokens, lengths, features):
         raise EdgeAgentError(Code.MODEL_ERROR, "no")
 
     monkeypatch.setattr(model._decoder, "run", failing)
