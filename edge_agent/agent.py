@@ -16,7 +16,7 @@ from edge_agent import __version__
 from edge_agent.dispatcher import IDLE_S, Dispatcher
 from edge_agent.engine.messages import Event, Ready
 from edge_agent.engine.supervisor import EngineStatus, Listener, Served, Supervisor
-from edge_agent.errors import EdgeAgentError
+from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
 from edge_agent.health.reporter import Reporter
@@ -35,6 +35,7 @@ from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
+from edge_agent.mqtt.pool import Pools
 from edge_agent.mqtt.presence import Announcer, Condition
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound, Publication, Speech
@@ -58,7 +59,8 @@ class Agent:
 
     `root` is where the machine's own files (proc, sys, …) are read from.
 
-    Threads: `main` (signals, engines, watchdog), `store`, `dispatcher`, `outbox`, `reporter`, paho's, two per engine.
+    Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `outbox`, `reporter`, paho's (two while
+    in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
@@ -110,7 +112,7 @@ class Agent:
         )
         self._link = Link(
             access(settings),
-            filters=(topics.commands, topics.event("presence")),
+            filters=(topics.commands, topics.event("presence"), *map(topics.pool_cancels, settings.agent.pools)),
             kept=(topics.event("presence"),),
             callbacks=Callbacks(
                 receive=self._receive,
@@ -161,14 +163,26 @@ class Agent:
             settings=settings.queue,
             images=settings.images,
             spool=self._spool,
+            requesters=settings.requesters,
             store=self._store,
-            link=self._link,
             outbox=self._outbox,
             roster=self._supervisor,
             pace=self._pace,
             cancel_running=self._dispatcher.cancel,
             free_bytes=lambda: free_bytes(state_dir),
             rejected=self._tally.rejected,
+            pool_full=lambda: self._pools.full,
+        )
+        self._pools = Pools(
+            access(settings),
+            names=settings.agent.pools,
+            topics=topics,
+            receive=self._intake.receive,
+            connected=lambda: self._link.connected,
+            healthy=lambda: self._condition().health == "ready",
+            unfinished=lambda: queue.backlog.jobs,
+            lanes=self._lanes,
+            wake=self._wake.set,
         )
         self._reporter = Reporter(
             topics=topics,
@@ -196,7 +210,10 @@ class Agent:
         self._store.start()
         self._store.do(lambda queue: self._spool.sweep(*queue.images()))
         models = [serve.name for serve in self._settings.models.serve]
-        self._store.do(lambda queue: queue.disown(models))
+        gone = EdgeAgentError(Code.UNKNOWN_MODEL, "model: this agent does not serve it any more")
+        self._store.do(
+            lambda queue: queue.disown(models, Failure.of(gone)), lambda jobs: self._outbox.hand_back(jobs, gone)
+        )
         self._outbox.start()
         self._dispatcher.start()
         self._link.start()
@@ -208,6 +225,7 @@ class Agent:
     def _stop(self) -> None:
         """Stop in the order of the flow: let jobs end, say so and good-bye, then close what they stood on."""
         self._draining = True
+        self._pools.stop()
         self._notifier.stopping()
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
         self._provision.stop()
@@ -215,6 +233,7 @@ class Agent:
         self._drain()
         self._dispatcher.stop()
         self._reporter.stop()
+        self._hand_back()
         self._await_rows()
         self._announcer.farewell("stopped")
         if self._link.connected and not self._outbox.settle(SETTLE_S):
@@ -227,6 +246,15 @@ class Agent:
         self._supervisor.stop()
         self._store.stop()
         log.info("agent.stopped")
+
+    def _hand_back(self) -> None:
+        """Let other agents have the jobs of pools that did not end here."""
+        stopping = EdgeAgentError(Code.SHUTTING_DOWN, "this agent of the pool is stopping; send the job again")
+
+        def act(queue: Queue) -> list[Job]:
+            return [job for job in queue.pooled() if queue.hand_back(job)]
+
+        self._store.do(act, lambda jobs: self._outbox.hand_back(jobs, stopping))
 
     def _await_rows(self) -> None:
         """Let what ended be committed, and announced; a full disk is not waited for."""
@@ -254,6 +282,7 @@ class Agent:
     def _attend_until(self, event: threading.Event) -> None:
         while not event.is_set():
             self._supervisor.attend()
+            self._pools.attend()
             self._feed()
             self._wake.wait(TICK_S)
             self._wake.clear()
@@ -310,6 +339,7 @@ class Agent:
         self._tally.changed(changes)
         self._outbox.announce(queue, changes)
         self._dispatcher.look()
+        self._pools.look()
 
     def _report(self, publication: Publication) -> None:
         """Say how we are while somebody hears it: a report of an hour ago is no news, and must push no state out."""
@@ -317,22 +347,23 @@ class Agent:
             self._outbox.say(publication)
 
     def _receive(self, inbound: Inbound, receipt: Receipt) -> None:
+        acknowledge = partial(self._link.ack, receipt)
         if inbound.topic == self._topics.event("presence"):
             self._announcer.seen(inbound)
             # Nothing to store, but acknowledged in its turn: MQTT 5 wants the order of arrival.
-            acknowledge = partial(self._acknowledge, receipt)
-            self._store.put(Operation(lambda _queue: None, acknowledge, refuse=acknowledge))
+            self._store.put(
+                Operation(lambda _queue: None, lambda _none: acknowledge(), refuse=lambda _error: acknowledge())
+            )
         else:
-            self._intake.receive(inbound, receipt)
-
-    def _acknowledge(self, receipt: Receipt, _outcome: object) -> None:
-        self._link.ack(receipt)
+            self._intake.receive(inbound, acknowledge)
 
     def _up(self, conn_seq: int) -> None:
+        self._pools.reset()
         self._announcer.birth(conn_seq)
         self._outbox.wake()
 
     def _down(self, reason: str) -> None:
+        self._wake.set()
         if reason == "duplicate_agent":
             self._announcer.note_duplicate()
 
@@ -364,8 +395,12 @@ class Agent:
             draining=self._draining,
             disk_full=self._store.disk_full,
             duplicate=self._announcer.duplicate,
-            deaf=self._deaf,
+            deaf=self._deaf + self._pools.refused,
         )
+
+    def _lanes(self) -> int:
+        """Return how many jobs the engines that are there run at once."""
+        return sum(engine.limits.parallel for engine in self._supervisor.statuses() if engine.limits)
 
     def _reading(self, engine: EngineStatus, counts: Counts) -> EngineReading:
         process = self._supervisor.process(engine.model)

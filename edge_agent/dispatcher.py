@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from edge_agent.attempt import Attempt, job_id
 from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, JobId, Progress, Ready, Start, Text
 from edge_agent.engine.supervisor import Supervisor
-from edge_agent.errors import Code
-from edge_agent.jobs.job import Failure, Job, JobState
+from edge_agent.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
+from edge_agent.jobs.job import Failure, Job, JobState, Outcome
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Store
@@ -255,7 +256,7 @@ class Dispatcher:
             case Failed(_, code, message):
                 del lanes.running[run.id]
                 if not run.over:
-                    self._end(run, JobState.FAILED, failure=Failure.because(code, message))
+                    self._fail(run, EdgeAgentError(code, message))
 
     def _write(self, run: Attempt, text: str, tokens: int) -> None:
         run.add(text, tokens, age_ms=self._age_ms(run.job))
@@ -305,6 +306,18 @@ class Dispatcher:
         if process is not None:
             process.cancel(run.id)
 
+    def _fail(self, run: Attempt, error: EdgeAgentError) -> None:
+        """End an attempt as the engine said; what may go well later is tried again, or by another agent of the pool."""
+        outcome = self._outcome(run, JobState.FAILED, failure=Failure.of(error))
+        if run.job.pool is not None and error.code in POOL_RETRYABLE - RETRYABLE:
+            self._store.do(
+                lambda queue: queue.hand_back(run.job),
+                lambda job: self._outbox.hand_back([job] if job else [], error),
+            )
+        else:
+            # Memory that was short may have been so for its neighbours' sake: it runs by itself then.
+            self._store.do(lambda queue: queue.fail(run.job, outcome, alone=True), partial(_log_end, run, error.code))
+
     def _end(
         self,
         run: Attempt,
@@ -313,24 +326,23 @@ class Dispatcher:
         failure: Failure | None = None,
         finished: Finished | None = None,
     ) -> None:
+        outcome = self._outcome(run, state, failure=failure, finished=finished)
+        self._store.do(
+            lambda queue: queue.end(run.job, state, outcome),
+            partial(_log_end, run, failure.code if failure else None),
+        )
+
+    def _outcome(
+        self, run: Attempt, state: JobState, *, failure: Failure | None = None, finished: Finished | None = None
+    ) -> Outcome:
         last_seq = self._outbox.close(run.stream)
-        outcome = run.outcome(
+        return run.outcome(
             state,
             engine=self._supervisor().status(run.job.model),
             last_seq=last_seq,
             age_ms=self._age_ms(run.job),
             failure=failure,
             finished=finished,
-        )
-        self._store.do(lambda queue: queue.end(run.job, state, outcome))
-        log.info(
-            "job.ended",
-            job_id=run.job.job_id,
-            client=run.job.client,
-            row=run.job.row,
-            state=state,
-            code=failure.code if failure else None,
-            tokens=run.tokens,
         )
 
     def _age_ms(self, job: Job) -> float:
@@ -360,3 +372,18 @@ class Dispatcher:
                 queue.requeue(job, give_back=True)
 
         self._store.do(requeue)
+
+
+def _log_end(run: Attempt, code: Code | None, job: Job | None) -> None:
+    """Say what became of an attempt; nothing when something else had ended it before."""
+    if job is not None:
+        event = "job.retried" if job.state is JobState.QUEUED else "job.ended"
+        log.info(
+            event,
+            job_id=job.job_id,
+            client=job.client,
+            row=job.row,
+            state=job.state,
+            code=code,
+            tokens=run.tokens,
+        )

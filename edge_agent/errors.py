@@ -24,6 +24,8 @@ class Code(StrEnum):
     BAD_IMAGE = "bad_image"
     IMAGE_MISSING = "image_missing"
     QUEUE_FULL = "queue_full"
+    QUOTA_EXCEEDED = "quota_exceeded"
+    NOT_ALLOWED = "not_allowed"
     STORAGE_FULL = "storage_full"
     EXPIRED = "expired"
     CANCELED = "canceled"
@@ -38,6 +40,7 @@ class Code(StrEnum):
 RETRYABLE = frozenset(
     {
         Code.QUEUE_FULL,
+        Code.QUOTA_EXCEEDED,
         Code.STORAGE_FULL,
         Code.SHUTTING_DOWN,
         Code.ENGINE_DIED,
@@ -46,6 +49,9 @@ RETRYABLE = frozenset(
     }
 )
 """Codes after which the same request may succeed later."""
+
+POOL_RETRYABLE = RETRYABLE | {Code.MODEL_MISSING, Code.UNKNOWN_MODEL, Code.PROMPT_TOO_LONG, Code.NOT_ALLOWED}
+"""Codes after which another agent of the pool may take the same request."""
 
 
 class EdgeAgentError(Exception):

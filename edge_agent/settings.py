@@ -55,6 +55,9 @@ class AgentSection(Section):
         le=3600,
         description="how long running jobs may finish on SIGTERM before they go back to the queue",
     )
+    pools: tuple[Id, ...] = Field(
+        (), max_length=8, description="pools whose jobs it takes too, while it is well and has a free lane soon"
+    )
 
 
 class MqttSection(Section):
@@ -215,6 +218,16 @@ class ImagesSection(Section):
     pixels: int = Field(64_000_000, ge=10_000, le=10**9, description="largest image, in pixels: width times height")
 
 
+class RequestersSection(Section):
+    """Who may ask, and for how much; the broker's ACL vouches for the names."""
+
+    allow: tuple[Id, ...] = Field((), max_length=10_000, description="names of those who may ask; empty: everybody")
+    max_jobs: int | None = Field(None, ge=1, description="unfinished jobs one requester may have here")
+    max_bytes: int | None = Field(
+        None, ge=1024, description="bytes of unfinished requests at which one requester's next is refused"
+    )
+
+
 class PrivacySection(Section):
     """What is kept of prompts and answers."""
 
@@ -248,6 +261,7 @@ class Settings(BaseSettings):
     models: ModelsSection = Field(default_factory=ModelsSection)
     queue: QueueSection = Field(default_factory=QueueSection)
     images: ImagesSection = Field(default_factory=ImagesSection)
+    requesters: RequestersSection = Field(default_factory=RequestersSection)
     privacy: PrivacySection = Field(default_factory=PrivacySection)
     log: LogSection = Field(default_factory=LogSection)
     telemetry: TelemetrySection = Field(default_factory=TelemetrySection)

@@ -76,11 +76,11 @@ def request(job_id="job-1", **fields):
     return Request.model_validate_json(json.dumps({"job_id": job_id, "prompt": "What is on the belt?"} | fields))
 
 
-def accept(queue, job_id="job-1", *, client="line-3", model="phi", ttl_s=600.0, here=None, **fields):
+def accept(queue, job_id="job-1", *, client="line-3", model="phi", ttl_s=600.0, pool=None, here=None, **fields):
     """Store a request in a transaction of its own; return its job. `here`: the hashes of its images."""
     asked = request(job_id, **fields)
     with queue.transaction():
-        return queue.accept(asked, Envelope(client, ttl_s), model=model, attached=here and Attached(asked, here))
+        return queue.accept(asked, Envelope(client, ttl_s, pool), model=model, attached=here and Attached(asked, here))
 
 
 def claim(queue, *, model="phi", idle=True):

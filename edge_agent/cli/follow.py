@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from edge_agent.mqtt.client import Handle, JobRejectedError
+from edge_agent.mqtt.handle import Handle, JobRejectedError
 from edge_agent.mqtt.payloads import Chunk, Result, Status
 
 errors = Console(stderr=True, highlight=False)
@@ -40,17 +40,22 @@ class _Json:
 class _Plain:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self._attempt = 0
+        self._agent = handle.agent
+        self._attempt = ("", 0)
         self._printed = ""
 
     def show(self, update: Status | Chunk | Result) -> None:
+        if update.agent != self._agent:
+            self._agent = update.agent
+            errors.print(f"[dim]{update.agent} has the job[/dim]")
         match update:
             case Chunk():
-                if update.attempt > self._attempt and self._printed:
+                attempt = (update.agent, update.attempt)
+                if attempt != self._attempt and self._printed:
                     self._write("\n")
-                    errors.print("[dim]the device started the job anew[/dim]")
+                    errors.print(f"[dim]{update.agent} started the job anew[/dim]")
                     self._printed = ""
-                self._attempt = update.attempt
+                self._attempt = attempt
                 self._write(update.text)
                 self._printed += update.text
             case Result():

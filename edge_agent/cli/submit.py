@@ -20,7 +20,8 @@ PANEL = "Job"
 def submit(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
     *,
-    agent: Annotated[str, typer.Option(help="Id of the agent that shall answer.")],
+    agent: Annotated[str | None, typer.Option(help="Id of the agent that shall answer.")] = None,
+    pool: Annotated[str | None, typer.Option(help="Name of a pool, any of whose agents may answer.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.", rich_help_panel=PANEL)] = None,
     model: Annotated[str, typer.Option(help="Which of its models.", rich_help_panel=PANEL)] = "auto",
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", rich_help_panel=PANEL)] = 256,
@@ -53,6 +54,8 @@ def submit(
 
     The answer goes to standard output, everything else to standard error. Ends with 0 when the job succeeded.
     """
+    if (agent is None) == (pool is None):
+        raise typer.BadParameter("give either --agent or --pool")
     section = broker.broker_section(
         config,
         host=host,
@@ -88,7 +91,7 @@ def submit(
             errors.print(f"no broker answers at {section.host}:{section.port}", style="red")
             raise typer.Exit(1)
         try:
-            handle = client.submit(agent, **job)
+            handle = client.submit(agent, pool=pool, **job)
         except EdgeAgentError as error:
             raise typer.BadParameter(error.message) from None
         if not follow(handle, json=json):

@@ -68,6 +68,7 @@ def birth_certificate(
             queue_bytes=settings.queue.high_water_bytes,
             ttl_s=settings.queue.ttl_max_s,
         ),
+        pools=settings.agent.pools,
     )
 
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from edge_agent.errors import RETRYABLE, Code, EdgeAgentError
+from edge_agent.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
 
 
 class JobState(StrEnum):
@@ -52,12 +52,12 @@ class Failure(Frozen):
     retry_after_s: float | None = None
 
     @classmethod
-    def of(cls, error: EdgeAgentError) -> "Failure":
-        """Return what a requester is told of an error."""
+    def of(cls, error: EdgeAgentError, *, pooled: bool = False) -> "Failure":
+        """Return what a requester is told of an error; of a job of a pool, another agent may do better."""
         return cls(
             code=error.code,
             message=error.message,
-            retryable=error.retryable,
+            retryable=error.code in (POOL_RETRYABLE if pooled else RETRYABLE),
             retry_after_s=error.retry_after_s,
         )
 
@@ -140,30 +140,34 @@ class Job:
 
     Times ending in `_s` are seconds on the queue's clock, which no change of the wall clock moves.
     `request` and `outcome` are JSON; `request` is None once erased, `outcome` until the job has ended. `strikes`
-    counts claims that were not given back. A job with images is `unprepared` until they are decoded; `images` tells of
-    them then (JSON, see prepared.py).
+    counts claims that were not given back. `pool` is the pool it came through; until `not_before_s` nobody claims it.
+    A job with images is `unprepared` until they are decoded; `images` tells of them then (JSON, see prepared.py).
     """
 
     row: int
     client: str
     job_id: str
     model: str
+    pool: str | None
     state: JobState
     state_seq: int
     attempt: int
     strikes: int
     max_attempts: int
+    max_tokens: int
     alone: bool
     cancel_requested: bool
     stream: bool
     priority: int
     rank: float
+    not_before_s: float | None
     accepted_s: float
     expires_s: float
     timeout_s: float
     claimed_s: float | None
     finished_s: float | None
     request: str | None
+    request_bytes: int
     outcome: str | None
     correlation: bytes | None
     traceparent: str | None

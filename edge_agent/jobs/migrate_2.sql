@@ -17,6 +17,14 @@ CREATE TABLE images (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX images_shared ON images (sha256);
+ALTER TABLE jobs ADD COLUMN pool TEXT;
+ALTER TABLE jobs ADD COLUMN max_tokens INTEGER NOT NULL DEFAULT 256;
+ALTER TABLE jobs ADD COLUMN not_before_s REAL;
+
+DROP INDEX jobs_queued;
+CREATE INDEX jobs_queued   ON jobs (model, rank)    WHERE state = 'queued' AND not_before_s IS NULL;
+CREATE INDEX jobs_held     ON jobs (not_before_s)   WHERE not_before_s IS NOT NULL;
+CREATE INDEX jobs_pooled   ON jobs (row)            WHERE pool IS NOT NULL AND finished_s IS NULL;
 
 -- How many jobs were accepted and ended how, and the tokens of the ended ones, since this file was made.
 CREATE TABLE totals (

@@ -7,32 +7,47 @@ SELECT {job} FROM jobs WHERE client = :client AND job_id = :job_id
 SELECT digest FROM jobs WHERE client = :client AND job_id = :job_id
 
 -- name: insert
-INSERT INTO jobs (client, job_id, digest, model, state, state_seq, max_attempts, stream, priority, rank, accepted_s, expires_s,
-                  timeout_s, finished_s, request, request_bytes, outcome, correlation, traceparent, metadata, deliver_s,
-                  unprepared)
-VALUES (:client, :job_id, :digest, :model, :state, 1, :max_attempts, :stream, :priority, :rank, :accepted_s, :expires_s,
-        :timeout_s, :finished_s, :request, :request_bytes, :outcome, :correlation, :traceparent, :metadata, :finished_s,
-        :unprepared)
+INSERT INTO jobs (client, job_id, digest, model, pool, state, state_seq, max_attempts, max_tokens, stream, priority, rank,
+                  accepted_s, expires_s, timeout_s, finished_s, request, request_bytes, outcome, correlation, traceparent,
+                  metadata, deliver_s, unprepared)
+VALUES (:client, :job_id, :digest, :model, :pool, :state, 1, :max_attempts, :max_tokens, :stream, :priority, :rank,
+        :accepted_s, :expires_s, :timeout_s, :finished_s, :request, :request_bytes, :outcome, :correlation, :traceparent,
+        :metadata, :finished_s, :unprepared)
 RETURNING {job}
 
 -- name: claim
 UPDATE jobs
    SET state = 'running', state_seq = state_seq + 1, attempt = attempt + 1, strikes = strikes + 1, claimed_s = :now
  WHERE row = (SELECT row FROM (SELECT row, alone FROM jobs
-                                WHERE state = 'queued' AND model = :model AND expires_s > :now AND NOT unprepared
+                                WHERE state = 'queued' AND not_before_s IS NULL AND model = :model AND expires_s > :now
+                                      AND NOT unprepared
                                 ORDER BY rank, row LIMIT 1)
                WHERE alone = 0 OR :idle)
 RETURNING {job}
 
 -- name: requeue
 UPDATE jobs
-   SET state = 'queued', state_seq = state_seq + 1, strikes = strikes - :given_back, alone = max(alone, :alone)
+   SET state = 'queued', state_seq = state_seq + 1, strikes = strikes - :given_back, alone = max(alone, :alone),
+       not_before_s = :not_before_s
  WHERE row = :row AND attempt = :attempt AND state IN ({to_queued}) AND NOT cancel_requested
 RETURNING {job}
 
+-- name: release
+UPDATE jobs SET not_before_s = NULL WHERE not_before_s <= :now
+
+-- name: next_release
+SELECT min(not_before_s) FROM jobs WHERE not_before_s IS NOT NULL
+
+-- name: forget
+DELETE FROM jobs WHERE row = :row AND attempt = :attempt AND pool IS NOT NULL AND finished_s IS NULL RETURNING {job}
+
+-- name: pooled
+SELECT {job} FROM jobs WHERE pool IS NOT NULL AND finished_s IS NULL AND state <> 'running' ORDER BY row
+
 -- name: end
 UPDATE jobs
-   SET state = :state, state_seq = state_seq + 1, outcome = :outcome, finished_s = :now, deliver_s = :now
+   SET state = :state, state_seq = state_seq + 1, outcome = :outcome, finished_s = :now, deliver_s = :now,
+       not_before_s = NULL
  WHERE row = :row AND attempt = :attempt AND state IN (SELECT value FROM json_each(:sources))
 RETURNING {job}
 
@@ -59,7 +74,7 @@ SELECT min(expires_s) FROM jobs WHERE state IN ('queued', 'waiting')
 SELECT {job} FROM jobs WHERE state = 'running' ORDER BY row
 
 -- name: unfinished
-SELECT count(*), coalesce(sum(request_bytes), 0) FROM jobs WHERE state IN ('waiting', 'queued', 'running')
+SELECT client, count(*), sum(request_bytes) FROM jobs WHERE state IN ('waiting', 'queued', 'running') GROUP BY client
 
 -- name: count_running
 SELECT count(*) FROM jobs WHERE state = 'running'
@@ -108,10 +123,11 @@ SELECT DISTINCT sha256 FROM images
 SELECT DISTINCT job FROM images
 
 -- name: ahead
-SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'queued' AND model = :model AND (rank, row) < (:rank, :row) LIMIT :limit)
+SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'queued' AND not_before_s IS NULL AND model = :model
+                                           AND (rank, row) < (:rank, :row) LIMIT :limit)
 
 -- name: first_queued
-SELECT {job} FROM jobs WHERE state = 'queued' AND model = :model ORDER BY rank, row LIMIT :limit
+SELECT {job} FROM jobs WHERE state = 'queued' AND not_before_s IS NULL AND model = :model ORDER BY rank, row LIMIT :limit
 
 -- name: oldest_queued
 SELECT accepted_s FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER BY row LIMIT 1

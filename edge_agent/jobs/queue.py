@@ -19,6 +19,7 @@ from pydantic_core import to_json
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached
+from edge_agent.jobs.backlog import Backlog, Ledger
 from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
 from edge_agent.jobs.request import Request
@@ -32,6 +33,9 @@ CANCELS_MAX = 10_000
 """Cancels remembered for jobs that have not come; beyond it the oldest are forgotten."""
 ROWS_AT_ONCE = 200
 """Bound on the rows one housekeeping statement touches, so that intake never waits long."""
+RETRY_FIRST_S = 1.0
+RETRY_MOST_S = 60.0
+"""A failed attempt is tried again after 1 s, after 2 s, 4 s …: what was wrong with the engine may have passed then."""
 
 
 class SchemaTooNewError(Exception):
@@ -47,14 +51,6 @@ class StorageError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
-    """Unfinished jobs and the bytes of their requests."""
-
-    jobs: int
-    request_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Owed:
     """A result that is to be published since `due_s`; `tries` were refused by the broker."""
 
@@ -65,10 +61,14 @@ class Owed:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What came with a request and goes back with every answer, and how long it may live (seconds)."""
+    """What came with a request and goes back with every answer, and how long it may live (seconds).
+
+    `pool` is the pool it was sent to; None when it was sent to this agent.
+    """
 
     client: str
     ttl_s: float
+    pool: str | None = None
     correlation: bytes | None = None
     traceparent: str | None = None
 
@@ -150,7 +150,7 @@ class Queue:
         self._migrate()
         row = self._db.execute(SQL["read_clock"]).fetchone()
         self.clock = self._make_clock(Anchor(*row) if row else None)
-        self._backlog = Backlog(*self._db.execute(SQL["unfinished"]).fetchone())
+        self._ledger = Ledger(self._db.execute(SQL["unfinished"]).fetchall())
 
     def _migrate(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -183,7 +183,7 @@ class Queue:
 
         Yields the list of changed rows, complete when the block has ended. Raises StorageError, DamagedError.
         """
-        backlog = self._backlog
+        self._ledger.begin()
         self._changes = []
         with _translated():
             self._db.execute("BEGIN IMMEDIATE")
@@ -191,7 +191,7 @@ class Queue:
                 yield self._changes
                 self._db.execute("COMMIT")
             except BaseException:
-                self._backlog = backlog
+                self._ledger.undo()
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
@@ -201,7 +201,11 @@ class Queue:
     @property
     def backlog(self) -> Backlog:
         """Unfinished jobs and their bytes."""
-        return self._backlog
+        return self._ledger.total
+
+    def backlog_of(self, client: str) -> Backlog:
+        """Return what one requester has unfinished."""
+        return self._ledger.of(client)
 
     def repeated(self, request: Request, client: str) -> Job | None:
         """Return the job if this very request was accepted before, ready to answer again.
@@ -244,6 +248,8 @@ class Queue:
                 "digest": request.digest(),
                 "model": model,
                 "state": JobState.CANCELED if canceled else state,
+                "pool": envelope.pool,
+                "max_tokens": request.max_tokens,
                 "max_attempts": request.max_attempts,
                 "stream": request.stream,
                 "priority": request.priority,
@@ -295,10 +301,13 @@ class Queue:
         self._count(job, -1)
         return self._changed(row)
 
-    def requeue(self, job: Job, *, give_back: bool, alone: bool = False) -> Job | None:
+    def requeue(
+        self, job: Job, *, give_back: bool, alone: bool = False, not_before_s: float | None = None
+    ) -> Job | None:
         """Put a running job back in its place; `give_back` returns the strike of this claim.
 
-        One that was asked to be canceled meanwhile ends so instead. None when something else moved it first.
+        Until `not_before_s`, on the queue's clock, nobody claims it and others pass. One that was asked to be canceled
+        meanwhile ends so instead. None when something else moved it first.
         """
         row = self._db.execute(
             SQL["requeue"],
@@ -307,6 +316,7 @@ class Queue:
                 "attempt": job.attempt,
                 "given_back": int(give_back),
                 "alone": int(alone),
+                "not_before_s": not_before_s,
             },
         ).fetchone()
         if row is not None:
@@ -316,22 +326,57 @@ class Queue:
             return None
         return self.end(job, JobState.CANCELED, _canceled(self._age_ms(current)))
 
+    def fail(self, job: Job, outcome: Outcome, *, alone: bool = False) -> Job | None:
+        """End an attempt that failed; put the job back when the same may go well later, to be tried after a while.
+
+        That is so when its error is retryable, it has strikes left and time to live. `alone`: it then runs by itself.
+        Returns the job as it is then; None when something else ended or moved it first.
+        """
+        now_s = self.clock.now_s()
+        retryable = outcome.error is not None and outcome.error.retryable
+        if retryable and job.strikes < job.max_attempts:
+            not_before_s = now_s + min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** (job.strikes - 1))
+            if not_before_s < job.expires_s:
+                return self.requeue(job, give_back=False, alone=alone, not_before_s=not_before_s)
+        return self.end(job, JobState.FAILED, outcome)
+
     def bereave(self, jobs: Sequence[Job], failure: Failure, *, others: int = 0) -> None:
         """Deal with the jobs that were in an engine when it died, beside `others` whose outcome was decided already.
 
         Of several nobody knows whose fault it was: each runs again alone and gets its strike back. One that was
         alone keeps it, and fails when that was its last.
         """
+        several = len(jobs) + others > 1
         for job in jobs:
             current = self._current(job)
             if current is None or current.attempt != job.attempt or current.state is not JobState.RUNNING:
                 continue
-            several = len(jobs) + others > 1
-            if several or current.cancel_requested or current.strikes < current.max_attempts:
-                self.requeue(current, give_back=several, alone=True)
+            if several or current.cancel_requested:
+                self.requeue(current, give_back=True, alone=True)
             else:
                 timings = Timings(total_ms=self._age_ms(current))
-                self.end(current, JobState.FAILED, Outcome(error=failure, timings=timings))
+                self.fail(current, Outcome(error=failure, timings=timings), alone=True)
+
+    def release(self) -> tuple[int, float | None]:
+        """Let jobs be claimed again whose wait is over; return how many, and when the next one's will be."""
+        now_s, released = self.clock.now_s(), 0
+        (next_s,) = self._db.execute(SQL["next_release"]).fetchone()
+        if next_s is not None and next_s <= now_s:
+            released = self._db.execute(SQL["release"], {"now": now_s}).rowcount
+            (next_s,) = self._db.execute(SQL["next_release"]).fetchone()
+        return released, None if next_s is None else float(next_s)
+
+    def hand_back(self, job: Job) -> Job | None:
+        """Forget a job of a pool that has not ended, so that another agent may have it; None when it has ended."""
+        row = self._db.execute(SQL["forget"], {"row": job.row, "attempt": job.attempt}).fetchone()
+        if row is None:
+            return None
+        self._count(_job(row), -1)
+        return _job(row)
+
+    def pooled(self) -> list[Job]:
+        """Return the waiting jobs that came through pools, in the order they came."""
+        return [_job(row) for row in self._db.execute(SQL["pooled"]).fetchall()]
 
     def recover(self) -> None:
         """Deal with the jobs that were running when the agent died, as when their engine had. Call once, first.
@@ -345,11 +390,18 @@ class Queue:
         for model in {job.model for job in running}:
             self.bereave([job for job in running if job.model == model], failure)
 
-    def disown(self, models: Sequence[str]) -> None:
-        """End the waiting jobs of models that are not among these: nobody would ever run them."""
+    def disown(self, models: Sequence[str], failure: Failure) -> list[Job]:
+        """End the waiting jobs of models that are not among these: nobody would ever run them.
+
+        Those of pools are handed back instead, and returned.
+        """
+        handed_back = []
         for job in map(_job, self._db.execute(SQL["unserved"], {"models": to_json(list(models)).decode()}).fetchall()):
-            failure = Failure.because(Code.UNKNOWN_MODEL, "model: this agent does not serve it any more")
-            self.end(job, JobState.FAILED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
+            if job.pool is None:
+                self.end(job, JobState.FAILED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
+            elif self.hand_back(job):
+                handed_back.append(job)
+        return handed_back
 
     def cancel(self, client: str, job_id: str) -> Job | None:
         """Cancel a job at once if it waits, note the wish if it runs, remember it if the job is unknown.
@@ -468,7 +520,7 @@ class Queue:
         """Return how many jobs wait for images, how many for an engine, and how many run."""
         (running,) = self._db.execute(SQL["count_running"]).fetchone()
         (waiting,) = self._db.execute(SQL["count_waiting"]).fetchone()
-        queued = self._backlog.jobs - running - waiting
+        queued = self.backlog.jobs - running - waiting
         return {JobState.WAITING: waiting, JobState.QUEUED: queued, JobState.RUNNING: running}
 
     def oldest_age_s(self) -> float | None:
@@ -514,8 +566,7 @@ class Queue:
         return job
 
     def _count(self, job: Job, sign: int) -> None:
-        size = len((job.request or "").encode())
-        self._backlog = Backlog(self._backlog.jobs + sign, self._backlog.request_bytes + sign * size)
+        self._ledger.add(job.client, sign, sign * job.request_bytes)
 
 
 def _too_late(job: Job) -> Failure:

@@ -7,16 +7,19 @@ CREATE TABLE jobs (
     job_id           TEXT    NOT NULL,
     digest           BLOB    NOT NULL,                   -- of the parsed request; outlives its text
     model            TEXT    NOT NULL,
+    pool             TEXT,                               -- the pool it came through; NULL: sent to this agent
     state            TEXT    NOT NULL,
     state_seq        INTEGER NOT NULL,
     attempt          INTEGER NOT NULL DEFAULT 0,
     strikes          INTEGER NOT NULL DEFAULT 0,
     max_attempts     INTEGER NOT NULL,
+    max_tokens       INTEGER NOT NULL DEFAULT 256,
     alone            INTEGER NOT NULL DEFAULT 0,         -- an engine died with it and others: runs by itself now
     cancel_requested INTEGER NOT NULL DEFAULT 0,
     stream           INTEGER NOT NULL,
     priority         INTEGER NOT NULL,
     rank             REAL    NOT NULL,                   -- accepted_s - priority * age step; smallest first
+    not_before_s     REAL,                               -- waits until then to be tried again; NULL: may be claimed
     accepted_s       REAL    NOT NULL,
     expires_s        REAL    NOT NULL,
     timeout_s        REAL    NOT NULL,
@@ -35,8 +38,10 @@ CREATE TABLE jobs (
     UNIQUE (client, job_id)
 ) STRICT;
 
-CREATE INDEX jobs_queued   ON jobs (model, rank)    WHERE state = 'queued';
+CREATE INDEX jobs_queued   ON jobs (model, rank)    WHERE state = 'queued' AND not_before_s IS NULL;
+CREATE INDEX jobs_held     ON jobs (not_before_s)   WHERE not_before_s IS NOT NULL;
 CREATE INDEX jobs_waiting  ON jobs (row)            WHERE state = 'queued';
+CREATE INDEX jobs_pooled   ON jobs (row)            WHERE pool IS NOT NULL AND finished_s IS NULL;
 CREATE INDEX jobs_expiring ON jobs (expires_s)      WHERE state IN ('queued', 'waiting');
 CREATE INDEX jobs_running  ON jobs (row)            WHERE state = 'running';
 CREATE INDEX jobs_owed     ON jobs (deliver_s)      WHERE deliver_s IS NOT NULL;

@@ -45,7 +45,7 @@ class Operation(Generic[T]):
 
 
 class Store:
-    """Owner of the queue. `tell` gets the rows that changed, after every commit that changed any."""
+    """Owner of the queue. `tell` gets the rows that changed, after every commit that changed any or let some go on."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Store:
         self._stop = threading.Event()
         self._full = False
         self._ended = 0
-        self._next_expiry_s = 0.0
+        self._next_due_s = 0.0
         self._next_housekeeping_s = 0.0
         self.beat_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="store")
@@ -165,7 +165,7 @@ class Store:
 
     def _patience_s(self) -> float:
         """Return how long there is nothing to do of our own accord."""
-        due_s = min(self._next_housekeeping_s, self._next_expiry_s)
+        due_s = min(self._next_housekeeping_s, self._next_due_s)
         return 0.0 if self._stop.is_set() else min(max(0.0, due_s - self.now_s()), HOUSEKEEPING_S)
 
     def _commit(self, group: Sequence[Operation[Any]]) -> None:
@@ -176,20 +176,23 @@ class Store:
                     outcomes.append(operation.act(self._queue))
                 except EdgeAgentError as error:
                     outcomes.append(error)
-            self._keep_house()
+            released = self._keep_house()
         self._ended += sum(job.state in TERMINAL for job in changes)
         for operation, outcome in zip(group, outcomes, strict=True):
             operation.then(outcome)
-        if changes:
+        if changes or released:
             self._tell(changes)
 
-    def _keep_house(self) -> None:
+    def _keep_house(self) -> bool:
+        """Do what time asks for; return whether jobs may be claimed again that had to wait."""
         now_s = self.now_s()
-        self._next_expiry_s = self._queue.expire() or math.inf
+        released, next_release_s = self._queue.release()
+        self._next_due_s = min(self._queue.expire() or math.inf, next_release_s or math.inf)
         if now_s >= self._next_housekeeping_s or self._ended >= ROWS_AT_ONCE:
             self._ended = 0
             more = self._queue.prune(keep_s=self._keep_s, keep_jobs=self._keep_jobs)
             self._next_housekeeping_s = now_s if more else now_s + HOUSEKEEPING_S
+        return released > 0
 
     def _refuse(self, group: Sequence[Operation[Any]], error: StorageError) -> list[Operation[Any]]:
         """Answer what can be refused; return the rest, which must wait for room."""

@@ -4,7 +4,8 @@ import queue as stdlib_queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -13,32 +14,37 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.job import TERMINAL
 from edge_agent.jobs.request import Request
+from edge_agent.mqtt.handle import Handle, JobRejectedError
 from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
-from edge_agent.mqtt.payloads import Chunk, JobRef, Result, Status
+from edge_agent.mqtt.payloads import Chunk, JobRef, Presence, Result, Status
+from edge_agent.mqtt.tap import Tap
 from edge_agent.mqtt.topics import Command, Topics
 from edge_agent.mqtt.wire import Inbound, Publication, faults
 
 RESEND_FIRST_S = 5.0
 RESEND_MOST_S = 60.0
 """An unanswered job is sent again after 5 s, then after twice as long each time."""
+POOL_RESEND_MOST_S = 20.0
+"""The same for a pool: some brokers drop without a word what no agent took."""
 LAST_WORD_S = 10.0
 """How long a job nobody accepted is asked after when its time to live is over: an answer may have been lost."""
 UNHEARD_FIRST_S = 0.5
 """The same when the broker said that nobody listens yet."""
 ASK_S = 30.0
 """An accepted job nothing was heard of for so long is asked after."""
+ASKS_MOST = 3
+"""An agent of a pool that is asked so often in vain is as good as offline."""
+CANCEL_GRACE_S = 2.0
+"""How long a canceled job of a pool may still be accepted by an agent it was on its way to."""
+CLOSED_MOST = 10_000
+"""Ended jobs of pools that are remembered, to tell agents that still have them."""
 TICK_S = 0.5
 REFUSED = 0x80
 NO_SUBSCRIBERS = 0x10
 CANCEL_EXPIRY_S = 300
 STATUS_EXPIRY_S = 60
-
-Update = Status | Chunk | Result
-
-
-class JobRejectedError(EdgeAgentError):
-    """The agent refused the job; `code` and `message` say why."""
 
 
 def job_id() -> str:
@@ -49,86 +55,50 @@ def job_id() -> str:
     return str(uuid.UUID(int=high | 2 << 62 | random_bits & ((1 << 62) - 1)))
 
 
-class Handle:
-    """A job on its way. Iterate over `updates()`, or wait for `result()`."""
-
-    def __init__(self, agent: str, request: Request, *, payload: bytes, cancel: Callable[["Handle"], None]) -> None:
-        self.agent = agent
-        self.request = request
-        self.payload = payload
-        self._cancel = cancel
-        self._updates: stdlib_queue.SimpleQueue[Update | None] = stdlib_queue.SimpleQueue()
-        self._done = threading.Event()
-        self._result: Result | None = None
-        self._error: EdgeAgentError | None = None
-        self.status: Status | None = None
-        """The newest state heard of."""
-        self.unheard = False
-        """Whether the broker last said that no such agent listens; the job is sent again all the same."""
-
-    @property
-    def job_id(self) -> str:
-        """The job's id."""
-        return self.request.job_id
-
-    @property
-    def done(self) -> bool:
-        """Whether the job has ended or was refused."""
-        return self._done.is_set()
-
-    def updates(self, timeout_s: float | None = None) -> Iterator[Update]:
-        """Yield states, text and at last the result, each once, as they come; one reader only.
-
-        A chunk of a higher `attempt` begins the text anew. Raises JobRejectedError, or TimeoutError when nothing came
-        for `timeout_s`.
-        """
-        while True:
-            try:
-                update = self._updates.get(timeout=timeout_s)
-            except stdlib_queue.Empty:
-                raise TimeoutError(f"nothing was heard of the job for {timeout_s} s") from None
-            if update is None:
-                if self._error:
-                    raise self._error
-                return
-            yield update
-
-    def result(self, timeout_s: float | None = None) -> Result:
-        """Wait for the result, whatever became of the job. Raises JobRejectedError or TimeoutError."""
-        if not self._done.wait(timeout_s):
-            raise TimeoutError(f"the job has not ended after {timeout_s} s")
-        if self._error:
-            raise self._error
-        assert self._result is not None  # noqa: S101 - done means one or the other
-        return self._result
-
-    def cancel(self) -> None:
-        """Ask for the job to end; its result then says `canceled`, unless it ended before."""
-        self._cancel(self)
-
-    def _put(self, update: Update) -> None:
-        self._updates.put(update)
-
-    def _finish(self, result: Result | None, error: EdgeAgentError | None) -> None:
-        self._result, self._error = result, error
-        self._done.set()
-        self._updates.put(None)
-
-
 @dataclass(slots=True)
 class _Open:
-    """What the client knows of an open job. Times are monotonic seconds."""
+    """What the client knows of an open job. Times are monotonic seconds.
+
+    Of a job of a pool: `agent` is the one that is followed, None while nobody has accepted it; `holders` are all that
+    have; `dismissed` those that were told to drop it because another was first; `refusal` is why it was last refused.
+    """
 
     handle: Handle
     ends_s: float
+    agent: str | None
     accepted: bool = False
     tries: int = 0
     next_s: float = 0.0
     connection: int = 0
-    canceled: bool = False
+    canceled_s: float | None = None
     state_seq: int = -1
     attempt: int = 0
     chunk_seqs: set[int] = field(default_factory=set)
+    holders: set[str] = field(default_factory=set)
+    dismissed: set[str] = field(default_factory=set)
+    refusal: JobRejectedError | None = None
+
+    @property
+    def key(self) -> tuple[str | None, str]:
+        """What tells open jobs apart: the agent and the id, of a pool the id alone."""
+        return (None if self.handle.pool else self.handle.agent, self.handle.job_id)
+
+    @property
+    def offered(self) -> bool:
+        """Whether it is a pool's, and nobody's yet."""
+        return self.agent is None
+
+    def follow(self, agent: str) -> None:
+        """Believe this agent from now on."""
+        self.agent = self.handle.agent = agent
+        self.accepted, self.state_seq, self.attempt = True, -1, 0
+        self.chunk_seqs.clear()
+
+    def lose(self, next_s: float) -> None:
+        """Offer the job again: nobody has it, as far as we know."""
+        if self.handle.pool:
+            self.agent = self.handle.agent = None
+        self.accepted, self.tries, self.next_s = False, 0, next_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +139,10 @@ class EdgeClient:
         self._root = root
         self._now_s = now_s
         self._notes: stdlib_queue.SimpleQueue[_Note | None] = stdlib_queue.SimpleQueue()
-        self._open: dict[tuple[str, str], _Open] = {}
+        self._open: dict[tuple[str | None, str], _Open] = {}
+        self._taps: defaultdict[str, Tap] = defaultdict(Tap)
+        self._closed: OrderedDict[str, None] = OrderedDict()
+        self._born: dict[str, Presence] = {}
         self._asked: dict[int, _Open] = {}
         """Jobs and questions the broker has not answered, by message id."""
         inbox = f"{Topics(root, '+').inbox_root(self._client)}/#"
@@ -200,23 +173,27 @@ class EdgeClient:
         """Wait for the broker; return whether it is there."""
         return self._link.wait_connected(timeout_s)
 
-    def submit(self, agent: str, **request: Any) -> Handle:
-        """Send a job; the keywords are the fields of a job request, `job_id` is made when it is absent.
+    def submit(self, agent: str | None = None, *, pool: str | None = None, **request: Any) -> Handle:
+        """Send a job to an agent or to a pool, to be done by one of its agents.
 
-        Returns at once. The job is sent again until it is accepted, refused, or its time to live is over.
-        Raises EdgeAgentError BAD_REQUEST when no agent could take it.
+        The keywords are the fields of a job request, `job_id` is made when it is absent. Returns at once. The job is
+        sent again until it is accepted, refused, or its time to live is over; to a pool also when the agent that
+        accepted it is gone. Raises EdgeAgentError BAD_REQUEST when no agent could take it.
         """
+        if (agent is None) == (pool is None):
+            raise EdgeAgentError(Code.BAD_REQUEST, "agent: give either an agent or a pool, and one of them")
         try:
             parsed = Request.model_validate_json(to_json({"job_id": job_id()} | request))
         except ValidationError as error:
             raise EdgeAgentError(Code.BAD_REQUEST, faults(error)) from None
         handle = Handle(
-            agent,
-            parsed,
+            agent=agent,
+            pool=pool,
+            request=parsed,
             payload=parsed.to_json().encode(),
             cancel=lambda handle: self._notes.put(_Cancel(handle)),
         )
-        self._notes.put(_Open(handle, ends_s=self._now_s() + parsed.ttl_s))
+        self._notes.put(_Open(handle, ends_s=self._now_s() + parsed.ttl_s, agent=agent))
         return handle
 
     # The client's thread
@@ -242,15 +219,15 @@ class EdgeClient:
             case _Open(handle):
                 self._take_open(handle, note)
             case _Cancel(handle):
-                job = self._open.get((handle.agent, handle.job_id))
+                job = self._open.get((None if handle.pool else handle.agent, handle.job_id))
                 if job is not None:
-                    job.canceled = True
+                    job.canceled_s = self._now_s()
                     self._send_cancel(job)
             case _Up():
                 for job in self._open.values():
                     if job.connection != self._link.connections:
                         job.tries, job.next_s = 0, 0.0
-                    if job.canceled:
+                    if job.canceled_s is not None:
                         self._send_cancel(job)
             case _Answered(mid, reason):
                 self._answered(mid, reason)
@@ -259,44 +236,84 @@ class EdgeClient:
 
     def _take_open(self, handle: Handle, job: _Open) -> None:
         """Follow a job; of two handles of one id only one could get the result, so the later is refused."""
-        key = handle.agent, handle.job_id
-        if key in self._open:
+        if job.key in self._open:
             sentence = "job_id: this client has the job open already; wait for its first handle, or take a new id"
-            handle._finish(None, JobRejectedError(Code.DUPLICATE_ID, sentence))  # noqa: SLF001 - handle and client are one
+            handle.finish(None, JobRejectedError(Code.DUPLICATE_ID, sentence))
         else:
-            self._open[key] = job
+            self._open[job.key] = job
 
     def _chase(self) -> None:
         """Send what was not answered, ask after what fell silent."""
-        now_s = self._now_s()
-        for job in list(self._open.values()):
+        now_s, shut = self._now_s(), set[str]()
+        for job in sorted(self._open.values(), key=lambda job: -job.handle.request.priority):
             if not job.accepted and now_s >= job.ends_s + LAST_WORD_S:
                 sentence = "ttl_s: no agent accepted the job within its time to live"
-                self._close(job, error=JobRejectedError(Code.EXPIRED, sentence))
-            elif now_s >= job.next_s and self._link.connected:
-                self._send(job, now_s)
+                self._close(job, error=job.refusal or JobRejectedError(Code.EXPIRED, sentence))
+            elif job.agent is None and job.canceled_s is not None:
+                if now_s >= job.canceled_s + (CANCEL_GRACE_S if job.connection else 0.0):
+                    sentence = "canceled before any agent of the pool had accepted it"
+                    self._close(job, error=JobRejectedError(Code.CANCELED, sentence))
+            elif now_s >= job.next_s and self._link.connected and not (job.offered and job.handle.pool in shut):
+                self._send(job, now_s, shut)
 
-    def _send(self, job: _Open, now_s: float) -> None:
-        """Send a job while nobody accepted it and its time lasts; after that, ask what became of it."""
-        job.connection = self._link.connections
+    def _send(self, job: _Open, now_s: float, shut: set[str]) -> None:
+        """Send a job while nobody accepted it and its time lasts; after that, ask what became of it.
+
+        A pool that takes no more for now is added to `shut`.
+        """
+        if job.handle.pool is not None and job.accepted and job.tries >= ASKS_MOST:
+            job.lose(now_s)
+        if job.offered:
+            self._offer(job, now_s, shut)
+            return
         if job.accepted or now_s >= job.ends_s:
             job.next_s = now_s + (ASK_S if job.accepted else RESEND_FIRST_S)
-            mid = self._command(job, Command.STATUS, _ref(job), expiry_s=STATUS_EXPIRY_S)
+            self._ask(job, Command.STATUS, _ref(job), expiry_s=STATUS_EXPIRY_S)
         else:
             job.next_s = now_s + min(RESEND_MOST_S, RESEND_FIRST_S * 2**job.tries)
-            left_s = max(1, round(job.ends_s - now_s))
-            mid = self._command(job, Command.JOB, job.handle.payload, expiry_s=left_s)
-        job.tries += 1
-        if mid is not None:
-            self._asked[mid] = job
+            self._ask(job, Command.JOB, job.handle.payload, expiry_s=_left_s(job, now_s))
+
+    def _offer(self, job: _Open, now_s: float, shut: set[str]) -> None:
+        """Send a job to its pool, if that takes any now."""
+        pool = job.handle.pool or ""
+        if now_s >= job.ends_s:
+            return  # an agent may have accepted it whose answer is still to come
+        if not self._taps[pool].open(now_s):
+            shut.add(pool)
+            return
+        job.next_s = now_s + min(POOL_RESEND_MOST_S, RESEND_FIRST_S * 2**job.tries)
+        self._taps[pool].sent(job.handle.job_id, now_s)
+        self._ask(job, Command.JOB, job.handle.payload, expiry_s=_left_s(job, now_s))
 
     def _send_cancel(self, job: _Open) -> None:
-        if self._link.connected:
-            self._command(job, Command.CANCEL, _ref(job), expiry_s=CANCEL_EXPIRY_S)
+        """Tell the agent; of a pool all of them, for the job may be on its way to any."""
+        if not self._link.connected:
+            return
+        topics = Topics(self._root, job.agent or "")
+        if job.handle.pool is not None:
+            topic = topics.pool_command(job.handle.pool, Command.CANCEL, self._client)
+        else:
+            topic = topics.command(Command.CANCEL, self._client)
+        self._link.publish(Publication(topic, _ref(job), qos=1, expiry_s=CANCEL_EXPIRY_S))
 
-    def _command(self, job: _Open, command: Command, payload: bytes, *, expiry_s: int) -> int | None:
-        topic = Topics(self._root, job.handle.agent).command(command, self._client)
-        return self._link.publish(Publication(topic, payload, qos=1, expiry_s=expiry_s))
+    def _dismiss(self, agent: str, name: str) -> None:
+        """Tell one agent of a pool that another has the job, or had it."""
+        topic = Topics(self._root, agent).command(Command.CANCEL, self._client)
+        payload = JobRef(job_id=name).model_dump_json().encode()
+        self._link.publish(Publication(topic, payload, qos=1, expiry_s=CANCEL_EXPIRY_S))
+
+    def _ask(self, job: _Open, command: Command, payload: bytes, *, expiry_s: int) -> None:
+        """Publish something whose answer by the broker matters."""
+        topics = Topics(self._root, job.agent or "")
+        if job.offered:
+            topic = topics.pool_command(job.handle.pool or "", command, self._client)
+        else:
+            topic = topics.command(command, self._client)
+        job.connection = self._link.connections
+        job.tries += 1
+        mid = self._link.publish(Publication(topic, payload, qos=1, expiry_s=expiry_s))
+        if mid is not None:
+            self._asked[mid] = job
 
     def _answered(self, mid: int, reason: int) -> None:
         job = self._asked.pop(mid, None)
@@ -304,75 +321,164 @@ class EdgeClient:
             return
         job.handle.unheard = reason == NO_SUBSCRIBERS
         if job.handle.unheard:
-            job.next_s = self._now_s() + min(RESEND_MOST_S, UNHEARD_FIRST_S * 2**job.tries)
+            self._unheard(job, self._now_s())
         if reason >= REFUSED:
-            sentence = (
-                f"the broker refuses jobs of {self._client} for {job.handle.agent} (reason {reason:#x}); mend its ACL"
-            )
+            to = job.handle.pool or job.handle.agent
+            sentence = f"the broker refuses jobs of {self._client} for {to} (reason {reason:#x}); mend its ACL"
             self._close(job, error=JobRejectedError(Code.BAD_REQUEST, sentence))
+
+    def _unheard(self, job: _Open, now_s: float) -> None:
+        if job.handle.pool is None:
+            job.next_s = now_s + min(RESEND_MOST_S, UNHEARD_FIRST_S * 2**job.tries)
+        else:
+            job.lose(now_s)  # the agent is gone with its session, or none is in the pool now
+            self._taps[job.handle.pool].full(job.handle.job_id, now_s)
 
     def _hear(self, inbound: Inbound) -> None:
         levels = inbound.topic.rsplit("/", 3)
         if len(levels) != 4:
             return
         _, agent, name, leaf = levels
-        job = self._open.get((agent, name))
-        if job is None or job.handle.done:
-            return
-        job.next_s = self._now_s() + ASK_S
         try:
+            if leaf == "presence":
+                self._hear_presence(agent, _read(Presence, inbound.payload, agent))
+                return
+            job = self._open.get((agent, name)) or self._open.get((None, name))
+            if job is None:
+                if leaf == "status" and name in self._closed:
+                    self._hear_late(agent, _read(Status, inbound.payload, agent))
+                return
             match leaf:
                 case "status":
-                    self._hear_status(job, _read(Status, inbound.payload))
+                    self._hear_status(job, _read(Status, inbound.payload, agent))
                 case "chunk":
-                    self._hear_chunk(job, _read(Chunk, inbound.payload))
+                    self._hear_chunk(job, _read(Chunk, inbound.payload, agent))
                 case "result":
-                    self._hear_result(job, _read(Result, inbound.payload))
-        except ValidationError:
+                    self._hear_result(job, _read(Result, inbound.payload, agent))
+        except ValueError:
             return  # not from an agent we understand; the job is asked after
 
+    def _hear_presence(self, agent: str, presence: Presence) -> None:
+        """Offer the jobs of an agent that is gone again; its last word counts only when it is of its last birth."""
+        if presence.state == "online":
+            self._born[agent] = presence
+            return
+        born = self._born.get(agent)
+        if born is None or (born.boot_id, born.conn_seq) == (presence.boot_id, presence.conn_seq):
+            for job in self._open.values():
+                if job.handle.pool is not None and job.agent == agent:
+                    job.lose(self._now_s())
+
+    def _hear_late(self, agent: str, status: Status) -> None:
+        """Spare an agent the work on a job of a pool that another has done."""
+        if status.state != "rejected" and status.state not in TERMINAL:
+            self._dismiss(agent, status.job_id)
+
     def _hear_status(self, job: _Open, status: Status) -> None:
-        if status.error and status.error.code is Code.UNKNOWN_JOB:
-            job.accepted, job.next_s = False, 0.0
-        elif status.state == "rejected":
-            error = status.error
-            if job.accepted and error and error.code is Code.STORAGE_FULL:
-                # The question was refused, not the job, which the agent has: ask again.
-                job.next_s = self._now_s() + (error.retry_after_s or ASK_S)
-                return
-            self._close(
-                job,
-                error=JobRejectedError(error.code, error.message) if error else JobRejectedError(Code.INTERNAL, ""),
-            )
-        elif status.state_seq >= job.state_seq:
+        if status.state == "rejected":
+            self._hear_refusal(job, status)
+            return
+        if job.handle.pool is not None and not self._settle(job, status):
+            return
+        job.next_s = self._now_s() + ASK_S
+        if status.state_seq >= job.state_seq:
             job.accepted, job.tries = True, 0
             news = status != job.handle.status
             job.state_seq, job.handle.status = status.state_seq, status
             if news:
-                job.handle._put(status)  # noqa: SLF001 - handle and client are one
+                job.handle.put(status)
+
+    def _settle(self, job: _Open, status: Status) -> bool:
+        """Return whether this agent of the pool is the one to follow: the first that accepts; later ones drop it."""
+        agent, ended = status.agent, status.state in TERMINAL
+        if job.agent is None and not (ended and agent in job.dismissed):
+            job.follow(agent)
+            self._taps[job.handle.pool or ""].taken(job.handle.job_id)
+            self._link.subscribe(Topics(self._root, agent).event("presence"))
+        if agent == job.agent:
+            job.holders.add(agent)
+            return True
+        if not ended:
+            job.dismissed.add(agent)
+            self._dismiss(agent, job.handle.job_id)
+        return False
+
+    def _hear_refusal(self, job: _Open, status: Status) -> None:
+        error = status.error
+        refusal = JobRejectedError(error.code, error.message) if error else JobRejectedError(Code.INTERNAL, "")
+        now_s = self._now_s()
+        if job.handle.pool is not None and status.agent != job.agent and job.agent is not None:
+            job.holders.discard(status.agent)  # one we did not follow anyway
+        elif refusal.code is Code.UNKNOWN_JOB:
+            job.lose(now_s)
+        elif job.accepted and refusal.code is Code.STORAGE_FULL:
+            # The question was refused, not the job, which the agent has: ask again.
+            job.next_s = now_s + ((error and error.retry_after_s) or ASK_S)
+        elif job.handle.pool is not None and error is not None and error.retryable:
+            self._offer_again(job, refusal, now_s)
+        else:
+            self._close(job, error=refusal)
+
+    def _offer_again(self, job: _Open, refusal: JobRejectedError, now_s: float) -> None:
+        """Give a job back to the pool that this agent cannot do, or has not begun; another one may."""
+        tries, tap = job.tries, self._taps[job.handle.pool or ""]
+        if refusal.code is Code.QUEUE_FULL:
+            tap.full(job.handle.job_id, now_s)
+            job.lose(now_s)
+        else:
+            tap.taken(job.handle.job_id)
+            job.lose(now_s if job.accepted else job.next_s)
+            job.tries = tries
+            job.refusal = refusal
 
     def _hear_chunk(self, job: _Open, chunk: Chunk) -> None:
-        job.accepted = True
+        if job.agent != chunk.agent:
+            return
+        job.accepted, job.next_s = True, self._now_s() + ASK_S
         if chunk.attempt > job.attempt:
             job.attempt = chunk.attempt
             job.chunk_seqs.clear()
         if chunk.attempt == job.attempt and chunk.seq not in job.chunk_seqs:
             job.chunk_seqs.add(chunk.seq)
-            job.handle._put(chunk)  # noqa: SLF001
+            job.handle.put(chunk)
 
     def _hear_result(self, job: _Open, result: Result) -> None:
-        job.handle._put(result)  # noqa: SLF001
+        """Take the result; of several agents of a pool the first success, or what the followed one says."""
+        if job.handle.pool is not None:
+            job.holders.discard(result.agent)
+            follows = result.agent == job.agent or (job.agent is None and result.agent not in job.dismissed)
+            if result.state != "succeeded" and not follows:
+                return
+            job.handle.agent = result.agent
+        job.handle.put(result)
         self._close(job, result=result)
 
     def _close(self, job: _Open, *, result: Result | None = None, error: EdgeAgentError | None = None) -> None:
-        del self._open[job.handle.agent, job.handle.job_id]
-        job.handle._finish(result, error)  # noqa: SLF001
+        del self._open[job.key]
+        if job.handle.pool is not None:
+            self._taps[job.handle.pool].forget(job.handle.job_id)
+            for agent in job.holders:
+                self._dismiss(agent, job.handle.job_id)
+            self._closed[job.handle.job_id] = None
+            if len(self._closed) > CLOSED_MOST:
+                self._closed.popitem(last=False)
+        job.handle.finish(result, error)
+
+
+def _left_s(job: _Open, now_s: float) -> int:
+    return max(1, round(job.ends_s - now_s))
 
 
 def _ref(job: _Open) -> bytes:
     return JobRef(job_id=job.handle.job_id).model_dump_json().encode()
 
 
-def _read(kind: type[Any], payload: bytes) -> Any:
-    """Return a payload; fields of newer agents are passed over."""
-    return kind.model_validate_json(payload, extra="ignore")
+def _read(kind: type[Any], payload: bytes, agent: str) -> Any:
+    """Return a payload; fields of newer agents are passed over. Raises ValueError, also when it is not of this agent.
+
+    The broker's ACL vouches for the agent in the topic, and for nothing in the payload.
+    """
+    body = kind.model_validate_json(payload, extra="ignore")
+    if body.agent != agent:
+        raise ValueError("the payload names another agent than the topic")
+    return body

@@ -17,9 +17,8 @@ from edge_agent.jobs.request import Request
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
-from edge_agent.mqtt.link import Link, Receipt
 from edge_agent.mqtt.outbox import Outbox
-from edge_agent.mqtt.topics import CLIENT, Command, Topics
+from edge_agent.mqtt.topics import CLIENT, Asked, Command, Topics
 from edge_agent.mqtt.wire import (
     CORRELATION_BYTES_MAX,
     TRACEPARENT_BYTES_MAX,
@@ -31,7 +30,7 @@ from edge_agent.mqtt.wire import (
     decode_request,
     readable_job_id,
 )
-from edge_agent.settings import ImagesSection, QueueSection
+from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
 
 UNCONFIRMED_MAX = 2048
 """Messages that may wait to be stored. QoS 1 ones are bounded by the link's receive maximum; QoS 0 ones end here."""
@@ -42,6 +41,11 @@ _Afterwards = Callable[[], None]
 """What to do once a message is stored; nothing is said, and nobody told, before it is true."""
 
 log = get_logger()
+
+
+_UNKNOWN_YET = EdgeAgentError(
+    Code.UNKNOWN_JOB, "job_id: this agent has no such job of yours; should it still come, it ends canceled at once"
+)
 
 
 def _nothing() -> None:
@@ -69,14 +73,15 @@ class Intake:
         settings: QueueSection,
         images: ImagesSection,
         spool: Spool,
+        requesters: RequestersSection,
         store: Store,
-        link: Link,
         outbox: Outbox,
         roster: Roster,
         pace: Pace,
         cancel_running: Callable[[Job], None],
         free_bytes: Callable[[], int],
         rejected: Callable[[Code], None] = lambda _code: None,
+        pool_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self._topics = topics
         self._speech = speech
@@ -84,24 +89,25 @@ class Intake:
         self._images = images
         self._spool = spool
         self._store = store
-        self._link = link
+        self._requesters = requesters
         self._outbox = outbox
         self._roster = roster
         self._pace = pace
         self._cancel_running = cancel_running
         self._free_bytes = free_bytes
         self._rejected = rejected
+        self._pool_full = pool_full
 
-    def receive(self, inbound: Inbound, receipt: Receipt) -> None:
-        """Line a message up to be taken in; returns at once."""
+    def receive(self, inbound: Inbound, acknowledge: Callable[[], None]) -> None:
+        """Line a message up to be taken in and then acknowledged; returns at once."""
         if inbound.qos == 0 and self._store.waiting > UNCONFIRMED_MAX:
-            self._link.ack(receipt)
+            acknowledge()
             return
         self._store.put(
             Operation(
                 act=partial(self._take, inbound=inbound),
-                then=partial(self._confirm, inbound, receipt),
-                refuse=partial(self._refuse, inbound, receipt),
+                then=partial(self._confirm, inbound, acknowledge),
+                refuse=partial(self._refuse, inbound, acknowledge),
             )
         )
 
@@ -112,25 +118,32 @@ class Intake:
 
         Raises EdgeAgentError before anything has changed.
         """
-        command, client = self._topics.parse(inbound.topic) or ("", "")
-        if not CLIENT.match(client):
+        asked = self._asked(inbound)
+        if asked is None:
             return _nothing
         if inbound.retained:
             raise EdgeAgentError(Code.RETAINED, "the message is retained; publish commands without the retain flag")
-        self._check_properties(inbound, client)
-        match command:
+        self._check_properties(inbound, asked.client)
+        if self._requesters.allow and asked.client not in self._requesters.allow:
+            raise EdgeAgentError(Code.NOT_ALLOWED, "this agent works for named requesters only, and you are none")
+        match asked.command:
             case Command.JOB:
-                return self._take_job(queue, inbound, client)
+                return self._take_job(queue, inbound, asked)
             case Command.CANCEL:
-                return self._take_cancel(queue, inbound, client)
+                return self._take_cancel(queue, inbound, asked)
             case Command.STATUS:
-                return self._take_status(queue, inbound, client)
+                return self._take_status(queue, inbound, asked.client)
             case Command.IMAGE:
-                return self._take_image(queue, inbound, client)
+                return self._take_image(queue, inbound, asked.client)
             case _:
                 raise EdgeAgentError(
                     Code.UNSUPPORTED, "the topic names no command this agent knows: job, cancel, status, image"
                 )
+
+    def _asked(self, inbound: Inbound) -> Asked | None:
+        """Return what a message asks of us; None when nobody could be answered."""
+        asked = self._topics.parse(inbound.topic)
+        return asked if asked is not None and CLIENT.match(asked.client) else None
 
     def _check_properties(self, inbound: Inbound, client: str) -> None:
         if inbound.response_topic not in (None, self._topics.inbox_root(client)):
@@ -143,14 +156,16 @@ class Intake:
         if len((inbound.traceparent or "").encode()) > TRACEPARENT_BYTES_MAX:
             raise EdgeAgentError(Code.BAD_REQUEST, f"traceparent: must be at most {TRACEPARENT_BYTES_MAX} bytes")
 
-    def _take_job(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
-        request = decode_request(inbound.payload)
+    def _take_job(self, queue: Queue, inbound: Inbound, asked: Asked) -> _Afterwards:
+        request, client = decode_request(inbound.payload), asked.client
         earlier = queue.repeated(request, client)
         if earlier is not None:
             return partial(self._outbox.answer, queue, earlier)
-        model = self._admit(queue, request)
+        if asked.pool is not None and self._pool_full():
+            raise EdgeAgentError(Code.QUEUE_FULL, "this agent of the pool has enough to do; send the job again")
+        model = self._admit(queue, request, client)
         ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
-        envelope = Envelope(client, ttl_s, correlation=inbound.correlation, traceparent=inbound.traceparent)
+        envelope = Envelope(client, ttl_s, asked.pool, correlation=inbound.correlation, traceparent=inbound.traceparent)
         job = queue.accept(request, envelope, model=model, attached=self._attach(queue, request))
         return partial(log.info, "job.accepted", job_id=job.job_id, client=client, model=model, row=job.row)
 
@@ -174,14 +189,17 @@ class Intake:
                 queue.image_came(piece.sha256)
         return _nothing
 
-    def _take_cancel(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
-        job = queue.cancel(client, decode_ref(inbound.payload).job_id)
-        if job is not None and job.state is JobState.RUNNING:
+    def _take_cancel(self, queue: Queue, inbound: Inbound, asked: Asked) -> _Afterwards:
+        job = queue.cancel(asked.client, decode_ref(inbound.payload).job_id)
+        if job is None:
+            # In a pool most agents never had it; one that was asked for itself tells what will happen.
+            return _nothing if asked.pool is not None else partial(self._reject, inbound, _UNKNOWN_YET)
+        if job.state is JobState.RUNNING:
             # Afterwards also because its claim may stand in this very transaction: the dispatcher hears of that first.
             return partial(self._cancel_running, job)
-        if job is not None and job.state in TERMINAL:
+        if job.state in TERMINAL:
             return partial(self._outbox.answer, queue, job)
-        return _nothing  # one that waited has ended, and that is told; one that has not come is remembered
+        return _nothing  # one that waited has ended, and that is told
 
     def _take_status(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
         job = queue.recall(client, decode_ref(inbound.payload).job_id)
@@ -189,17 +207,12 @@ class Intake:
             raise EdgeAgentError(Code.UNKNOWN_JOB, "job_id: this agent knows no such job of yours; send it again")
         return partial(self._outbox.answer, queue, job)
 
-    def _admit(self, queue: Queue, request: Request) -> str:
+    def _admit(self, queue: Queue, request: Request, client: str) -> str:
         """Return the model that shall run a request. Raises EdgeAgentError when none can or there is no room."""
         model = self._roster.resolve(request.model, images=len(request.images))
         if request.ttl_s > self._settings.ttl_max_s:
             raise EdgeAgentError(Code.BAD_REQUEST, f"ttl_s: must be at most {self._settings.ttl_max_s}")
-        backlog = queue.backlog
-        if backlog.jobs >= self._settings.high_water_jobs or backlog.request_bytes >= self._settings.high_water_bytes:
-            retry_after_s = self._pace.eta_s(model, 1) or RETRY_AFTER_DEFAULT_S
-            raise EdgeAgentError(
-                Code.QUEUE_FULL, "the queue is full; send the job again later", retry_after_s=retry_after_s
-            )
+        self._find_room(queue, model, client)
         self._check_disk()
         return model
 
@@ -207,24 +220,45 @@ class Intake:
         if self._free_bytes() < self._settings.min_free_bytes:
             raise EdgeAgentError(Code.STORAGE_FULL, "the device's disk is full; free space there", retry_after_s=60.0)
 
-    def _confirm(self, inbound: Inbound, receipt: Receipt, outcome: _Afterwards | EdgeAgentError) -> None:
+    def _find_room(self, queue: Queue, model: str, client: str) -> None:
+        """Raise EdgeAgentError when this requester, or all together, have as much unfinished as they may."""
+        all_, theirs = queue.backlog, queue.backlog_of(client)
+        jobs_max, bytes_max = self._requesters.max_jobs, self._requesters.max_bytes
+        if (jobs_max is not None and theirs.jobs >= jobs_max) or (
+            bytes_max is not None and theirs.request_bytes >= bytes_max
+        ):
+            code, sentence = (
+                Code.QUOTA_EXCEEDED,
+                "you have as much unfinished here as you may; send it again later",
+            )
+        elif all_.jobs >= self._settings.high_water_jobs or all_.request_bytes >= self._settings.high_water_bytes:
+            code, sentence = Code.QUEUE_FULL, "the queue is full; send the job again later"
+        else:
+            return
+        retry_after_s = self._pace.eta_s(model, 1) or RETRY_AFTER_DEFAULT_S
+        raise EdgeAgentError(code, sentence, retry_after_s=retry_after_s)
+
+    def _confirm(
+        self, inbound: Inbound, acknowledge: Callable[[], None], outcome: _Afterwards | EdgeAgentError
+    ) -> None:
         """Acknowledge what was stored or refused; a refusal is told first."""
         if isinstance(outcome, EdgeAgentError):
             self._reject(inbound, outcome)
         else:
             outcome()
-        self._link.ack(receipt)
+        acknowledge()
 
-    def _refuse(self, inbound: Inbound, receipt: Receipt, error: StorageError) -> None:
+    def _refuse(self, inbound: Inbound, acknowledge: Callable[[], None], error: StorageError) -> None:
         """Answer when the disk takes nothing."""
         sentence = f"the device cannot store the job ({error}); free space there"
-        self._confirm(inbound, receipt, EdgeAgentError(Code.STORAGE_FULL, sentence, retry_after_s=60.0))
+        self._confirm(inbound, acknowledge, EdgeAgentError(Code.STORAGE_FULL, sentence, retry_after_s=60.0))
 
     def _reject(self, inbound: Inbound, error: EdgeAgentError) -> None:
-        command, client = self._topics.parse(inbound.topic) or ("", "")
-        if not CLIENT.match(client):
+        asked = self._asked(inbound)
+        if asked is None:
             return
-        job_id = UNREADABLE if command == Command.IMAGE else readable_job_id(inbound.payload)
-        log.info("message.rejected", command=command[:16], client=client, job_id=job_id, code=error.code)
+        job_id = UNREADABLE if asked.command == Command.IMAGE else readable_job_id(inbound.payload)
+        pooled = asked.pool is not None
+        log.info("message.rejected", command=asked.command[:16], client=asked.client, job_id=job_id, code=error.code)
         self._rejected(error.code)
-        self._outbox.say(self._speech.rejection(client, job_id, error, inbound))
+        self._outbox.say(self._speech.rejection(asked.client, job_id, error, inbound, pooled=pooled))

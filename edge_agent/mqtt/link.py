@@ -141,6 +141,8 @@ class Link:
         self._access = access
         self._filters = filters
         self._kept = kept
+        self._filters_lock = threading.Lock()
+        self._subscribing: dict[int | None, tuple[str, ...]] = {}
         self._callbacks = callbacks
         self._chance = chance
         self._now_s = now_s
@@ -262,6 +264,20 @@ class Link:
                 self._unsent.append(info)
         return info.mid
 
+    def subscribe(self, topic: str) -> None:
+        """Hear this topic too, what the broker retains there first; from now on, and on every later connection."""
+        with self._filters_lock:
+            if topic in self._filters:
+                return
+            self._filters += (topic,)
+            self._kept += (topic,)
+            if self.connected:
+                self._ask_for(topic)
+
+    def _ask_for(self, *filters: str) -> None:
+        _, mid = self._client.subscribe([(topic, self._subscription(topic)) for topic in filters])
+        self._subscribing[mid] = filters
+
     def ack(self, receipt: Receipt) -> None:
         """Acknowledge a message, unless the connection it came on is gone: the broker sends it again on the next.
 
@@ -345,9 +361,11 @@ class Link:
         self._up_s = self._now_s()
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
         self._drop_too_large(client)
-        if self._filters:
-            client.subscribe([(topic, self._subscription(topic)) for topic in self._filters])
-        self._connected.set()
+        with self._filters_lock:
+            self._subscribing.clear()
+            if self._filters:
+                self._ask_for(*self._filters)
+            self._connected.set()
         log.info("link.up", host=self._access.host, port=self._access.port, connection=self._epoch)
         self._callbacks.up(self._epoch)
 
@@ -361,11 +379,13 @@ class Link:
         self,
         _client: Client,
         _userdata: Any,
-        _mid: int,
+        mid: int,
         reasons: list[ReasonCode],
         _properties: Properties | None,
     ) -> None:
-        refused = tuple(topic for topic, reason in zip(self._filters, reasons, strict=False) if reason.is_failure)
+        with self._filters_lock:
+            asked = self._subscribing.pop(mid, ())
+        refused = tuple(topic for topic, reason in zip(asked, reasons, strict=False) if reason.is_failure)
         if refused:
             log.error(
                 "link.subscription_refused",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Owed, Queue
@@ -176,6 +177,12 @@ class Outbox:
         self.say(self._status(queue, job))
         if job.state in TERMINAL:
             self.wake()
+
+    def hand_back(self, jobs: Sequence[Job], error: EdgeAgentError) -> None:
+        """Tell requesters that these jobs of pools shall be done by other agents."""
+        for job in jobs:
+            log.info("job.handed_back", job_id=job.job_id, client=job.client, row=job.row, code=error.code)
+            self.say(self._speech.handed_back(job, error))
 
     def progress(self, job: Job, *, tokens: int) -> None:
         """Tell a requester that a job is still running."""

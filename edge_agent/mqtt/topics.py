@@ -20,6 +20,15 @@ class Command(StrEnum):
     IMAGE = "image"
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a topic says: what is asked, by whom, and of which pool; None when it is asked of this agent. Unchecked."""
+
+    command: str
+    client: str
+    pool: str | None = None
+
+
 @dataclass(frozen=True)
 class Topics:
     """The topics of one agent below the root of its fleet."""
@@ -36,11 +45,28 @@ class Topics:
         """Where a requester asks."""
         return f"{self.root}/agents/{self.agent}/cmd/{command}/{client}"
 
-    def parse(self, topic: str) -> tuple[str, str] | None:
-        """Return what is asked and by whom, both unchecked; None for a topic that is no command to us."""
-        prefix = f"{self.root}/agents/{self.agent}/cmd/"
-        levels = topic.removeprefix(prefix).split("/")
-        return (levels[0], levels[1]) if topic.startswith(prefix) and len(levels) == 2 else None
+    def pool_jobs(self, pool: str) -> str:
+        """The filter of a pool's jobs: the broker gives each to one of those who subscribed to it."""
+        return f"$share/{pool}/{self.root}/pools/{pool}/{Command.JOB}/+"
+
+    def pool_cancels(self, pool: str) -> str:
+        """The filter of cancels that everybody in a pool hears."""
+        return f"{self.root}/pools/{pool}/{Command.CANCEL}/+"
+
+    def pool_command(self, pool: str, command: Command, client: str) -> str:
+        """Where a requester asks any agent of a pool; a job or a cancel."""
+        return f"{self.root}/pools/{pool}/{command}/{client}"
+
+    def parse(self, topic: str) -> Asked | None:
+        """Return what is asked of us; None for a topic that is no command to us."""
+        own, pools = f"{self.root}/agents/{self.agent}/cmd/", f"{self.root}/pools/"
+        if topic.startswith(own):
+            levels = topic.removeprefix(own).split("/")
+            return Asked(levels[0], levels[1]) if len(levels) == 2 else None
+        if topic.startswith(pools):
+            levels = topic.removeprefix(pools).split("/")
+            return Asked(levels[1], levels[2], levels[0]) if len(levels) == 3 else None
+        return None
 
     def inbox_root(self, client: str) -> str:
         """The one response topic a requester may name."""

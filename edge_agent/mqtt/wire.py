@@ -42,7 +42,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A message as the broker delivered it; `expiry_s` is what remained of its life, `user` its other user properties."""
+    """A message as the broker delivered it; `expiry_s` is what remained of its life, `user` its user properties."""
 
     topic: str
     payload: bytes
@@ -199,14 +199,27 @@ class Speech:
         )
         return self._answer(job.client, job.job_id, "status", status, job.correlation, job.traceparent, STATUS_EXPIRY_S)
 
-    def rejection(self, client: str, job_id: str, error: EdgeAgentError, inbound: Inbound) -> Publication:
+    def rejection(
+        self, client: str, job_id: str, error: EdgeAgentError, inbound: Inbound, *, pooled: bool = False
+    ) -> Publication:
         """Tell a requester why a message of theirs is refused; what came with it is echoed unless it is too long."""
-        status = Status(agent=self._agent, job_id=job_id, state="rejected", state_seq=0, error=Failure.of(error))
+        failure = Failure.of(error, pooled=pooled)
         correlation, traceparent = inbound.correlation, inbound.traceparent
         if len(correlation or b"") > CORRELATION_BYTES_MAX:
             correlation = None
         if len((traceparent or "").encode()) > TRACEPARENT_BYTES_MAX:
             traceparent = None
+        return self._rejected(client, job_id, failure, correlation, traceparent)
+
+    def handed_back(self, job: Job, error: EdgeAgentError) -> Publication:
+        """Tell a requester that a job of a pool which we had accepted shall be done by another agent."""
+        failure = Failure.of(error, pooled=True)
+        return self._rejected(job.client, job.job_id, failure, job.correlation, job.traceparent)
+
+    def _rejected(
+        self, client: str, job_id: str, failure: Failure, correlation: bytes | None, traceparent: str | None
+    ) -> Publication:
+        status = Status(agent=self._agent, job_id=job_id, state="rejected", state_seq=0, error=failure)
         return self._answer(client, job_id, "status", status, correlation, traceparent, STATUS_EXPIRY_S)
 
     def chunk(self, job: Job, *, seq: int, text: str, tokens: int) -> Publication:

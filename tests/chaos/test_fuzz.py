@@ -10,6 +10,7 @@ import random
 import re
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -26,10 +27,9 @@ from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import GROUP_MAX, Store
 from edge_agent.mqtt import intake
 from edge_agent.mqtt.intake import Intake
-from edge_agent.mqtt.link import Receipt
 from edge_agent.mqtt.topics import CLIENT, Topics
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, UNREADABLE, Inbound, Speech
-from edge_agent.settings import QueueSection
+from edge_agent.settings import QueueSection, RequestersSection
 
 CASES = int(os.environ.get("FUZZ_CASES", "20000"))
 WIRE_CASES = int(os.environ.get("FUZZ_WIRE_CASES", "1500"))
@@ -228,10 +228,10 @@ class Recorder:
     def answer(self, _queue, job):
         self.said.append(job)
 
-    def ack(self, receipt):
-        if receipt.mid in self.answers:
-            self.twice.append(receipt.mid)
-        self.answers[receipt.mid] = self.said
+    def ack(self, number):
+        if number in self.answers:
+            self.twice.append(number)
+        self.answers[number] = self.said
         self.said = []
 
     def tell(self, changes):
@@ -259,10 +259,11 @@ def log(monkeypatch):
 def judge(case, said, stored):
     """Fail unless a message was answered as it deserves."""
     inbound = case.inbound
-    command, client = TOPICS.parse(inbound.topic) or ("", "")
-    if not CLIENT.match(client):
+    asked = TOPICS.parse(inbound.topic)
+    if asked is None or not CLIENT.match(asked.client):
         assert said == []
         return
+    command, client = asked.command, asked.client
     assert len(said) <= 1
     if not said:
         # Taken in without a word: the store tells of a job by its row, and a cancel is obeyed or remembered.
@@ -308,8 +309,8 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
         topics=TOPICS,
         speech=SPEECH,
         settings=QueueSection(high_water_jobs=1_000_000, high_water_bytes=2**40),
+        requesters=RequestersSection(),
         store=store,
-        link=recorder,
         outbox=recorder,
         roster=FakeRoster("phi"),
         pace=Pace(),
@@ -323,7 +324,7 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
             cases = {number: fuzz.case() for number in range(first, min(first + GROUP_MAX, CASES))}
             recorder.answers.clear()
             for number, case in cases.items():
-                taking.receive(case.inbound, Receipt(1, number, case.inbound.qos))
+                taking.receive(case.inbound, partial(recorder.ack, number))
             store.ask(lambda _queue: None)
             assert recorder.answers.keys() == cases.keys()
             for number, case in cases.items():
@@ -385,7 +386,8 @@ class Publisher:
 
 def publishable(inbound):
     """Whether a broker lets a requester publish this at all."""
-    return CLIENT.match((TOPICS.parse(inbound.topic) or ("", ""))[1]) and "\x00" not in inbound.topic
+    asked = TOPICS.parse(inbound.topic)
+    return asked is not None and CLIENT.match(asked.client) and "\x00" not in inbound.topic
 
 
 EXTRAS = (
@@ -427,7 +429,7 @@ def test_a_daemon_answers_everything_on_one_connection_and_works_on(
             if not publishable(inbound):
                 continue
             # Each case is a requester of its own, so that its answer can be told from others'.
-            command, _ = TOPICS.parse(inbound.topic)
+            command = TOPICS.parse(inbound.topic).command
             client = f"fuzz-{number}"
             response_topic = inbound.response_topic and re.sub(
                 "/clients/[^/]*/", f"/clients/{client}/", inbound.response_topic

@@ -6,7 +6,8 @@ import pytest
 from running import AgentProcess, wait_for
 
 from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.mqtt.client import EdgeClient, JobRejectedError
+from edge_agent.mqtt.client import EdgeClient
+from edge_agent.mqtt.handle import JobRejectedError
 from edge_agent.mqtt.link import Access
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]

@@ -5,7 +5,7 @@ from running import PATIENCE_S, requester, wait_for
 
 from edge_agent.errors import Code
 from edge_agent.mqtt import client as client_module
-from edge_agent.mqtt.client import JobRejectedError
+from edge_agent.mqtt.handle import JobRejectedError
 
 pytestmark = pytest.mark.broker
 
@@ -40,7 +40,7 @@ def test_a_refusal_of_the_broker_that_comes_late_hurts_nothing(broker):
         job = next(iter(client._open.values()))
         client._notes.put(client_module._Cancel(ended))
         client._asked[65_000] = job
-        ended._finish(None, JobRejectedError(Code.CANCELED, "ended"))
+        ended.finish(None, JobRejectedError(Code.CANCELED, "ended"))
         client._notes.put(client_module._Answered(65_000, 0x87))
         wait_for(lambda: 65_000 not in client._asked, "the answer to be taken")
         assert client._thread.is_alive()

@@ -9,10 +9,10 @@ from running import wait_for
 from edge_agent.dispatcher import PROGRESS_S, Dispatcher
 from edge_agent.engine.messages import Failed, Finished, FinishReason, JobId, Limits, Progress, Ready, Text, Usage
 from edge_agent.engine.supervisor import EngineStatus, Phase
-from edge_agent.errors import Code
+from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.pace import Pace
-from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.queue import RETRY_FIRST_S, Envelope
 from edge_agent.jobs.store import Store
 
 
@@ -39,7 +39,7 @@ class FakeOutbox:
     """Keeps the text of every stream it opened."""
 
     def __init__(self):
-        self.streams, self.progressed = [], []
+        self.streams, self.progressed, self.handed_back = [], [], []
 
     def open(self, job):
         self.streams.append(SimpleNamespace(job=job, texts=[], closed=False))
@@ -51,6 +51,9 @@ class FakeOutbox:
     def close(self, stream):
         stream.closed = True
         return len(stream.texts) - 1
+
+    def hand_back(self, jobs, error):
+        self.handed_back.extend((job.job_id, error.code) for job in jobs)
 
     def progress(self, job, *, tokens):
         self.progressed.append((job.job_id, tokens))
@@ -285,6 +288,33 @@ def test_what_finished_before_its_cancel_was_heard_has_finished(floor):
     assert floor.engine.canceled == []
 
 
+def test_what_the_engine_had_no_memory_for_is_tried_again_by_itself(floor):
+    """Its neighbours may have been why; what is wrong with the job itself ends it at once."""
+    floor.accept("a", "b")
+    floor.wait_started("1.1", "2.1")
+    floor.say(Failed(JobId("1.1"), Code.OUT_OF_MEMORY, "the device has no memory for it"))
+    again = floor.wait_state("a", JobState.QUEUED)
+    assert (again.strikes, again.alone) == (1, True)
+    floor.pass_s(RETRY_FIRST_S)
+    floor.quiet()
+    assert floor.engine.ids == ["1.1", "2.1"]
+    floor.say(finished("2.1"))
+    floor.wait_started("1.1", "2.1", "1.2")
+
+
+def test_a_job_of_a_pool_that_is_too_long_for_this_model_goes_back_to_the_pool(floor):
+    """Another agent may have a longer context. One that was sent to this agent fails."""
+    too_long = EdgeAgentError(Code.PROMPT_TOO_LONG, "messages: 5000 tokens, the model takes 4096")
+    floor.ask(lambda queue: queue.accept(request("p"), Envelope("line-3", 600.0, "hall"), model="phi"))
+    floor.accept("a")
+    floor.wait_started("1.1", "2.1")
+    for job_id in ("1.1", "2.1"):
+        floor.say(Failed(JobId(job_id), too_long.code, too_long.message))
+    assert outcome_of(floor.wait_state("a", JobState.FAILED)).error.code is Code.PROMPT_TOO_LONG
+    assert floor.find("p") is None
+    assert floor.outbox.handed_back == [("p", Code.PROMPT_TOO_LONG)]
+
+
 # Engines that die
 
 
@@ -312,6 +342,9 @@ def test_a_job_that_kills_its_engine_each_time_fails_in_the_end(floor):
     for attempt in (1, 2):
         floor.wait_started(*(f"1.{each}" for each in range(1, attempt + 1)))
         floor.dispatcher.lost("phi", ENGINE_DIED)
+        floor.quiet()
+        floor.pass_s(RETRY_FIRST_S)
+        flush(floor.store)
     failed = floor.wait_state("a", JobState.FAILED)
     assert (failed.attempt, outcome_of(failed).error.code) == (2, Code.ENGINE_DIED)
     assert all(stream.closed for stream in floor.outbox.streams)

@@ -14,6 +14,7 @@ LAYERS = (
     ("edge_agent.errors", "edge_agent.log", "edge_agent.settings"),
     (
         "edge_agent.jobs",
+        "edge_agent.mqtt.tap",
         "edge_agent.mqtt.topics",
         "edge_agent.mqtt.payloads",
         "edge_agent.mqtt.wire",
@@ -33,6 +34,7 @@ LAYERS = (
         "edge_agent.mqtt.intake",
         "edge_agent.mqtt.outbox",
         "edge_agent.mqtt.client",
+        "edge_agent.mqtt.handle",
         "edge_agent.mqtt.pool",
         "edge_agent.health.reporter",
         "edge_agent.integrations",

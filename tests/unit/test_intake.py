@@ -3,9 +3,10 @@
 import base64
 import hashlib
 import json
+from functools import partial
 
 import pytest
-from fakes import ANSWER, PATIENCE_S, FakeLink, FakeRoster, FullDisk, Time, counts, flush, request
+from fakes import ANSWER, ENGINE_DIED, PATIENCE_S, FakeRoster, FullDisk, Time, counts, flush, request
 
 from edge_agent.errors import Code
 from edge_agent.jobs.job import JobState, Outcome
@@ -15,10 +16,9 @@ from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
 from edge_agent.mqtt import intake as intake_module
 from edge_agent.mqtt.intake import Intake
-from edge_agent.mqtt.link import Receipt
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound, Speech
-from edge_agent.settings import ImagesSection, QueueSection
+from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
 
 TOPICS = Topics("edge/v1", "edge-01")
 MARK = "S3CRET"
@@ -44,8 +44,7 @@ class Desk:
         self.journal = []
         self.machine = Time()
         self.queue = self.machine.queue(folder)
-        self.link = FakeLink()
-        self.link.ack = lambda receipt: self.journal.append(("acked", receipt.mid))
+        self.ack = lambda mid: self.journal.append(("acked", mid))
         self.store = Store(
             self.queue,
             tell=lambda changes: self.journal.extend(("told", job.job_id, job.state) for job in changes),
@@ -59,17 +58,19 @@ class Desk:
         self.intake = Intake(
             topics=TOPICS,
             speech=Speech(TOPICS),
-            settings=QueueSection(**settings),
+            settings=QueueSection(**{k: v for k, v in settings.items() if k in QueueSection.model_fields}),
             images=ImagesSection(folders=folders),
             spool=self.spool,
+            requesters=RequestersSection(**{k: v for k, v in settings.items() if k in RequestersSection.model_fields}),
             store=self.store,
-            link=self.link,
             outbox=FakeOutbox(self.journal),
             roster=roster or FakeRoster("phi"),
             pace=self.pace,
             cancel_running=lambda job: self.journal.append(("cancel", job.job_id, job.attempt)),
             free_bytes=lambda: free_bytes,
+            pool_full=lambda: self.pool_full,
         )
+        self.pool_full = False
         self.mid = 0
 
     def __enter__(self):
@@ -86,7 +87,7 @@ class Desk:
         self.mid += 1
         payload = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
         topic = topic or f"edge/v1/agents/edge-01/cmd/{command}/{client}"
-        self.intake.receive(Inbound(topic, payload, **properties), Receipt(1, self.mid, properties.get("qos", 1)))
+        self.intake.receive(Inbound(topic, payload, **properties), partial(self.ack, self.mid))
 
     def take(self, command, body, **properties):
         """Receive one message; return what left the intake because of it."""
@@ -298,11 +299,11 @@ def test_acknowledgements_come_in_the_order_of_arrival_after_the_commit(tmp_path
     desk = Desk(tmp_path)
     on_disk = []
 
-    def ack(receipt):
+    def ack(mid):
         with desk.machine.queue(tmp_path) as other, other.transaction():
-            on_disk.append((receipt.mid, sum(counts(other).values())))
+            on_disk.append((mid, sum(counts(other).values())))
 
-    desk.link.ack = ack
+    desk.ack = ack
     body = json.loads(request().to_json())
     for command, each in (("job", body), ("job", b"{"), ("job", body | {"job_id": "b"}), ("job", body), ("x", b"")):
         desk.receive(command, each)
@@ -349,9 +350,18 @@ def test_a_flood_of_qos_0_ends_at_a_bound(tmp_path, monkeypatch):
 # Cancel
 
 
-def test_a_cancel_before_its_job_wins(desk):
-    assert desk.take("cancel", {"job_id": "job-1"}) == [("acked", 1)]
+def test_a_cancel_before_its_job_wins_and_says_so(desk):
+    job_id, error = refusal(desk.take("cancel", {"job_id": "job-1"}))
+    assert (job_id, error["code"]) == ("job-1", Code.UNKNOWN_JOB)
+    assert "should it still come, it ends canceled" in error["message"]
     assert desk.submit() == [("acked", 2), ("told", "job-1", JobState.CANCELED)]
+
+
+def test_a_cancel_of_a_job_that_waits_to_be_tried_again_ends_it(desk):
+    desk.submit()
+    desk.ask(lambda queue: queue.fail(queue.claim("phi", idle=True), Outcome(error=ENGINE_DIED)))
+    assert desk.find().not_before_s is not None
+    assert desk.take("cancel", {"job_id": "job-1"}) == [("acked", 2), ("told", "job-1", JobState.CANCELED)]
 
 
 def test_a_waiting_job_is_canceled_at_once(desk):
@@ -530,3 +540,101 @@ def test_images_beyond_the_quota_are_refused_until_a_job_has_ended(seeing):
     seeing.take("cancel", {"job_id": "job-0"})
     seeing.ask(lambda queue: seeing.spool.sweep(*queue.images()))
     assert ("told", "more", JobState.QUEUED) in seeing.take("job", about(inline()) | {"job_id": "more"})
+
+
+# Requesters
+
+
+def test_a_requester_at_its_quota_is_refused_and_another_is_not(tmp_path):
+    """Its own unfinished jobs count, and no finished ones; a full queue of one shuts nobody else out."""
+    with Desk(tmp_path, max_jobs=2) as desk:
+        for name in ("a", "b"):
+            desk.submit(name)
+        _, error = refusal(desk.submit("c"))
+        assert (error["code"], error["retryable"], error["retry_after_s"]) == (Code.QUOTA_EXCEEDED, True, 10.0)
+        body = json.loads(request("a").to_json())
+        assert desk.take("job", body, client="somebody")[0][0] == "acked"
+        desk.finish()
+        assert desk.submit("c")[0][0] == "acked"
+
+
+def test_a_quota_of_bytes(tmp_path):
+    with Desk(tmp_path, max_bytes=1024) as desk:
+        desk.submit("a", prompt="ü" * 600)
+        assert refusal(desk.submit("b"))[1]["code"] == Code.QUOTA_EXCEEDED
+
+
+def test_only_those_named_may_ask(tmp_path):
+    """Nothing of theirs is taken, whichever command; a job of a pool may go to another agent."""
+    with Desk(tmp_path, allow=["line-3"]) as desk:
+        assert desk.submit()[0][0] == "acked"
+        for command in ("job", "cancel", "status"):
+            _, error = refusal(desk.take(command, {"job_id": "x", "prompt": "x"}, client="somebody"))
+            assert (error["code"], error["retryable"]) == (Code.NOT_ALLOWED, False)
+        _, error = refusal(desk.take("job", {"job_id": "x"}, topic="edge/v1/pools/hall/job/somebody"))
+        assert error["retryable"]
+
+
+def test_two_requesters_with_one_job_id_do_not_meet(desk):
+    """Each has its own job: canceled, asked after and answered by itself."""
+    desk.submit()
+    assert desk.take("job", {"job_id": "job-1", "prompt": "another"}, client="somebody")[0] == ("acked", 2)
+    desk.take("cancel", {"job_id": "job-1"}, client="somebody")
+    assert desk.find().state is JobState.QUEUED
+    assert desk.find(client="somebody").state is JobState.CANCELED
+
+
+# Pools
+
+
+def pool(name="hall", command="job", client="line-3"):
+    return f"edge/v1/pools/{name}/{command}/{client}"
+
+
+def test_a_job_of_a_pool_is_a_job_that_knows_its_pool(desk):
+    body = json.loads(request().to_json())
+    assert desk.take("job", body, topic=pool()) == [("acked", 1), ("told", "job-1", JobState.QUEUED)]
+    assert desk.find().pool == "hall"
+    assert desk.take("job", body, topic=pool())[0] == ("answered", "job-1", JobState.QUEUED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"), [({"model": "other"}, Code.UNKNOWN_MODEL), ({"max_tokens": 0}, Code.BAD_REQUEST)]
+)
+def test_what_another_agent_may_do_better_is_retryable_in_a_pool(desk, fields, code):
+    body = {"job_id": "job-1", "prompt": "x"} | fields
+    _, error = refusal(desk.take("job", body, topic=pool()))
+    assert (error["code"], error["retryable"]) == (code, code is Code.UNKNOWN_MODEL)
+    assert not refusal(desk.take("job", body))[1]["retryable"]
+
+
+def test_a_job_of_a_pool_that_comes_to_a_busy_agent_is_for_another(desk):
+    """But not one it has already, and not one that was sent to it alone."""
+    body = json.loads(request("mine").to_json())
+    desk.take("job", body, topic=pool())
+    desk.pool_full = True
+    _, error = refusal(desk.take("job", {"job_id": "next", "prompt": "x"}, topic=pool()))
+    assert (error["code"], error["retryable"]) == (Code.QUEUE_FULL, True)
+    assert desk.take("job", body, topic=pool())[0] == ("answered", "mine", JobState.QUEUED)
+    assert desk.submit("direct")[0][0] == "acked"
+
+
+def test_a_cancel_in_a_pool_is_remembered_without_a_word(desk):
+    """Most agents never had the job; the one that gets it later must not run it."""
+    assert desk.take("cancel", {"job_id": "job-1"}, topic=pool(command="cancel")) == [("acked", 1)]
+    body = json.loads(request().to_json())
+    assert desk.take("job", body, topic=pool()) == [("acked", 2), ("told", "job-1", JobState.CANCELED)]
+
+
+def test_a_cancel_in_a_pool_ends_a_job_that_is_here(desk):
+    desk.take("job", json.loads(request().to_json()), topic=pool())
+    desk.claim()
+    cancel = pool(command="cancel")
+    assert desk.take("cancel", {"job_id": "job-1"}, topic=cancel) == [("cancel", "job-1", 1), ("acked", 2)]
+
+
+@pytest.mark.parametrize("topic", [pool(command="status"), pool(command="image"), pool(client="UPPER")])
+def test_other_commands_to_a_pool_are_none(desk, topic):
+    entries = desk.take("status", {"job_id": "job-1"}, topic=topic)
+    assert entries[-1] == ("acked", 1)
+    assert desk.find() is None

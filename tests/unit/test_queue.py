@@ -13,10 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs import queue as queue_module
-from edge_agent.jobs.job import TERMINAL, TRANSITIONS, JobState, Outcome, PromptTokensDetails, Usage
+from edge_agent.jobs.job import TERMINAL, TRANSITIONS, Failure, JobState, Outcome, PromptTokensDetails, Usage
 from edge_agent.jobs.queue import (
     CANCELS_MAX,
     RESULT_KEPT_S,
+    RETRY_FIRST_S,
+    RETRY_MOST_S,
     ROWS_AT_ONCE,
     SCHEMA_VERSION,
     SQL,
@@ -64,6 +66,18 @@ def fail_after(queue, act):
     """Do something in a transaction that then fails."""
     with pytest.raises(ZeroDivisionError), queue.transaction():
         raise ZeroDivisionError(act())
+
+
+def fail(queue, job, error=ENGINE_DIED):
+    with queue.transaction():
+        return queue.fail(job, Outcome(error=error))
+
+
+def wait_for_retry(queue, machine, seconds=RETRY_FIRST_S):
+    """Let time pass, and the jobs go on whose wait is over; return how many those were."""
+    machine.pass_s(seconds)
+    with queue.transaction():
+        return queue.release()[0]
 
 
 def error_of(job):
@@ -125,7 +139,8 @@ def test_a_job_whose_time_has_passed_is_not_claimed(queue, machine):
 def test_a_job_alone_waits_for_an_idle_engine_and_nobody_overtakes_it(queue):
     accept(queue, "alone")
     accept(queue, "other")
-    bereave(queue, claim(queue))
+    with queue.transaction():
+        queue.requeue(queue.claim("phi", idle=True), give_back=True, alone=True)
     accept(queue, "later")
     assert claim(queue, idle=False) is None
     assert claim(queue, idle=True).job_id == "alone"
@@ -143,11 +158,15 @@ def test_one_that_died_beside_another_already_decided_was_not_alone(queue):
 def test_waiting_jobs_of_a_model_no_longer_served_end_with_the_reason(queue):
     accept(queue, "orphan", model="gone")
     accept(queue, "kept")
+    accept(queue, "pooled", model="gone", pool="hall")
     with queue.transaction() as changes:
-        queue.disown(["phi"])
+        handed_back = queue.disown(["phi"], Failure.because(Code.UNKNOWN_MODEL, "not served any more"))
     (orphan,) = changes
     assert (orphan.job_id, orphan.state) == ("orphan", JobState.FAILED)
     assert "unknown_model" in orphan.outcome
+    assert [job.job_id for job in handed_back] == ["pooled"]
+    assert find(queue, "pooled") is None
+    assert queue.backlog.jobs == 1
     assert claimed_names(queue) == ["kept"]
 
 
@@ -171,11 +190,14 @@ def test_of_several_nobody_keeps_the_strike_and_each_runs_alone(queue):
     assert [(job.state, job.strikes, job.attempt, job.alone) for job in changes] == [(JobState.QUEUED, 0, 1, True)] * 2
 
 
-def test_one_alone_keeps_its_strike_until_the_last_fails_it(queue):
-    """Then it has a result that says why, and when it is over."""
+def test_one_alone_keeps_its_strike_until_the_last_fails_it(queue, machine):
+    """Then it has a result that says why, and when it is over. Before that it waits a while, and others pass."""
     accept(queue, max_attempts=2)
+    accept(queue, "other")
     (again,) = bereave(queue, claim(queue))
     assert (again.state, again.strikes, again.alone) == (JobState.QUEUED, 1, True)
+    assert claimed_names(queue) == ["other"]
+    wait_for_retry(queue, machine)
     (failed,) = bereave(queue, claim(queue))
     assert (failed.state, failed.strikes, failed.attempt) == (JobState.FAILED, 2, 2)
     assert error_of(failed).code is Code.ENGINE_DIED
@@ -188,6 +210,7 @@ def test_the_bereaved_keep_their_place(queue, machine):
     machine.pass_s(1)
     accept(queue, "second")
     bereave(queue, job)
+    wait_for_retry(queue, machine)
     assert claim(queue).job_id == "first"
 
 
@@ -380,16 +403,89 @@ def test_statements_allow_exactly_the_transitions_of_the_table(queue, source, ta
     assert find(queue).state_seq == job.state_seq + allowed
 
 
-def test_the_first_outcome_is_the_outcome(queue):
+def test_the_first_outcome_is_the_outcome(queue, machine):
     """Later events of the same attempt, and events of an earlier attempt, change nothing."""
     accept(queue)
     first = claim(queue)
     bereave(queue, first)
+    wait_for_retry(queue, machine)
     second = claim(queue)
     assert end(queue, first) is None
     assert end(queue, second, JobState.FAILED, Outcome(error=ENGINE_DIED)).state is JobState.FAILED
     assert end(queue, second) is None
     assert find(queue).state is JobState.FAILED
+
+
+# Trying again
+
+
+def test_what_may_go_well_later_is_tried_again_later_and_later(queue, machine):
+    """1 s, 2 s, 4 s …, at most 60 s, while it has strikes; in its old place; then it fails."""
+    accept(queue, max_attempts=9, ttl_s=10_000)
+    waits = []
+    for _ in range(8):
+        job = fail(queue, claim(queue))
+        assert (job.state, claim(queue)) == (JobState.QUEUED, None)
+        waits.append(job.not_before_s - queue.clock.now_s())
+        with queue.transaction():
+            assert queue.release() == (0, job.not_before_s)
+        assert wait_for_retry(queue, machine, waits[-1]) == 1
+    assert waits == [1, 2, 4, 8, 16, 32, RETRY_MOST_S, RETRY_MOST_S]
+    failed = fail(queue, claim(queue))
+    assert (failed.state, failed.strikes, error_of(failed).code) == (JobState.FAILED, 9, Code.ENGINE_DIED)
+
+
+def test_what_will_never_go_well_fails_at_once(queue):
+    accept(queue)
+    error = Failure.because(Code.PROMPT_TOO_LONG, "messages: 5000 tokens, the model takes 4096")
+    assert fail(queue, claim(queue), error).state is JobState.FAILED
+
+
+def test_a_retry_beyond_its_time_to_live_is_none(queue):
+    """The requester hears at once why it failed, instead of that it expired."""
+    accept(queue, ttl_s=1.0)
+    failed = fail(queue, claim(queue))
+    assert (failed.state, error_of(failed).code) == (JobState.FAILED, Code.ENGINE_DIED)
+
+
+def test_a_job_that_waits_to_be_tried_again_can_be_canceled_and_expires(queue, machine):
+    for name, ttl_s in (("canceled", 600.0), ("late", 1.5)):
+        accept(queue, name, ttl_s=ttl_s)
+        fail(queue, claim(queue))
+    assert cancel(queue, "canceled")[0].state is JobState.CANCELED
+    machine.pass_s(1.5)
+    with queue.transaction() as changes:
+        queue.expire()
+        assert queue.release() == (0, None)
+    assert [job.job_id for job in changes] == ["late"]
+
+
+def test_the_wait_survives_a_restart(tmp_path, machine, queue):
+    accept(queue)
+    fail(queue, claim(queue))
+    queue.close()
+    with machine.queue(tmp_path) as queue:
+        assert claim(queue) is None
+        assert wait_for_retry(queue, machine) == 1
+        assert claim(queue).attempt == 2
+
+
+# Pools
+
+
+def test_a_job_of_a_pool_is_handed_back_without_a_trace(queue):
+    """So that it can come here again; one that has ended, or was sent to this agent, is not."""
+    for name, pool in (("ended", "hall"), ("runs", "hall"), ("direct", None), ("waits", "hall")):
+        accept(queue, name, pool=pool)
+    ended, runs = claim(queue), claim(queue)
+    end(queue, ended)
+    with queue.transaction() as changes:
+        (waits,) = queue.pooled()
+        direct = queue.recall("line-3", "direct")
+        assert [queue.hand_back(job) is not None for job in (ended, runs, direct, waits)] == [False, True, False, True]
+    assert changes == []
+    assert (find(queue, "runs"), find(queue, "waits"), queue.backlog.jobs) == (None, None, 1)
+    assert accept(queue, "waits", pool="hall").state is JobState.QUEUED
 
 
 # Results
@@ -733,6 +829,10 @@ def test_a_claim_among_many_waiting_jobs_reads_the_index_and_sorts_nothing(queue
 # Whatever happens
 
 
+def sum_of(rows):
+    return Backlog(sum(jobs for _, jobs, _ in rows), sum(size for *_, size in rows))
+
+
 class Life(RuleBasedStateMachine):
     """Random lives of few jobs, beside a model that only knows the table of transitions and the rules of strikes."""
 
@@ -775,6 +875,7 @@ class Life(RuleBasedStateMachine):
             job = self.queue.claim("phi", idle=not self.running)
         if job:
             assert not job.alone or not self.running
+            assert job.not_before_s is None
             self.running[job.job_id] = job
         self.changed(changes)
 
@@ -828,7 +929,21 @@ class Life(RuleBasedStateMachine):
     def pass_time(self, seconds):
         self.machine.pass_s(seconds)
         with self.queue.transaction() as changes:
+            self.queue.release()
             self.queue.expire()
+        self.changed(changes)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), error=st.sampled_from([ENGINE_DIED, Failure.because(Code.MODEL_ERROR, "no number")]))
+    def fail_attempt(self, data, error):
+        """A job fails for good, or waits to be tried again, and then not before its time."""
+        job = self.running[data.draw(st.sampled_from(sorted(self.running)))]
+        with self.queue.transaction() as changes:
+            failed = self.queue.fail(job, Outcome(error=error))
+        if failed.state is JobState.QUEUED:
+            assert error.retryable
+            assert failed.strikes < failed.max_attempts
+            assert self.queue.clock.now_s() < failed.not_before_s < failed.expires_s
         self.changed(changes)
 
     @rule()
@@ -841,8 +956,9 @@ class Life(RuleBasedStateMachine):
     def counters_equal_the_table(self):
         if not hasattr(self, "queue"):
             return
-        row = self.queue._db.execute(SQL["unfinished"]).fetchone()
-        assert self.queue.backlog == Backlog(*row)
+        rows = self.queue._db.execute(SQL["unfinished"]).fetchall()
+        assert self.queue.backlog == sum_of(rows)
+        assert {client: self.queue.backlog_of(client) for client, *_ in rows} == {c: Backlog(*n) for c, *n in rows}
         with self.queue.transaction():
             assert counts(self.queue) == Counter(self.states.values())
             unfinished = {state: count for state, count in self.queue.unfinished().items() if count}

@@ -1,0 +1,51 @@
+"""How much is unfinished: of everybody, and of each requester."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Unfinished jobs and the bytes of their requests."""
+
+    jobs: int = 0
+    request_bytes: int = 0
+
+    def plus(self, jobs: int, request_bytes: int) -> "Backlog":
+        """Return the sum."""
+        return Backlog(self.jobs + jobs, self.request_bytes + request_bytes)
+
+
+class Ledger:
+    """Counts beside the table, so that nobody asks it for every new job. Follows a transaction: `begin`, `undo`."""
+
+    def __init__(self, clients: Iterable[tuple[str, int, int]]) -> None:
+        self.total = Backlog()
+        self._clients: dict[str, Backlog] = {}
+        self._entries: list[tuple[str, int, int]] = []
+        for client, jobs, request_bytes in clients:
+            self.add(client, jobs, request_bytes)
+
+    def of(self, client: str) -> Backlog:
+        """Return what one requester has unfinished."""
+        return self._clients.get(client, Backlog())
+
+    def begin(self) -> None:
+        """Remember where a transaction began."""
+        self._entries.clear()
+
+    def add(self, client: str, jobs: int, request_bytes: int) -> None:
+        """Count so many jobs more, or fewer."""
+        self._entries.append((client, jobs, request_bytes))
+        self.total = self.total.plus(jobs, request_bytes)
+        theirs = self.of(client).plus(jobs, request_bytes)
+        if theirs.jobs:
+            self._clients[client] = theirs
+        else:
+            self._clients.pop(client, None)
+
+    def undo(self) -> None:
+        """Go back to where the transaction began."""
+        for client, jobs, request_bytes in self._entries[:]:
+            self.add(client, -jobs, -request_bytes)
+        self._entries.clear()

@@ -1,0 +1,97 @@
+"""When an agent is in its pools, and how many jobs a requester lets be on their way to one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.mqtt.pool import View, absence, full
+from edge_agent.mqtt.tap import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, WINDOW_MOST, Tap
+
+
+def view(unfinished=0, *, lanes=4, member=False, connected=True, healthy=True):
+    return View(member=member, connected=connected, healthy=healthy, unfinished=unfinished, lanes=lanes)
+
+
+# Agents
+
+
+@pytest.mark.parametrize(
+    ("lanes", "leaves_at", "back_at"),
+    [(1, 2, 1), (2, 4, 3), (4, 8, 6), (5, 10, 7)],
+)
+def test_an_agent_leaves_with_a_lane_of_waiting_jobs_and_comes_back_at_half(lanes, leaves_at, back_at):
+    """Jobs that run count for nothing, nor whether they came through a pool: room is room."""
+    stays = [n for n in range(20) if absence(view(n, lanes=lanes, member=True)) is None]
+    comes = [n for n in range(20) if absence(view(n, lanes=lanes)) is None]
+    assert (stays, comes) == (list(range(leaves_at)), list(range(back_at + 1)))
+
+
+@given(st.integers(0, 100), st.integers(1, 16), st.booleans())
+def test_no_agent_in_a_pool_refuses_its_jobs(unfinished, lanes, member):
+    """But for those that came while it was leaving."""
+    if absence(view(unfinished, lanes=lanes, member=member)) is None:
+        assert not full(unfinished, lanes)
+
+
+@pytest.mark.parametrize("fields", [{"connected": False}, {"healthy": False}, {"lanes": 0}])
+def test_who_is_not_well_is_in_no_pool(fields):
+    for member in (False, True):
+        assert absence(view(member=member, **fields))
+
+
+# Requesters
+
+
+def sent(tap, *names, now_s=0.0):
+    """Send while the tap is open; return how many were."""
+    count = 0
+    for name in names:
+        if not tap.open(now_s):
+            break
+        tap.sent(name, now_s)
+        count += 1
+    return count
+
+
+NAMES = [f"job-{number}" for number in range(100)]
+
+
+def test_more_jobs_are_on_their_way_while_agents_take_them():
+    tap = Tap()
+    assert sent(tap, *NAMES) == 1
+    tap.taken("job-0")
+    assert sent(tap, *NAMES) == 2
+    for name in NAMES:
+        tap.sent(name, 0.0)
+        tap.taken(name)
+    assert sent(tap, *NAMES) == WINDOW_MOST
+
+
+def test_when_no_agent_has_room_one_job_asks_now_and_then():
+    """Sooner at first; as soon as one is taken all goes on."""
+    tap, now_s, pauses = Tap(), 0.0, []
+    for _ in range(6):
+        assert sent(tap, "a", now_s=now_s) == 1
+        tap.full("a", now_s)
+        begun_s = now_s
+        while not tap.open(now_s):
+            now_s += 0.05
+        pauses.append(now_s - begun_s)
+    assert pauses == pytest.approx([PAUSE_FIRST_S, 0.4, 0.8, 1.6, PAUSE_MOST_S, PAUSE_MOST_S], abs=0.06)
+    tap.sent("a", now_s)
+    tap.taken("a")
+    assert tap.open(now_s)
+
+
+def test_a_job_nobody_answers_does_not_keep_the_others_back():
+    tap = Tap()
+    tap.sent("lost", 0.0)
+    assert not tap.open(ANSWER_S / 2)
+    assert tap.open(ANSWER_S)
+
+
+def test_answers_to_what_was_not_sent_change_nothing():
+    tap = Tap()
+    tap.full("unknown", 0.0)
+    tap.taken("unknown")
+    assert sent(tap, *NAMES) == 1
