@@ -4,6 +4,7 @@ Run as a child, because a library that meets a broken driver may die or hang. Pr
 """
 
 import argparse
+import contextlib
 import ctypes
 import importlib
 import json
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edge_agent.engine.backend import find, names
-from edge_agent.errors import BackendMissingError
+from edge_agent.errors import BackendMissingError, EdgeAgentError
 
 _NAME_BYTES = 256
 
@@ -33,11 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _onnx() -> Iterator[dict[str, Any]]:
-    """The processor, and NVIDIA's GPUs when the wheel was built for CUDA and the driver finds one."""
+    """The processor, NVIDIA's GPUs when the wheel was built for CUDA and the driver finds one, what plugins find."""
     og = importlib.import_module("onnxruntime_genai")
     yield {"device": "cpu", "name": "CPU"}
     if og.is_cuda_available():
         yield from _cuda()
+    plugins = importlib.import_module("edge_agent.engine.onnx_plugins")
+    for device in plugins.PLUGINS:
+        with contextlib.suppress(EdgeAgentError):  # not installed, or of no use here
+            yield {"device": device, "name": str(plugins.hardware(device).device.vendor or device)}
 
 
 def _cuda() -> Iterator[dict[str, Any]]:

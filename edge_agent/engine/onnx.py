@@ -19,6 +19,7 @@ from edge_agent.engine.onnx_decoder import Decoder, library, open_session
 from edge_agent.engine.onnx_guide import Guides
 from edge_agent.engine.onnx_layout import Layout
 from edge_agent.engine.onnx_model import OnnxModel
+from edge_agent.engine.onnx_plugins import PLUGINS, memory
 from edge_agent.engine.onnx_prompt import Prompts
 from edge_agent.engine.onnx_vision import Embedding, Encoder
 from edge_agent.engine.prompt import SpecialTokens
@@ -38,7 +39,8 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     layout = Layout.read(spec.path)
     special_tokens = SpecialTokens.read(spec.path)
     context_tokens = min(spec.context_tokens, layout.context_tokens)
-    limits = Limits(context_tokens, spec.parallel, 0 if layout.encoder is None else IMAGES_PER_PROMPT)
+    parallel = spec.parallel if spec.device not in PLUGINS or PLUGINS[spec.device].divisible else 1
+    limits = Limits(context_tokens, parallel, 0 if layout.encoder is None else IMAGES_PER_PROMPT)
     try:
         decoder = _decoder(spec, layout, limits)
         encoder = None
@@ -74,7 +76,7 @@ def _decoder(spec: ModelSpec, layout: Layout, limits: Limits) -> Decoder:
     return Decoder(
         _session(spec, layout.filename),
         layout,
-        device=spec.device,
+        memory=memory(spec.device),
         lanes=limits.parallel,
         context_tokens=limits.context_tokens,
         embed=embed,

@@ -19,6 +19,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edge_agent.engine.onnx_layout import Layout
+from edge_agent.engine.onnx_plugins import PLUGINS, hardware
 from edge_agent.errors import Code, EdgeAgentError
 
 Logits = npt.NDArray[np.float32]
@@ -63,7 +64,8 @@ class _Buffer:
 class Decoder:
     """The graph, and `lanes` sequences of up to `context_tokens` tokens whose keys and values it holds.
 
-    Who may read what of a lane is for the caller to know: a call writes at the end of the lengths it is given.
+    `memory` is where they lie, in the library's word. Who may read what of a lane is for the caller to know: a call
+    writes at the end of the lengths it is given.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Decoder:
         session: Any,
         layout: Layout,
         *,
-        device: str,
+        memory: str,
         lanes: int,
         context_tokens: int,
         embed: Embed | None = None,
@@ -79,7 +81,7 @@ class Decoder:
         self.layout = layout
         self._embed = embed
         self._session = session
-        self._device = device
+        self._memory = memory
         self._shape = (lanes, layout.kv_heads, context_tokens, layout.head_size)
         types = {each.name: each.type for each in (*session.get_inputs(), *session.get_outputs())}
         try:
@@ -104,7 +106,7 @@ class Decoder:
     @property
     def copies(self) -> bool:
         """Whether keys and values can be copied from lane to lane."""
-        return self._device == "cpu"
+        return self._memory == "cpu"
 
     def run(
         self,
@@ -145,9 +147,9 @@ class Decoder:
 
     def _allocate(self) -> Any:
         with library():
-            if self._device == "cpu":
+            if self._memory == "cpu":
                 return _small_pages(self._shape, self._kv_type)
-            return ort.OrtValue.ortvalue_from_shape_and_type(list(self._shape), self._kv_type, self._device, 0)
+            return ort.OrtValue.ortvalue_from_shape_and_type(list(self._shape), self._kv_type, self._memory, 0)
 
     def _bind(self, lanes: range) -> None:
         """Let the graph see these lanes only: neighbours in memory, as rows of one batch."""
@@ -156,8 +158,8 @@ class Decoder:
         shape = (len(lanes), *self._shape[1:])
         offset = lanes.start * math.prod(self._shape[1:]) * self._kv_type.itemsize
         for buffer in self._buffers:
-            start = buffer.memory.ctypes.data if self._device == "cpu" else buffer.memory.data_ptr()
-            place = (self._device, 0, self._kv_type, shape, start + offset)
+            start = buffer.memory.ctypes.data if self._memory == "cpu" else buffer.memory.data_ptr()
+            place = (self._memory, 0, self._kv_type, shape, start + offset)
             self._binding.bind_input(buffer.past, *place)
             self._binding.bind_output(buffer.present, *place)
         self._bound = lanes
@@ -169,11 +171,19 @@ def open_session(path: Path, *, device: str, threads: int, options: Mapping[str,
     Raises EdgeAgentError: UNSUPPORTED with the install line when the library cannot use the device, MODEL_ERROR,
     OUT_OF_MEMORY.
     """
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.enable_mem_pattern = False  # it would keep a plan for every length of a sequence
+    settings.log_severity_level = 3  # errors; they come back as exceptions too
+    if device in PLUGINS:
+        plugged = hardware(device)
+        with library():
+            settings.add_provider_for_devices([plugged], dict(options))
+            return ort.InferenceSession(str(path), settings)
     provider = _PROVIDERS.get(device)
     if provider is None:
-        raise EdgeAgentError(
-            Code.UNSUPPORTED, f"onnx runs on {' and '.join(_PROVIDERS)} here, not on {device}; choose one of them"
-        )
+        there = ", ".join((*_PROVIDERS, *PLUGINS))
+        raise EdgeAgentError(Code.UNSUPPORTED, f"onnx runs on {there}, not on {device}; choose one of them")
     missing = EdgeAgentError(
         Code.UNSUPPORTED,
         f"this onnxruntime cannot use {device}; install it in place of the other with: "
@@ -181,10 +191,6 @@ def open_session(path: Path, *, device: str, threads: int, options: Mapping[str,
     )
     if provider not in ort.get_available_providers():
         raise missing
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.enable_mem_pattern = False  # it would keep a plan for every length of a sequence
-    settings.log_severity_level = 3  # errors; they come back as exceptions too
     with library():
         if device == "cpu":
             for key, value in options.items():

@@ -15,7 +15,7 @@ from edge_agent.models.memory import (
     needed,
     reserved,
 )
-from edge_agent.models.runtimes import ACCELERATORS, RUNS, Runtime, Runtimes
+from edge_agent.models.runtimes import ACCELERATORS, PLUGGED, RUNS, Runtime, Runtimes, is_for
 from edge_agent.models.speed import efficiency, expected_per_s
 from hardware.machine import Accelerator, Kind, Machine, Memory, Vendor
 
@@ -26,7 +26,8 @@ line of two or three jobs still moves at that speed."""
 ANY_BYTES_PER_S = 20e9
 """Where the memory's speed is not known, builds are ordered as if it were this; it is never shown."""
 
-NAMES = {
+NAMES: Mapping[tuple[Vendor | None, Kind], str] = {
+    (None, Kind.GPU): "GPU",
     (Vendor.NVIDIA, Kind.GPU): "NVIDIA GPU",
     (Vendor.INTEL, Kind.GPU): "Intel GPU",
     (Vendor.INTEL, Kind.NPU): "Intel NPU",
@@ -181,25 +182,25 @@ def _unusable(variant: Variant, device: str, *, wanted: Wanted, machine: Machine
         if variant.backend in runtimes.missing:
             return runtimes.missing[variant.backend]
         mend = DRIVERS.get((variant.backend, device))
+        if (variant.backend, device) in PLUGGED:
+            mend = "it takes onnxruntime's plugin for that, and the driver; see Limits in the README"
         return f"the library of {variant.backend} sees no {device}" + (f"; {mend}" if mend else "")
     return ""
 
 
 def _accelerator(variant: Variant, device: str, machine: Machine) -> Accelerator | None:
     """Return what a build would run on; None for the processor."""
-    wanted = ACCELERATORS.get((variant.backend, device))
     fitting = (
         each
         for each in machine.accelerators
-        if (each.vendor, each.kind) == wanted and (not variant.made_for or each.generation in variant.made_for)
+        if is_for(each, variant.backend, device) and (not variant.made_for or each.generation in variant.made_for)
     )
     return next(fitting, None)
 
 
 def _accelerator_unusable(variant: Variant, device: str, machine: Machine) -> str:
-    vendor, kind = ACCELERATORS[variant.backend, device]
-    name = NAMES[vendor, kind]
-    there = [each for each in machine.accelerators if (each.vendor, each.kind) == (vendor, kind)]
+    name = NAMES[ACCELERATORS[variant.backend, device]]
+    there = [each for each in machine.accelerators if is_for(each, variant.backend, device)]
     if not there:
         return f"this machine has no {name}"
     fitting = [each for each in there if not variant.made_for or each.generation in variant.made_for]

@@ -7,21 +7,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edge_agent.engine.backend import names
-from hardware.machine import Kind, Machine, Vendor
+from hardware.machine import Accelerator, Kind, Machine, Vendor
 
 ASK_S = 60.0
 """Loading a GPU driver for the first time takes seconds; a library that takes longer hangs."""
 
-ACCELERATORS: Mapping[tuple[str, str], tuple[Vendor, Kind]] = {
+ACCELERATORS: Mapping[tuple[str, str], tuple[Vendor | None, Kind]] = {
     ("onnx", "cuda"): (Vendor.NVIDIA, Kind.GPU),
+    ("onnx", "gpu"): (Vendor.INTEL, Kind.GPU),
+    ("onnx", "npu"): (Vendor.INTEL, Kind.NPU),
     ("onnx", "qnn"): (Vendor.QUALCOMM, Kind.NPU),
+    ("onnx", "trt-rtx"): (Vendor.NVIDIA, Kind.GPU),
+    ("onnx", "webgpu"): (None, Kind.GPU),
     ("openvino", "gpu"): (Vendor.INTEL, Kind.GPU),
     ("openvino", "npu"): (Vendor.INTEL, Kind.NPU),
 }
-"""Whose accelerator a backend means by a device's name; `cpu` is the processor."""
+"""Whose accelerator a backend means by a device's name, None for anybody's; `cpu` is the processor."""
 
-RUNS = frozenset({("onnx", "cpu"), ("onnx", "cuda"), ("openvino", "cpu"), ("openvino", "gpu"), ("openvino", "npu")})
+PLUGGED = frozenset({("onnx", device) for device in ("gpu", "npu", "qnn", "trt-rtx", "webgpu")})
+"""Devices that onnxruntime reaches by packages which users install themselves: used where one is, never presumed."""
+
+RUNS = PLUGGED | {("onnx", "cpu"), ("onnx", "cuda"), ("openvino", "cpu"), ("openvino", "gpu"), ("openvino", "npu")}
 """The backends and devices that this version can load a model on."""
+
+
+def is_for(accelerator: Accelerator, backend: str, device: str) -> bool:
+    """Return whether a backend means an accelerator by a device's name."""
+    vendor, kind = ACCELERATORS.get((backend, device), (None, None))
+    return accelerator.kind == kind and vendor in {None, accelerator.vendor}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +93,9 @@ def _answer(backend: str, run: Callable[..., "subprocess.CompletedProcess[str]"]
 def presumed(machine: Machine) -> Runtimes:
     """Return what a machine's accelerators could be used for with every library and driver installed (pure)."""
     offered = [Runtime(backend, "cpu", machine.cpu.model or "CPU") for backend in names()]
-    for (backend, device), accelerator in ACCELERATORS.items():
-        if (backend, device) not in RUNS:
-            continue
+    for backend, device in ACCELERATORS.keys() & RUNS - PLUGGED:
         for each in machine.accelerators:
-            if (each.vendor, each.kind) == accelerator:
+            if is_for(each, backend, device):
                 offered.append(Runtime(backend, device, each.name or device, each.memory_bytes))
                 break
     return Runtimes(tuple(offered))

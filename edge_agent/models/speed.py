@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from edge_agent.models.catalogue import Variant
-from edge_agent.models.runtimes import Runtime
+from edge_agent.models.runtimes import PLUGGED, Runtime
 from hardware.machine import Accelerator, Machine
 
 EFFICIENCY: Mapping[tuple[str, str], float] = {
@@ -15,6 +15,8 @@ EFFICIENCY: Mapping[tuple[str, str], float] = {
     ("openvino", "gpu"): 0.6,
     # Neither measured nor published for these builds: about half of what the GPU beside it makes of the same memory.
     ("openvino", "npu"): 0.3,
+    # By plugins of onnxruntime, none of which was ever run: nothing is expected of them beyond the least of the above.
+    **dict.fromkeys(PLUGGED, 0.3),
 }
 """Share of the memory's speed that a backend makes use of on a device."""
 OPENVINO_ARM_SHARE = 0.5

@@ -190,6 +190,18 @@ def test_an_npu_takes_the_build_made_for_it_one_answer_at_a_time():
     assert found.startswith("the library of openvino sees no npu; install Intel's Linux NPU driver")
 
 
+AMD = Accelerator(Kind.GPU, Vendor.AMD, "Radeon", usable=True, memory_bytes=16 * GIB)
+
+
+def test_a_plugin_is_used_where_it_is_installed_and_never_presumed():
+    """On anybody's GPU; what it takes is said where it is not."""
+    there, offered = machine(accelerators=(AMD,)), (*BOTH, Runtime("onnx", "webgpu", "AMD"))
+    assert ("onnx-gpu-int4", "webgpu") in order(decide(there, offered=offered))
+    assert "onnxruntime's plugin" in reason(decide(there), "onnx-gpu-int4", "webgpu")
+    assert reason(decide(), "onnx-gpu-int4", "webgpu") == "this machine has no GPU"
+    assert {each.device for each in presumed(there).offered} == {"cpu"}
+
+
 def test_a_library_that_is_missing_says_how_to_get_it():
     """In the words of whoever looked for it."""
     missing = {"openvino": "openvino_genai is not installed; install it with: pip install …"}

@@ -1,6 +1,7 @@
 """What the library is told, and what its errors become."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,9 +106,109 @@ def test_a_device_that_the_library_cannot_use_is_refused_with_the_install_line(
 def test_an_unknown_device_is_refused(decoder, tiny_model):
     from edge_agent.engine import onnx
 
-    with pytest.raises(EdgeAgentError, match="cpu and cuda") as raised:
-        onnx.load(ModelSpec(tiny_model, "onnx", 512, 1, 1, device="qnn"))
+    with pytest.raises(EdgeAgentError, match=r"cpu, cuda, gpu, npu, qnn, trt-rtx, webgpu, not on tpu") as raised:
+        onnx.load(ModelSpec(tiny_model, "onnx", 512, 1, 1, device="tpu"))
     assert raised.value.code is Code.UNSUPPORTED
+
+
+class Package:
+    """A plugin's package, as onnxruntime's "Plugin EP packaging" wants it."""
+
+    def __init__(self, name):
+        self.get_ep_name = lambda: name
+        self.get_library_path = lambda: f"/lib/{name}.so"
+
+
+class Hardware:
+    """What the library says that a provider can use; seen of the QNN package: it names the processor too."""
+
+    def __init__(self, ep_name, kind):
+        self.ep_name = ep_name
+        self.device = SimpleNamespace(type=SimpleNamespace(name=kind), vendor="maker")
+
+
+@pytest.fixture
+def plugged(decoder, opened, monkeypatch):
+    """Installed plugins: registered ones are noted, `found` is what they find."""
+    from edge_agent.engine import onnx_plugins
+
+    onnx_plugins._registered.cache_clear()
+    noted = SimpleNamespace(registered=[], found=[], appended=[])
+    packages = {each.module: Package(f"{each.module}_provider") for each in onnx_plugins.PLUGINS.values()}
+    monkeypatch.setattr(onnx_plugins.importlib, "import_module", packages.__getitem__)
+    monkeypatch.setattr(onnx_plugins.ort, "get_ep_devices", lambda: noted.found)
+    monkeypatch.setattr(
+        onnx_plugins.ort, "register_execution_provider_library", lambda *each: noted.registered.append(each)
+    )
+    monkeypatch.setattr(
+        decoder.ort.SessionOptions, "add_provider_for_devices", lambda _, *told: noted.appended.append(told)
+    )
+    monkeypatch.setattr(decoder.ort, "InferenceSession", lambda path, settings: (path, settings))
+    yield noted
+    onnx_plugins._registered.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("device", "module", "kind"),
+    [
+        ("gpu", "onnxruntime_ep_openvino", "GPU"),
+        ("npu", "onnxruntime_ep_openvino", "NPU"),
+        ("qnn", "onnxruntime_qnn", "NPU"),
+        ("trt-rtx", "onnxruntime_ep_nv_tensorrt_rtx", "GPU"),
+        ("webgpu", "onnxruntime_ep_webgpu", "GPU"),
+    ],
+)
+def test_a_plugin_is_registered_once_and_appended_with_its_settings(decoder, plugged, device, module, kind):
+    """For the device's own kind of hardware: some plugins offer the processor too."""
+    name = f"{module}_provider"
+    plugged.found = [Hardware("another", kind), Hardware(name, "CPU"), right := Hardware(name, kind)]
+    for _ in range(2):
+        decoder.open_session("model.onnx", device=device, threads=3, options={"x": "1"})
+    assert plugged.registered == [(name, f"/lib/{name}.so")]
+    assert plugged.appended == [([right], {"x": "1"})] * 2
+
+
+def test_a_plugin_that_finds_nothing_says_so(decoder, plugged):
+    """The library would compute on the processor instead."""
+    plugged.found = [Hardware("onnxruntime_qnn_provider", "CPU")]
+    with pytest.raises(EdgeAgentError, match="onnxruntime-qnn finds no qnn here") as raised:
+        decoder.open_session("model.onnx", device="qnn", threads=3, options={})
+    assert raised.value.code is Code.UNSUPPORTED
+
+
+def test_a_plugin_that_does_not_load_says_why(decoder, plugged, monkeypatch):
+    """As TensorRT-RTX without NVIDIA's driver, seen with its package."""
+
+    def broken(*_):
+        raise decoder.native.Fail("error: libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(decoder.ort, "register_execution_provider_library", broken)
+    with pytest.raises(EdgeAgentError, match=r"libcuda\.so\.1.*install the driver of trt-rtx") as raised:
+        decoder.open_session("model.onnx", device="trt-rtx", threads=3, options={})
+    assert raised.value.code is Code.UNSUPPORTED
+
+
+def test_a_plugin_that_is_not_installed_brings_its_install_line(decoder):
+    """Asked of this very environment."""
+    with pytest.raises(EdgeAgentError, match="pip install onnxruntime-ep-webgpu") as raised:
+        decoder.open_session("model.onnx", device="webgpu", threads=3, options={})
+    assert raised.value.code is Code.UNSUPPORTED
+
+
+def test_where_memory_has_no_addresses_one_answer_runs_at_a_time(plugged, tiny_model, monkeypatch):
+    """Lanes of one buffer could not be told apart."""
+    from edge_agent.engine import onnx
+
+    noted = {}
+    monkeypatch.setattr(onnx, "Decoder", lambda *_, **told: noted.update(told) or SimpleNamespace(**DECODER))
+    plugged.found = [Hardware("onnxruntime_ep_webgpu_provider", "GPU"), Hardware("onnxruntime_qnn_provider", "NPU")]
+    assert onnx.load(ModelSpec(tiny_model, "onnx", 512, 4, 1, device="webgpu")).limits.parallel == 1
+    assert (noted["memory"], noted["lanes"]) == ("webgpu", 1)
+    assert onnx.load(ModelSpec(tiny_model, "onnx", 512, 4, 1, device="qnn")).limits.parallel == 4
+    assert (noted["memory"], noted["lanes"]) == ("cpu", 4)
+
+
+DECODER = {"layout": SimpleNamespace(vocab_size=512, longrope=True), "copies": False}
 
 
 @pytest.mark.parametrize(
