@@ -19,7 +19,9 @@ from edge_agent.engine.supervisor import EngineStatus, Listener, Served, Supervi
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
+from edge_agent.health.governor import Policy
 from edge_agent.health.reporter import Reporter
+from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import Snapshots, free_bytes
 from edge_agent.health.systemd import Notifier
 from edge_agent.health.tally import Counts, Tally
@@ -131,12 +133,20 @@ class Agent:
             keep_text=settings.privacy.keep_text,
             chance=random.random,
         )
+        self._restraint = Restraint(
+            policy(settings),
+            memory_total_bytes=self._machine.memory.total_bytes,
+            state_dir=state_dir,
+            reload_bytes=lambda: self._supervisor.freed_bytes,
+            changed=self._restrained,
+        )
         self._dispatcher = Dispatcher(
             models=[serve.name for serve in settings.models.serve],
             store=self._store,
             outbox=self._outbox,
             supervisor=lambda: self._supervisor,
             pace=self._pace,
+            lanes=self._restraint.lanes,
         )
         self._provision = Provision(
             settings.models.serve,
@@ -146,8 +156,12 @@ class Agent:
         )
         self._supervisor = Supervisor(
             [Served(serve.name, partial(self._provision.prepare, serve)) for serve in settings.models.serve],
-            listener=Listener(event=self._heard, up=self._engine_up, lost=self._engine_lost),
+            listener=Listener(
+                event=self._heard, up=self._engine_up, lost=self._engine_lost, unloaded=self._dispatcher.unloaded
+            ),
             wake=self._wake.set,
+            unloads=lambda: self._restraint.unloads,
+            rest_share=lambda: self._restraint.rest_share,
         )
         self._announcer = Announcer(
             topics,
@@ -179,7 +193,7 @@ class Agent:
             topics=topics,
             receive=self._intake.receive,
             connected=lambda: self._link.connected,
-            healthy=lambda: self._condition().health == "ready",
+            healthy=self._welcoming,
             unfinished=lambda: queue.backlog.jobs,
             lanes=self._lanes,
             wake=self._wake.set,
@@ -198,7 +212,7 @@ class Agent:
             reading=self._reading,
             condition=self._condition,
             connections=lambda: self._link.connections,
-            look=lambda _seen: None,
+            look=self._restraint.look,
             refresh=self._announcer.refresh,
             say=self._report,
         )
@@ -376,6 +390,12 @@ class Agent:
         self._supervisor.hurry()
         self._announcer.refresh()
 
+    def _restrained(self) -> None:
+        """The agent holds back more, or less: everybody whom it concerns looks anew, the fleet is told."""
+        self._wake.set()
+        self._dispatcher.look()
+        self._announcer.refresh()
+
     def _heard(self, model: str, event: Event) -> None:
         self._tally.heard(model, event)
         self._dispatcher.said(model, event)
@@ -389,18 +409,24 @@ class Agent:
         self._dispatcher.lost(model, failure)
         self._announcer.refresh()
 
-    def _condition(self) -> Condition:
+    def _condition(self, *, strained: tuple[str, ...] | None = None) -> Condition:
         return condition(
             engines=self._supervisor.statuses(),
             draining=self._draining,
             disk_full=self._store.disk_full,
             duplicate=self._announcer.duplicate,
             deaf=self._deaf + self._pools.refused,
+            strained=self._restraint.reasons if strained is None else strained,
         )
 
     def _lanes(self) -> int:
         """Return how many jobs the engines that are there run at once."""
-        return sum(engine.limits.parallel for engine in self._supervisor.statuses() if engine.limits)
+        limits = (engine.limits for engine in self._supervisor.statuses())
+        return sum(self._restraint.lanes(each.parallel) for each in limits if each)
+
+    def _welcoming(self) -> bool:
+        """Return whether jobs may come that others could do as well: well, but for what is held back."""
+        return self._restraint.in_pools and self._condition(strained=()).health == "ready"
 
     def _reading(self, engine: EngineStatus, counts: Counts) -> EngineReading:
         process = self._supervisor.process(engine.model)
@@ -453,6 +479,20 @@ def access(settings: Settings) -> Access:
         keepalive_s=mqtt.keepalive_s,
         session_expiry_s=mqtt.session_expiry_s,
         receive_bytes_max=settings.images.packet_bytes,
+    )
+
+
+def policy(settings: Settings) -> Policy | None:
+    """Return when the agent holds back; None: never."""
+    asked = settings.governor
+    if not asked.enabled:
+        return None
+    return Policy(
+        heat_margin_c=asked.heat_margin_c,
+        memory_stall_percent=asked.memory_stall_percent,
+        battery_percent=asked.battery_percent,
+        disk_free_bytes=settings.queue.min_free_bytes,
+        step_s=asked.step_s,
     )
 
 

@@ -57,6 +57,11 @@ class _Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class _Unloaded:
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Claimed:
     model: str
     jobs: Sequence[Job]
@@ -77,11 +82,14 @@ class _Stop:
     """Hand back what still runs and end."""
 
 
-_Note = _Said | _Up | _Lost | _Claimed | _Cancel | _Look | _Stop
+_Note = _Said | _Up | _Lost | _Unloaded | _Claimed | _Cancel | _Look | _Stop
 
 
 class Dispatcher:
-    """Runs jobs. The methods called by others (`said`, `up`, `lost`, `cancel`, `look`) only leave notes."""
+    """Runs jobs. The methods called by others (`said`, `up`, `lost`, `unloaded`, `cancel`, `look`) only leave notes.
+
+    `lanes` returns how many of an engine's lanes may be used now; what runs in others ends there.
+    """
 
     def __init__(
         self,
@@ -91,8 +99,10 @@ class Dispatcher:
         outbox: Outbox,
         supervisor: Callable[[], Supervisor],
         pace: Pace,
+        lanes: Callable[[int], int] = lambda parallel: parallel,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._allowed = lanes
         self._lanes = {model: Lanes() for model in models}
         self._store = store
         self._outbox = outbox
@@ -138,6 +148,10 @@ class Dispatcher:
         """An engine is gone, and with it the jobs in it."""
         self._notes.put(_Lost(model, failure))
 
+    def unloaded(self, model: str) -> None:
+        """An engine goes through no fault of its own; the jobs in it go back to their place."""
+        self._notes.put(_Unloaded(model))
+
     def cancel(self, job: Job) -> None:
         """A requester wants a running job to end."""
         self._notes.put(_Cancel(job))
@@ -178,6 +192,8 @@ class Dispatcher:
                 self._lanes[model].ready_s = self._store.now_s()
             case _Lost(model, failure):
                 self._bereave(self._lanes[model], failure)
+            case _Unloaded(model):
+                self._put_back(self._lanes[model])
             case _Claimed(model, jobs):
                 self._lanes[model].claiming = False
                 for job in jobs:
@@ -195,7 +211,7 @@ class Dispatcher:
         process = self._supervisor().process(model)
         if self._draining or lanes.claiming or process is None or process.ready is None:
             return
-        free = process.ready.limits.parallel - len(lanes.running)
+        free = self._allowed(process.ready.limits.parallel) - len(lanes.running)
         if free <= 0 or any(run.job.alone for run in lanes.running.values()):
             return
         lanes.claiming = True
@@ -359,9 +375,15 @@ class Dispatcher:
 
     def _hand_back(self) -> None:
         self._stopped = self._draining = True  # or it would claim again what it hands back
-        running = [run for run in self._all_running() if not run.over]
+        for lanes in self._lanes.values():
+            self._put_back(lanes)
+
+    def _put_back(self, lanes: Lanes) -> None:
+        """Give up what an engine runs; it does not count as an attempt that failed."""
+        running = [run for run in lanes.running.values() if not run.over]
         for run in running:
             self._outbox.close(run.stream)
+        lanes.running.clear()
         self._give_back([run.job for run in running])
 
     def _give_back(self, jobs: Sequence[Job]) -> None:

@@ -251,6 +251,30 @@ class TelemetrySection(Section):
     period_s: float = Field(10.0, ge=1, le=3600, description="seconds between two readings, ± 10 %")
 
 
+class GovernorSection(Section):
+    """Holding back before the machine suffers."""
+
+    enabled: bool = Field(True, description="whether the agent holds back when heat, memory, power or disk run short")
+    heat_margin_c: float = Field(
+        5.0, gt=0, le=50, description="kelvins below a sensor's limit at which the agent begins to hold back"
+    )
+    memory_stall_percent: float = Field(
+        10.0, gt=0, le=100, description="share of time spent waiting for memory at which it does"
+    )
+    battery_percent: float = Field(
+        20.0,
+        ge=0,
+        le=100,
+        description="charge at which a machine on its battery works in pauses; at half of it, models are unloaded",
+    )
+    step_s: float = Field(
+        10.0,
+        ge=0.1,
+        le=3600,
+        description="how long each step may show effect before the next; calm is three times as long",
+    )
+
+
 class Settings(BaseSettings):
     """Everything the agent can be told."""
 
@@ -265,6 +289,7 @@ class Settings(BaseSettings):
     privacy: PrivacySection = Field(default_factory=PrivacySection)
     log: LogSection = Field(default_factory=LogSection)
     telemetry: TelemetrySection = Field(default_factory=TelemetrySection)
+    governor: GovernorSection = Field(default_factory=GovernorSection)
 
     @classmethod
     def settings_customise_sources(

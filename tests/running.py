@@ -32,6 +32,10 @@ def wait_for(condition, what, timeout_s=PATIENCE_S):
     return value
 
 
+QUIET = {"EDGE_AGENT_GOVERNOR__ENABLED": "false"}
+"""The machine that runs the tests may be short of memory; what is tested here must not depend on it."""
+
+
 class AgentProcess:
     """The daemon, started and killed like a user's."""
 
@@ -59,7 +63,7 @@ class AgentProcess:
 
     def start(self):
         environ = {name: value for name, value in os.environ.items() if not name.startswith("EDGE_AGENT_")}
-        environ |= self.environ
+        environ |= QUIET | self.environ
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.launcher, sys.executable, "-m", "edge_agent", "run", "--config", str(self.config)],

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from edge_agent.engine.messages import (
     LoadFailed,
     Message,
     Ready,
+    Rest,
     Start,
     Turn,
     decode,
@@ -40,6 +42,8 @@ NAME = "ea-engine"
 OOM_SCORE_RAISE = 500
 """Of 1000: when memory runs out the kernel ends the engine, which is started again, and not the agent."""
 RECEIVE_BYTES = 65_536
+REST_MOST_S = 2.0
+"""One rest at most, however long the step was: the parent waits for a sign of life."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 _WARM_UP = Generation(JobId("warm-up"), (Turn("user", "Hello"),), max_tokens=4)
 
@@ -58,8 +62,13 @@ class Channel:
         except ConnectionError as error:
             raise EOFError from error
 
-    def receive(self, *, wait: bool) -> list[Message]:
-        """Return the messages that are complete. With `wait`, sleeps until something comes or the parent is gone."""
+    def receive(self, *, wait: bool, rest_s: float = 0.0) -> list[Message]:
+        """Return the messages that are complete. With `wait`, sleeps until something comes or the parent is gone.
+
+        Without it sleeps for `rest_s`, or less when something comes.
+        """
+        if rest_s and not wait:
+            select.select([self._connection], [], [], rest_s)
         try:
             chunk = self._connection.recv(RECEIVE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -150,6 +159,7 @@ def load_warm(load: Load) -> LoadedModel:
 def serve(model: LoadedModel, channel: Channel, commands: Iterable[Message] = ()) -> None:
     """Take what commands there are, make one step, send its events; until `Close`. Sleeps only when idle."""
     under_way: set[JobId] = set()
+    rest_share = 0.0
 
     def tell(event: Event) -> None:
         channel.send(event)
@@ -165,13 +175,22 @@ def serve(model: LoadedModel, channel: Channel, commands: Iterable[Message] = ()
                 case Cancel(job_id):
                     for event in model.cancel(job_id):
                         tell(event)
+                case Rest(share):
+                    rest_share = share
                 case Close():
                     return
                 case _:
                     raise TypeError(f"{type(command).__name__} is not for an engine at work")
-        for event in model.step():  # sent one by one: some announce that the next will take long
-            tell(event)
-        commands = channel.receive(wait=not under_way)
+        rest_s = min(REST_MOST_S, _step(model, tell) * rest_share / (1 - rest_share))
+        commands = channel.receive(wait=not under_way, rest_s=rest_s)
+
+
+def _step(model: LoadedModel, tell: Callable[[Event], None]) -> float:
+    """Make one step; return how long it took, in seconds."""
+    began_s = time.perf_counter()
+    for event in model.step():  # sent one by one: some announce that the next will take long
+        tell(event)
+    return time.perf_counter() - began_s
 
 
 def _start(model: LoadedModel, generation: Generation, tell: Callable[[Event], None]) -> None:

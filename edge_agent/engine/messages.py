@@ -142,6 +142,13 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """From now on rest this share of the time between steps, 0 … below 1, so that the machine cools down."""
+
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Unload and exit."""
 
@@ -219,10 +226,10 @@ class Failed:
 
 
 type_names: dict[str, type] = {
-    t.__name__: t for t in (Load, Start, Cancel, Close, Ready, LoadFailed, Progress, Text, Finished, Failed)
+    t.__name__: t for t in (Load, Start, Cancel, Rest, Close, Ready, LoadFailed, Progress, Text, Finished, Failed)
 }
 
-Command = Load | Start | Cancel | Close
+Command = Load | Start | Cancel | Rest | Close
 Event = Progress | Text | Finished | Failed
 Message = Command | Event | Ready | LoadFailed
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.messages import Event, Limits, LoadFailed, Ready
+from edge_agent.engine.messages import Event, Limits, LoadFailed, Ready, Rest
 from edge_agent.engine.process import EngineProcess
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
@@ -43,11 +43,16 @@ class Phase(StrEnum):
     DOWN = "down"
     FAILED = "failed"
     """The model cannot be loaded as it is; tried again now and then, in case somebody mends it."""
+    UNLOADED = "unloaded"
+    """Given up so that the machine stays well; loaded again when it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a decision about an engine rests on. Seconds and bytes; None: not known."""
+    """What a decision about an engine rests on. Seconds and bytes; None: not known.
+
+    `unloads` says why none may be loaded now; empty while they may.
+    """
 
     phase: Phase
     alive: bool = False
@@ -61,6 +66,7 @@ class View:
     waited_s: float = 0.0
     backoff_s: float = 0.0
     silence_s: float = SILENCE_S
+    unloads: str = ""
 
 
 class Act(StrEnum):
@@ -70,6 +76,7 @@ class Act(StrEnum):
     START = "start"
     BURY = "bury"
     KILL = "kill"
+    UNLOAD = "unload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,9 @@ class Action:
 
 def plan(view: View) -> Action:
     """Decide what to do with an engine."""
+    if view.unloads and not view.exited:
+        done = not view.alive and view.phase is Phase.UNLOADED
+        return Action(Act.KEEP if done else Act.UNLOAD, view.unloads)
     if not view.alive:
         return Action(Act.START) if view.waited_s >= view.backoff_s else Action(Act.KEEP, "waits to be started again")
     if view.exited:
@@ -143,11 +153,15 @@ class NotYetError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Whom the supervisor tells, on an engine's thread or its own: `event` of jobs, `up` and `lost` of engines."""
+    """Whom the supervisor tells, on an engine's thread or its own: `event` of jobs, the others of engines.
+
+    `unloaded` comes before the engine is asked to go: the jobs in it are to be done again.
+    """
 
     event: Callable[[str, Event], None]
     up: Callable[[str, Ready], None]
     lost: Callable[[str, Failure], None]
+    unloaded: Callable[[str], None] = lambda _model: None
 
 
 class _Keeper:
@@ -165,6 +179,8 @@ class _Keeper:
         self.since_s = float("-inf")
         self.backoff_s = 0.0
         self.starts = 0
+        self.freed_bytes = 0
+        self.rest_share = 0.0
         self.images_per_prompt: int | None = None
 
 
@@ -190,7 +206,8 @@ def check_images(name: str, most: Mapping[str, int | None], *, images: int) -> N
 class Supervisor:
     """The engines. Everything but `status`, `statuses`, `process` and `resolve` belongs to the main thread.
 
-    `wake` is called, from any thread, when `attend` has something to do before its time.
+    `wake` is called, from any thread, when `attend` has something to do before its time. `unloads` says why no engine
+    may be loaded, and is empty while they may; `rest_share` what share of the time they shall rest.
     """
 
     def __init__(
@@ -202,6 +219,8 @@ class Supervisor:
         now_s: Callable[[], float] = time.monotonic,
         silence_s: float = SILENCE_S,
         backoff_first_s: float = BACKOFF_FIRST_S,
+        unloads: Callable[[], str] = lambda: "",
+        rest_share: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._keepers = {each.name: _Keeper(each) for each in served}
         self._listener = listener
@@ -209,6 +228,8 @@ class Supervisor:
         self._now_s = now_s
         self._silence_s = silence_s
         self._backoff_first_s = backoff_first_s
+        self._unloads = unloads
+        self._rest_share = rest_share
         self._lock = threading.Lock()
 
     # For everybody
@@ -270,6 +291,11 @@ class Supervisor:
         with self._lock:
             return self._keepers[model].images_per_prompt
 
+    @property
+    def freed_bytes(self) -> int:
+        """What the unloaded engines held, and will hold again, without the files they map."""
+        return sum(keeper.freed_bytes for keeper in self._keepers.values() if keeper.phase is Phase.UNLOADED)
+
     # For the main thread
 
     def attend(self) -> None:
@@ -281,6 +307,10 @@ class Supervisor:
                     self._start(keeper)
                 case Act.BURY | Act.KILL:
                     self._bury(keeper, action)
+                case Act.UNLOAD:
+                    self._unload(keeper, action.reason)
+                case Act.KEEP:
+                    self._pace(keeper)
 
     def hurry(self) -> None:
         """Let models that were waited for be looked at now; from any thread."""
@@ -302,7 +332,7 @@ class Supervisor:
         process = keeper.process
         if process is None:
             waited_s = self._now_s() - keeper.since_s
-            return View(phase=keeper.phase, waited_s=waited_s, backoff_s=keeper.backoff_s)
+            return View(phase=keeper.phase, waited_s=waited_s, backoff_s=keeper.backoff_s, unloads=self._unloads())
         return View(
             phase=keeper.phase,
             alive=True,
@@ -314,11 +344,13 @@ class Supervisor:
             anonymous_bytes=process.anonymous_bytes(),
             memory_bytes=keeper.memory_bytes,
             silence_s=self._silence_s,
+            unloads=self._unloads(),
         )
 
     def _start(self, keeper: _Keeper) -> None:
         keeper.since_s = self._now_s()
         keeper.exited = False
+        keeper.rest_share = 0.0
         keeper.starts += 1
         try:
             spec, keeper.memory_bytes = keeper.served.prepare(self._granted_bytes(keeper))
@@ -343,6 +375,26 @@ class Supervisor:
             keeper.process, keeper.phase, keeper.reason = process, Phase.STARTING, "loading the model"
             keeper.backend = spec.backend
         process.listen()
+
+    def _unload(self, keeper: _Keeper, reason: str) -> None:
+        """Let an engine go in order; a model that has none is not loaded."""
+        with self._lock:
+            process, keeper.process = keeper.process, None
+            keeper.phase, keeper.reason, keeper.code = Phase.UNLOADED, reason, None
+        keeper.backoff_s = keeper.rest_share = 0.0
+        keeper.freed_bytes = 0
+        log.warning("engine.unloaded", model=keeper.served.name, reason=reason)
+        if process is not None:
+            keeper.freed_bytes = process.anonymous_bytes() or 0
+            self._listener.unloaded(keeper.served.name)
+            process.close(CLOSE_S)
+
+    def _pace(self, keeper: _Keeper) -> None:
+        """Tell a running engine how much to rest, when that has changed."""
+        share = self._rest_share()
+        if keeper.process is not None and keeper.phase is Phase.READY and share != keeper.rest_share:
+            keeper.rest_share = share
+            keeper.process.send(Rest(share))
 
     def _granted_bytes(self, keeper: _Keeper) -> int:
         """Return what other engines may still take of the memory that is free now."""

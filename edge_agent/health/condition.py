@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from edge_agent.engine.supervisor import EngineStatus, Phase
 from edge_agent.mqtt.presence import Condition
 
-BEGINNING = (Phase.FETCHING, Phase.STARTING)
-OUT = (Phase.DOWN, Phase.FAILED)
-
 
 def condition(
     *,
@@ -18,9 +15,13 @@ def condition(
     deaf: tuple[str, ...] = (),
     strained: tuple[str, ...] = (),
 ) -> Condition:
-    """Return how the agent is: `strained` says why it holds back, `deaf` what the broker does not let it hear."""
-    reasons = [f"{engine.model}: {engine.reason}" for engine in engines if engine.phase in OUT]
-    reasons += [f"{engine.model}: {engine.reason}" for engine in engines if engine.phase in BEGINNING]
+    """Return how the agent is.
+
+    `strained` says why it holds back, and unloads models if it does; `deaf` what the broker does not let it hear.
+    """
+    beginning = [engine for engine in engines if _begins(engine)]
+    out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
+    reasons = [f"{engine.model}: {engine.reason}" for engine in (*out, *beginning)]
     if not engines:
         reasons.append("no model is served")
     if disk_full:
@@ -33,6 +34,11 @@ def condition(
         return Condition("draining", tuple(reasons))
     if disk_full or not engines or all(engine.phase is Phase.FAILED for engine in engines):
         return Condition("unhealthy", tuple(reasons))
-    if any(engine.phase in BEGINNING and engine.starts <= 1 for engine in engines):
+    if any(engine.starts <= 1 for engine in beginning):
         return Condition("starting", tuple(reasons))
     return Condition("degraded" if reasons else "ready", tuple(reasons))
+
+
+def _begins(engine: EngineStatus) -> bool:
+    never = engine.phase is Phase.DOWN and engine.starts == 0
+    return never or engine.phase in (Phase.FETCHING, Phase.STARTING)

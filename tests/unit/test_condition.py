@@ -17,6 +17,7 @@ READY = engine(Phase.READY)
     ("seen", "health", "reason"),
     [
         ({}, "ready", None),
+        ({"engines": [engine(Phase.DOWN, starts=0)]}, "starting", "phi: is down"),
         ({"engines": [engine(Phase.STARTING)]}, "starting", "phi: is starting"),
         ({"engines": [engine(Phase.FETCHING, starts=0)]}, "starting", "phi: is fetching"),
         ({"engines": [engine(Phase.STARTING, starts=2)]}, "degraded", "phi: is starting"),
@@ -28,6 +29,11 @@ READY = engine(Phase.READY)
         ({"duplicate": True}, "degraded", "another agent has this id"),
         ({"deaf": ("edge/v1/x",)}, "degraded", "the broker refuses edge/v1/x"),
         ({"strained": ("heat: 78 °C",)}, "degraded", "heat: 78 °C"),
+        (
+            {"engines": [engine(Phase.UNLOADED)], "strained": ("models unloaded: heat",)},
+            "degraded",
+            "models unloaded: heat",
+        ),
         ({"draining": True}, "draining", None),
         ({"draining": True, "disk_full": True}, "draining", "the disk is full"),
     ],

@@ -75,8 +75,10 @@ class Floor:
             outbox=self.outbox,
             supervisor=lambda: self,
             pace=Pace(),
+            lanes=lambda parallel: min(parallel, self.allowed),
             now_s=self.machine.now_s,
         )
+        self.allowed = 99
         self.stopped = False
 
     # as the supervisor
@@ -383,3 +385,36 @@ def test_a_job_to_be_canceled_is_not_handed_back(floor):
     floor.dispatcher.drain(0.01)
     floor.stop()
     assert floor.find("a").state is JobState.CANCELED
+
+
+# Held back
+
+
+def test_no_more_lanes_are_used_than_are_allowed_and_all_again_when_they_are(tmp_path):
+    with Floor(tmp_path, parallel=4) as floor:
+        floor.allowed = 1
+        floor.accept("a", "b", "c")
+        floor.wait_started("1.1")
+        floor.quiet()
+        assert floor.engine.ids == ["1.1"]
+        floor.allowed = 4
+        floor.dispatcher.look()
+        floor.wait_started("1.1", "2.1", "3.1")
+
+
+def test_jobs_of_an_engine_that_is_unloaded_go_back_to_their_place_unharmed(floor):
+    """With their strike returned; what the engine still says of them is nobody's, and the next one begins anew."""
+    floor.accept("a", "b", max_attempts=1)
+    floor.wait_started("1.1", "2.1")
+    floor.say(Text(JobId("1.1"), "half", 1))
+    del floor.processes["phi"]
+    floor.dispatcher.unloaded("phi")
+    job = floor.wait_state("a", JobState.QUEUED)
+    assert (job.strikes, job.alone) == (0, False)
+    floor.say(finished("1.1"))
+    floor.quiet()
+    assert floor.find("a").state is JobState.QUEUED
+    assert all(stream.closed for stream in floor.outbox.streams)
+    floor.processes["phi"] = reloaded = FakeProcess(2)
+    floor.dispatcher.up("phi", reloaded.ready)
+    floor.wait_started("1.2", "2.2", engine=reloaded)

@@ -49,6 +49,13 @@ def down(**seen):
         (ready(busy=True, silent_s=1.1, silence_s=1.0), Act.KILL),
         (ready(busy=True, silent_s=SILENCE_S + 39, unprocessed_tokens=1000, prefill_per_s=100.0), Act.KEEP),
         (ready(busy=True, silent_s=SILENCE_S + 41, unprocessed_tokens=1000, prefill_per_s=100.0), Act.KILL),
+        # given up for a while
+        (ready(unloads="heat"), Act.UNLOAD),
+        (starting(unloads="heat"), Act.UNLOAD),
+        (down(unloads="heat"), Act.UNLOAD),
+        (ready(unloads="heat", exited=True), Act.BURY),
+        (View(Phase.UNLOADED, unloads="heat", waited_s=99.0), Act.KEEP),
+        (View(Phase.UNLOADED), Act.START),
         # loading
         (starting(silent_s=LOAD_S), Act.KEEP),
         (starting(silent_s=LOAD_S + 1), Act.KILL),
