@@ -30,9 +30,6 @@ from edge_agent.jobs.queue import (
     StorageError,
 )
 
-DATA = Path(__file__).parents[1] / "data"
-"""Files as they were once: `queue_1.sql` is the first schema."""
-
 
 @pytest.fixture
 def machine():
@@ -755,7 +752,7 @@ def test_a_file_of_version_1_becomes_what_a_new_one_is(tmp_path, machine, queue)
     (tmp_path / "old").mkdir()
     old = tmp_path / "old/queue.db"
     with sqlite3.connect(old) as db:
-        db.executescript((DATA / "queue_1.sql").read_text() + "PRAGMA user_version = 1;")
+        db.executescript(Path(__file__).with_name("schema_1.sql").read_text() + "PRAGMA user_version = 1;")
         columns = "client, job_id, digest, model, state, state_seq, max_attempts, stream, priority, rank, accepted_s"
         db.execute(
             f"INSERT INTO jobs ({columns}, expires_s, timeout_s, request_bytes, metadata, finished_s)"
