@@ -11,13 +11,14 @@ pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
 ROOTED = Path(__file__).parents[1] / "faults/rooted.py"
 GOVERNOR = "[governor]\nstep_s = 0.1\n"
+ENVIRON = {"EDGE_AGENT_GOVERNOR__ENABLED": "true", "EDGE_AGENT_AGENT__POOLS": '["line"]'}
 
 
 class AgentOn(AgentProcess):
     """The daemon on the machine of a tree."""
 
     def __init__(self, root, **settings):
-        super().__init__(extra=GOVERNOR, environ={"EDGE_AGENT_GOVERNOR__ENABLED": "true"}, **settings)
+        super().__init__(extra=GOVERNOR, environ=ENVIRON, **settings)
         self.launcher = (sys.executable, str(ROOTED), str(root))
 
 
@@ -38,6 +39,7 @@ def test_a_pi_that_heats_up_is_held_back_unloaded_and_back_when_it_is_cool(broke
             return [(step["before"], step["after"]) for step in agent.said("governor.step")]
 
         agent.wait_said("engine.ready")
+        agent.wait_said("pool.joined")
         (cool, *_) = monitor.wait("telemetry", health="ready", heat_margin_c=48.8)
         assert cool["hottest"] == "cpu-thermal"
         heat(76)
@@ -49,6 +51,7 @@ def test_a_pi_that_heats_up_is_held_back_unloaded_and_back_when_it_is_cool(broke
         ]
         why = "cpu-thermal is at 76 °C, its limit is 80 °C"
         monitor.wait("presence", health="degraded", reason=f"fewer lanes: {why}")
+        agent.wait_said("pool.left")
         monitor.wait("telemetry", reasons=[f"pauses between steps: {why}"])
 
         (engine,) = agent.engines()
@@ -64,5 +67,6 @@ def test_a_pi_that_heats_up_is_held_back_unloaded_and_back_when_it_is_cool(broke
         heat(50)
         assert [job.result(60).state for job in jobs] == ["succeeded"] * 2
         wait_for(lambda: steps()[-1] == ("fewer lanes", "nothing held back"), "everything back")
-        assert monitor.of("presence")[-1]["health"] == "ready"
+        monitor.wait("presence", 2, health="ready")
+        agent.wait_said("pool.joined", 2)
         assert agent.stop() == 0

@@ -737,32 +737,17 @@ def test_a_migration_that_fails_changes_nothing(tmp_path, machine, queue, script
     db.close()
 
 
-def shape(file):
-    """Return what a database consists of: its tables' columns, indexes, triggers."""
-    with sqlite3.connect(file) as db:
-        parts = set(db.execute("SELECT type, name FROM sqlite_master"))
-        tables = [name for kind, name in parts if kind == "table"]
-        columns = {(table, column[1:5]) for table in tables for column in db.execute(f"PRAGMA table_info({table})")}
-    db.close()
-    return parts | columns
-
-
-def test_a_file_of_version_1_becomes_what_a_new_one_is(tmp_path, machine, queue):
-    """And its jobs are counted as far as they are remembered."""
-    (tmp_path / "old").mkdir()
-    old = tmp_path / "old/queue.db"
-    with sqlite3.connect(old) as db:
-        db.executescript(Path(__file__).with_name("schema_1.sql").read_text() + "PRAGMA user_version = 1;")
+def test_jobs_of_the_first_schema_are_counted_as_far_as_they_are_remembered(tmp_path, machine):
+    with sqlite3.connect(tmp_path / "queue.db") as db:
+        db.executescript(f"{Path(__file__).with_name('schema_1.sql').read_text()}; PRAGMA user_version = 1;")
         columns = "client, job_id, digest, model, state, state_seq, max_attempts, stream, priority, rank, accepted_s"
         db.execute(
             f"INSERT INTO jobs ({columns}, expires_s, timeout_s, request_bytes, metadata, finished_s)"
             " VALUES ('c', 'j', x'', 'phi', 'failed', 3, 3, 1, 5, 0.0, 0.0, 9.0, 9.0, 0, '{}', 1.0)"
         )
     db.close()
-    with machine.queue(tmp_path / "old") as migrated:
+    with machine.queue(tmp_path) as migrated:
         assert migrated.totals() == {"accepted": 1, "failed": 1}
-    queue.close()
-    assert shape(old) == shape(tmp_path / "queue.db")
 
 
 def test_totals_count_each_job_once_and_survive(tmp_path, machine, queue):
