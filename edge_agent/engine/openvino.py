@@ -1,4 +1,4 @@
-"""Loads text models for openvino-genai: what the library is told, and how much of a model's context is used."""
+"""Loads models for openvino-genai: what the library is told, and how much of a model's context is used."""
 
 import json
 import time
@@ -11,10 +11,13 @@ import openvino_genai as genai
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.openvino_model import Cache, OpenvinoModel, library
+from edge_agent.engine.openvino_prompt import Reader, SeeingReader, TextReader
+from edge_agent.engine.openvino_vision import Eyes
 from edge_agent.engine.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MIN
 from edge_agent.engine.prompt import SpecialTokens
 from edge_agent.engine.words import Vocabulary
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.tiles import Grid
 
 DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "cpu": {
@@ -28,12 +31,14 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "gpu": {},
 }
 """Settings of the library where the ModelSpec's options say nothing, by device."""
+DECODER = "openvino_language_model.xml"
+"""The file that a model has which sees, and a text model has not."""
 BLOCK_TOKENS: Mapping[str, int] = {"cpu": 32, "gpu": 16}
 """Tokens whose keys and values the library keeps together, by device: constants of its kv_cache_manager.hpp."""
 
 
 def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> OpenvinoModel:
-    """Load a model folder.
+    """Load the folder of a text model or of Phi-3.5-vision.
 
     Raises EdgeAgentError: MODEL_ERROR when the folder cannot be loaded, OUT_OF_MEMORY, UNSUPPORTED for a device.
     """
@@ -44,21 +49,29 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         )
     special_tokens, vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
     vocab_size, context_tokens = read_numbers(spec.path)
-    limits = Limits(context_tokens=min(spec.context_tokens, context_tokens), parallel=spec.parallel)
+    sees = (spec.path / DECODER).is_file()
+    context_tokens = min(spec.context_tokens, context_tokens)
+    limits = Limits(context_tokens, spec.parallel, images_per_prompt=context_tokens // Grid(1, 1).tokens if sees else 0)
     block_tokens = BLOCK_TOKENS[spec.device]
     cache = Cache(-(-limits.context_tokens // block_tokens) * limits.parallel, block_tokens)
     threads = {"INFERENCE_NUM_THREADS": spec.threads} if spec.device == "cpu" else {}
-    properties = {"sampler_num_threads": spec.threads, **threads, **DEFAULTS[spec.device], **spec.options}
+    device, properties = spec.device.upper(), {**threads, **DEFAULTS[spec.device], **spec.options}
+    # The library hands it on to the models that see, which do not know it (2026.4).
+    sampler = {} if sees else {"sampler_num_threads": spec.threads}
     try:
         with library():
             pipeline = genai.ContinuousBatchingPipeline(
-                spec.path, _scheduler(limits, cache), spec.device.upper(), properties
+                spec.path, _scheduler(limits, cache), device, {**properties, **sampler}
             )
+            reader: Reader = TextReader(pipeline.get_tokenizer(), special_tokens)
+            if sees:
+                eyes = Eyes(spec.path, device=device, properties=properties, kept_tokens=context_tokens)
+                reader = SeeingReader(pipeline.get_tokenizer(), special_tokens, eyes)
     except EdgeAgentError as error:
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
     return OpenvinoModel(
         pipeline=pipeline,
-        special_tokens=special_tokens,
+        reader=reader,
         vocabulary=vocabulary,
         vocab_size=vocab_size,
         limits=limits,

@@ -1,12 +1,11 @@
 """All generations of one model, computed together by openvino-genai's pipeline of continuous batching."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import openvino_genai as genai
 from openvino import Tensor
 
@@ -22,9 +21,10 @@ from edge_agent.engine.messages import (
     Text,
 )
 from edge_agent.engine.openvino_guide import GuideTrial
+from edge_agent.engine.openvino_prompt import Prompt, Reader
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
 from edge_agent.engine.prefill import PIECE_TOKENS_MIN, piece_tokens
-from edge_agent.engine.prompt import SpecialTokens, answer_room, messages
+from edge_agent.engine.prompt import answer_room
 from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import Code, EdgeAgentError
 
@@ -42,20 +42,24 @@ class Cache:
 
 
 class OpenvinoModel:
-    """A text model in memory; see LoadedModel for what it promises.
+    """A model in memory; see LoadedModel for what it promises.
 
     The library could cut prompts itself, but not at the borders of its cache's blocks: it enters a block as complete
     when the first of its tokens is scheduled, so that a prompt cancelled between two pieces leaves one behind that
     was never computed, and the next prompt with that beginning is answered from it (seen with 2026.4). So each piece
     is a request of its own that ends with a block, and the next finds its keys and values in the cache. For the same
     reason prompts are computed one after the other; what a waiting one shares with the last it finds there.
+
+    A model that sees is given what its decoder reads in place of token ids. Its images are encoded here, one tile per
+    step. The library finds blocks in its cache by up to ten numbers of each token, bit by bit, and all tokens before:
+    another image is another prompt from the tile on that differs.
     """
 
     def __init__(
         self,
         *,
         pipeline: Any,
-        special_tokens: SpecialTokens,
+        reader: Reader,
         vocabulary: Vocabulary,
         vocab_size: int,
         limits: Limits,
@@ -64,9 +68,8 @@ class OpenvinoModel:
         now_s: Callable[[], float],
     ) -> None:
         self._pipeline = pipeline
-        self._tokenizer = pipeline.get_tokenizer()
-        self._trial: Any = GuideTrial(self._tokenizer, vocab_size)  # None once closed, as those above
-        self._special_tokens = special_tokens
+        self._trial: Any = GuideTrial(pipeline.get_tokenizer(), vocab_size)
+        self._reader: Any = reader  # None once closed, as those above
         self._vocabulary = vocabulary
         self._cache = cache
         self._now_s = now_s
@@ -82,11 +85,9 @@ class OpenvinoModel:
 
         Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
         """
-        turns = messages(generation.turns, self._special_tokens)
         with library():
-            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
-            prompt = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
-        room = answer_room(len(prompt), self.limits.context_tokens)
+            prompt = self._reader.read(generation.turns, images_most=self.limits.images_per_prompt)
+        room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         self._sequences[generation.job_id] = OpenvinoSequence(
             generation=generation,
             prompt=prompt,
@@ -98,6 +99,8 @@ class OpenvinoModel:
     def step(self) -> Iterator[Event]:
         """Request a piece of the oldest unfinished prompt, then compute it with a token of every generation.
 
+        Of a prompt with images a tile comes first, each in a step of its own.
+
         An error of the library while it computes leaves all of them undone: it is raised, and the engine is broken.
         """
         generating = [each for each in self._sequences.values() if each.prefilled]
@@ -105,18 +108,23 @@ class OpenvinoModel:
         piece = 0
         if unfilled is not None:
             try:
-                if unfilled.begun_s is None:
-                    yield self._begin(unfilled)
-                piece = self._request_piece(unfilled, alone=not generating)
+                if unfilled.prompt.unseen:
+                    yield self._announce(unfilled)
+                    with library():
+                        unfilled.prompt.see()
+                else:
+                    if unfilled.cached_tokens is None:
+                        unfilled.position = unfilled.cached_tokens = self._cached_tokens(unfilled.prompt)
+                        yield self._announce(unfilled)
+                    piece = self._request_piece(unfilled, alone=not generating)
             except EdgeAgentError as error:
                 yield self._fail(unfilled, error)
-                unfilled = None
-        if unfilled is None and not generating:
+        if not piece and not generating:
             return
         began_s = self._now_s()
         self._pipeline.step()
         took_s = self._now_s() - began_s
-        if unfilled is not None:
+        if unfilled is not None and piece:
             yield from self._pieced(unfilled, piece, took_s)
         for sequence in generating:
             yield from self._read(sequence)
@@ -138,16 +146,16 @@ class OpenvinoModel:
             self._free(sequence)
         if self._pipeline is not None:
             self._settle()
-        self._pipeline = self._tokenizer = self._trial = None
+        self._pipeline = self._reader = self._trial = None
 
-    def _begin(self, sequence: OpenvinoSequence) -> Progress:
-        sequence.begun_s = self._now_s()
-        sequence.position = sequence.cached_tokens = self._cached_tokens(sequence.prompt)
-        return Progress(sequence.job_id, len(sequence.prompt) - sequence.position)
+    def _announce(self, sequence: OpenvinoSequence) -> Progress:
+        """Tell how much of a prompt is to be computed."""
+        sequence.begun_s = self._now_s() if sequence.begun_s is None else sequence.begun_s
+        return Progress(sequence.job_id, sequence.unfilled_tokens)
 
     def _request_piece(self, sequence: OpenvinoSequence, *, alone: bool) -> int:
         """Ask for the next piece of a prompt, to the end of a block or its own; return its tokens."""
-        total = len(sequence.prompt)
+        total = len(sequence.prompt.tokens)
         end = sequence.position + piece_tokens(
             position=sequence.position,
             prompt_tokens=total,
@@ -157,11 +165,12 @@ class OpenvinoModel:
         )
         if end < total:
             end = end // self._cache.block_tokens * self._cache.block_tokens
-            sequence.handle = self._request(sequence.prompt[:end], genai.GenerationConfig(max_new_tokens=1))
+            sequence.handle = self._request(sequence.prompt.tensor(end), genai.GenerationConfig(max_new_tokens=1))
         else:
             config = genai.GenerationConfig(**sampling(sequence.generation), max_new_tokens=sequence.max_tokens)
             config.structured_output_config = sequence.guide
-            sequence.handle = self._request(sequence.prompt, config)
+            sequence.handle = self._request(sequence.prompt.tensor(total), config)
+            sequence.prompt.forget()
         piece = end - sequence.position
         sequence.position = end
         return piece
@@ -170,7 +179,7 @@ class OpenvinoModel:
         """Tell of a piece that was computed, and of the first token when it was the last."""
         if piece >= PIECE_TOKENS_MIN and took_s > 0:  # a short rest tells little of the speed
             self._tokens_per_s = min(piece / took_s, _FASTER_MOST * (self._tokens_per_s or piece / took_s))
-        left = len(sequence.prompt) - sequence.position
+        left = sequence.unfilled_tokens
         if not left:
             sequence.prefilled_s = self._now_s()
         yield Progress(sequence.job_id, left, piece, took_s * 1000)
@@ -194,34 +203,38 @@ class OpenvinoModel:
                 yield self._finish(sequence, reason)
                 return
 
-    def _request(self, tokens: Sequence[int], config: Any) -> Any:
+    def _request(self, prompt: Tensor, config: Any) -> Any:
         """Hand a prompt to the library; ids that end a turn it takes from the model's own configuration."""
         self._requests += 1
         with library():
-            return self._pipeline.add_request(self._requests, Tensor(np.array([tokens], np.int64)), config)
+            return self._pipeline.add_request(self._requests, prompt, config)
 
-    def _cached_tokens(self, prompt: Sequence[int]) -> int:
+    def _cached_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens of a prompt need not be computed: at least so many, and all when nothing else runs.
 
         The library tells only how many blocks are in use. Alone, that shows what a prompt finds; the last block may
         be filled in part, by as many tokens as the shortest beginning has that finds as many blocks. Beside others
         the beginning shared with one of them is sure.
         """
-        size, most = self._cache.block_tokens, len(prompt) - 1  # the last token is always computed
+        tokens, size = prompt.tokens, self._cache.block_tokens
+        most = len(tokens) - 1  # the last token is always computed
         generating = [each for each in self._sequences.values() if each.prefilled]
         if generating:
-            computed = (each.prompt + each.answer[:-1] for each in generating)
-            return min(max(_shared(prompt, tokens) for tokens in computed) // size * size, most)
-        blocks = self._found_blocks(prompt)
+            computed = ([*each.prompt.tokens, *each.answer[:-1]] for each in generating)
+            return min(max(_shared(tokens, others) for others in computed) // size * size, most)
+        blocks = self._found_blocks(prompt, len(tokens))
         if not blocks:
             return 0
-        lengths = range((blocks - 1) * size + 1, min(blocks * size, len(prompt)))
-        shortest = bisect_left(lengths, blocks, key=lambda length: self._found_blocks(prompt[:length]))
+        lengths = range((blocks - 1) * size + 1, min(blocks * size, len(tokens)))
+        shortest = bisect_left(lengths, blocks, key=lambda length: self._found_blocks(prompt, length))
         return min((blocks - 1) * size + 1 + shortest, most)
 
-    def _found_blocks(self, tokens: Sequence[int]) -> int:
-        """Return how many blocks of the cache such a prompt finds, nothing else being under way; computes nothing."""
-        self._request(tokens, genai.GenerationConfig(max_new_tokens=1)).cancel()
+    def _found_blocks(self, prompt: Prompt, end: int) -> int:
+        """Return how many blocks of the cache a prompt's beginning finds, nothing else being under way.
+
+        Computes nothing.
+        """
+        self._request(prompt.tensor(end), genai.GenerationConfig(max_new_tokens=1)).cancel()
         self._pipeline.step()
         used_percent: float = self._pipeline.get_metrics().cache_usage
         return round(used_percent * self._cache.blocks / 100)
@@ -246,7 +259,7 @@ class OpenvinoModel:
             self._pipeline.step()
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def _shared(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
     """Return how many tokens both begin with."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import openvino_genai as genai
-from openvino import Tensor
 
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import (
@@ -27,9 +25,10 @@ from edge_agent.engine.messages import (
 from edge_agent.engine.openvino import DEFAULTS, read_numbers
 from edge_agent.engine.openvino_guide import GuideTrial
 from edge_agent.engine.openvino_model import library
+from edge_agent.engine.openvino_prompt import TextReader
 from edge_agent.engine.openvino_pull import pulled
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
-from edge_agent.engine.prompt import SpecialTokens, answer_room, messages
+from edge_agent.engine.prompt import SpecialTokens, answer_room
 from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import EdgeAgentError
 
@@ -91,11 +90,10 @@ class NpuModel:
         now_s: Callable[[], float],
     ) -> None:
         self._pipeline = pipeline
-        self._tokenizer = pipeline.get_tokenizer()
-        self._trial: Any = GuideTrial(self._tokenizer, vocab_size)
+        self._reader: Any = TextReader(pipeline.get_tokenizer(), special_tokens)
+        self._trial: Any = GuideTrial(pipeline.get_tokenizer(), vocab_size)
         own = pipeline.get_generation_config()
         self._end_ids = frozenset({own.eos_token_id, *own.stop_token_ids})
-        self._special_tokens = special_tokens
         self._vocabulary = vocabulary
         self._now_s = now_s
         self._sequences: dict[JobId, OpenvinoSequence] = {}
@@ -108,11 +106,9 @@ class NpuModel:
 
         Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
         """
-        turns = messages(generation.turns, self._special_tokens)
         with library():
-            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
-            prompt = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
-        room = answer_room(len(prompt), self.limits.context_tokens)
+            prompt = self._reader.read(generation.turns, images_most=0)
+        room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         self._sequences[generation.job_id] = OpenvinoSequence(
             generation=generation,
             prompt=prompt,
@@ -148,17 +144,16 @@ class NpuModel:
         """End the generation, then free the model."""
         for sequence in list(self._sequences.values()):
             self._free(sequence)
-        self._pipeline = self._tokenizer = self._trial = None
+        self._pipeline = self._reader = self._trial = None
 
     def _prefill(self, sequence: OpenvinoSequence) -> Iterator[Event]:
         """Compute a prompt in one call, having said so before; its first token comes with it."""
-        total = len(sequence.prompt)
+        total = sequence.unfilled_tokens
         yield Progress(sequence.job_id, total)
         sequence.begun_s = self._now_s()
         config = genai.GenerationConfig(**sampling(sequence.generation), max_new_tokens=sequence.max_tokens)
         config.structured_output_config = sequence.guide
-        prompt = Tensor(np.array([sequence.prompt], np.int64))
-        sequence.handle = pulled(partial(self._pipeline.generate, prompt, config))
+        sequence.handle = pulled(partial(self._pipeline.generate, sequence.prompt.tensor(total), config))
         token = next(sequence.handle, None)
         sequence.prefilled_s = self._now_s()
         yield Progress(sequence.job_id, 0, total, (sequence.prefilled_s - sequence.begun_s) * 1000)

@@ -7,6 +7,7 @@ from typing import Any
 import openvino_genai as genai
 
 from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Usage
+from edge_agent.engine.openvino_prompt import Prompt
 from edge_agent.engine.words import Words
 from edge_agent.errors import Code, EdgeAgentError
 
@@ -18,16 +19,17 @@ _SEEDS = 2**32
 class OpenvinoSequence:
     """One generation under way. `handle` is the library's, of the piece being computed and then of the whole.
 
-    `position` of the `prompt`'s token ids have keys and values; those of `cached_tokens` were there before.
+    `position` of the `prompt`'s tokens have keys and values; those of `cached_tokens` were there before, None while
+    nobody looked.
     """
 
     generation: Generation
-    prompt: list[int]
+    prompt: Prompt
     max_tokens: int
     words: Words
     guide: Any
     handle: Any = None
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
     position: int = 0
     answer: list[int] = field(default_factory=list)
     begun_s: float | None = None
@@ -42,6 +44,11 @@ class OpenvinoSequence:
     def prefilled(self) -> bool:
         """Whether its next step is one token, not a piece of prompt."""
         return self.prefilled_s is not None
+
+    @property
+    def unfilled_tokens(self) -> int:
+        """Tokens of the prompt that have no keys and values yet."""
+        return len(self.prompt.tokens) - self.position
 
     def take(self, token: int, end: Any) -> tuple[str, FinishReason | None]:
         """Count a token; return the text that is certain with it, and the reason when it was the last."""
@@ -62,7 +69,7 @@ class OpenvinoSequence:
         return Finished(
             self.job_id,
             reason,
-            Usage(len(self.prompt), len(self.answer), self.cached_tokens),
+            Usage(len(self.prompt.tokens), len(self.answer), self.cached_tokens or 0),
             prompt_ms=(prefilled_s - begun_s) * 1000,
             generate_ms=(now_s - prefilled_s) * 1000,
         )
