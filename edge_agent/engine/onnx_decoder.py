@@ -20,11 +20,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edge_agent.engine.onnx_layout import Layout
 from edge_agent.engine.onnx_plugins import PLUGINS, hardware
+from edge_agent.engine.picture import Features
 from edge_agent.errors import Code, EdgeAgentError
 
 Logits = npt.NDArray[np.float32]
-Features = npt.NDArray[np.floating]
-"""What stands for tokens inside the model, shape [tokens, hidden size]."""
 Embed = Callable[[npt.NDArray[np.int64], Sequence[Features]], Features]
 """Returns what ids [lanes, new] stand for, shape [lanes, new, hidden size]; features where they are below 0."""
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edge_agent.engine.messages import Turn
 from edge_agent.engine.onnx_decoder import library
-from edge_agent.engine.onnx_picture import Picture
+from edge_agent.engine.picture import Picture
 from edge_agent.engine.prompt import IMAGE_TAG, SpecialTokens, images_of, messages_json
 
 

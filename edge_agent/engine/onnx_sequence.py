@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from edge_agent.engine.lanes import NOWHERE, Lane
 from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Usage
-from edge_agent.engine.onnx_decoder import Features, Logits
+from edge_agent.engine.onnx_decoder import Logits
 from edge_agent.engine.onnx_guide import Constraint
-from edge_agent.engine.onnx_picture import Picture
+from edge_agent.engine.picture import Features, Picture
 from edge_agent.engine.sampling import Sampler
 from edge_agent.engine.words import Words
 

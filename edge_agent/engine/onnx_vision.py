@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.engine.onnx_decoder import TYPES, Features, library
-from edge_agent.engine.onnx_picture import Picture
+from edge_agent.engine.onnx_decoder import TYPES, library
+from edge_agent.engine.picture import Features, Picture
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.tiles import TILE_PIXELS, TILES_MOST, Grid
 

@@ -11,7 +11,7 @@ import openvino_genai as genai
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.openvino_model import Cache, OpenvinoModel, library
-from edge_agent.engine.openvino_prompt import Reader, SeeingReader, TextReader
+from edge_agent.engine.openvino_prompt import Reader
 from edge_agent.engine.openvino_vision import Eyes
 from edge_agent.engine.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MIN
 from edge_agent.engine.prompt import SpecialTokens
@@ -63,15 +63,12 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
             pipeline = genai.ContinuousBatchingPipeline(
                 spec.path, _scheduler(limits, cache), device, {**properties, **sampler}
             )
-            reader: Reader = TextReader(pipeline.get_tokenizer(), special_tokens)
-            if sees:
-                eyes = Eyes(spec.path, device=device, properties=properties, kept_tokens=context_tokens)
-                reader = SeeingReader(pipeline.get_tokenizer(), special_tokens, eyes)
+            eyes = Eyes(spec.path, device=device, properties=properties, kept_tokens=context_tokens) if sees else None
     except EdgeAgentError as error:
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
     return OpenvinoModel(
         pipeline=pipeline,
-        reader=reader,
+        reader=Reader(pipeline.get_tokenizer(), special_tokens, eyes=eyes, images_most=limits.images_per_prompt),
         vocabulary=vocabulary,
         vocab_size=vocab_size,
         limits=limits,

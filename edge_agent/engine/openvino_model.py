@@ -1,7 +1,7 @@
 """All generations of one model, computed together by openvino-genai's pipeline of continuous batching."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +86,7 @@ class OpenvinoModel:
         Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
         """
         with library():
-            prompt = self._reader.read(generation.turns, images_most=self.limits.images_per_prompt)
+            prompt = self._reader.read(generation.turns)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         self._sequences[generation.job_id] = OpenvinoSequence(
             generation=generation,
@@ -259,7 +259,7 @@ class OpenvinoModel:
             self._pipeline.step()
 
 
-def _shared(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
     """Return how many tokens both begin with."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 

@@ -25,7 +25,7 @@ from edge_agent.engine.messages import (
 from edge_agent.engine.openvino import DEFAULTS, read_numbers
 from edge_agent.engine.openvino_guide import GuideTrial
 from edge_agent.engine.openvino_model import library
-from edge_agent.engine.openvino_prompt import TextReader
+from edge_agent.engine.openvino_prompt import Reader
 from edge_agent.engine.openvino_pull import pulled
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
 from edge_agent.engine.prompt import SpecialTokens, answer_room
@@ -90,7 +90,7 @@ class NpuModel:
         now_s: Callable[[], float],
     ) -> None:
         self._pipeline = pipeline
-        self._reader: Any = TextReader(pipeline.get_tokenizer(), special_tokens)
+        self._reader: Any = Reader(pipeline.get_tokenizer(), special_tokens)
         self._trial: Any = GuideTrial(pipeline.get_tokenizer(), vocab_size)
         own = pipeline.get_generation_config()
         self._end_ids = frozenset({own.eos_token_id, *own.stop_token_ids})
@@ -107,7 +107,7 @@ class NpuModel:
         Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
         """
         with library():
-            prompt = self._reader.read(generation.turns, images_most=0)
+            prompt = self._reader.read(generation.turns)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         self._sequences[generation.job_id] = OpenvinoSequence(
             generation=generation,

@@ -1,14 +1,15 @@
 """Prompts as openvino-genai takes them: token ids for a text model, for one that sees what its decoder reads."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
 from openvino import Tensor
 
 from edge_agent.engine.messages import Turn
-from edge_agent.engine.openvino_vision import Encoding, Eyes, Seen
-from edge_agent.engine.pixels import Floats
+from edge_agent.engine.openvino_vision import Eyes
+from edge_agent.engine.picture import Features, Picture
 from edge_agent.engine.prompt import IMAGE_TAG, SpecialTokens, images_of, messages
 
 
@@ -16,15 +17,15 @@ class Prompt(Protocol):
     """A prompt, counted."""
 
     @property
-    def tokens(self) -> Sequence[Hashable]:
-        """What it consists of: equal where the model reads the same, and only there."""
+    def tokens(self) -> Sequence[int]:
+        """Its ids; where a picture stands, the picture's own, which is below 0."""
 
     @property
     def unseen(self) -> bool:
         """Whether something is to be computed before the prompt can be given to the library."""
 
     def see(self) -> None:
-        """Compute a bounded part of that. Raises EdgeAgentError when an image cannot be read."""
+        """Compute a bounded part of that. Raises EdgeAgentError IMAGE_MISSING."""
 
     def tensor(self, end: int) -> Tensor:
         """Return the first `end` tokens."""
@@ -33,25 +34,38 @@ class Prompt(Protocol):
         """Free what only `tensor` needs."""
 
 
-class Reader(Protocol):
-    """Makes prompts of conversations."""
+class Reader:
+    """Makes prompts of conversations. With `eyes` they may have images, `images_most` at most."""
 
-    def read(self, turns: Sequence[Turn], *, images_most: int) -> Prompt:
-        """Count a conversation. Raises EdgeAgentError BAD_REQUEST for a role, UNSUPPORTED for too many images."""
-
-
-class TextReader:
-    """That of a model that reads text only."""
-
-    def __init__(self, tokenizer: Any, special_tokens: SpecialTokens) -> None:
+    def __init__(
+        self, tokenizer: Any, special_tokens: SpecialTokens, *, eyes: Eyes | None = None, images_most: int = 0
+    ) -> None:
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens
+        self._eyes = eyes
+        self._images_most = images_most
 
-    def read(self, turns: Sequence[Turn], *, images_most: int) -> "TextPrompt":
-        """Count a conversation."""
-        images_of(turns, most=images_most)
+    def read(self, turns: Sequence[Turn]) -> Prompt:
+        """Count a conversation. What lies between images is cut into tokens by itself, as published.
+
+        Raises EdgeAgentError BAD_REQUEST for a role, UNSUPPORTED for more images than the model takes.
+        """
+        images = images_of(turns, most=self._images_most)
         text = self._tokenizer.apply_chat_template(messages(turns, self._special_tokens), add_generation_prompt=True)
-        return TextPrompt(self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist())
+        if self._eyes is None:
+            return TextPrompt(self._ids(text))
+        tokens: list[int] = []
+        pictures = []
+        for words, image in zip_longest(IMAGE_TAG.split(text), images):
+            tokens += self._ids(words)
+            if image is not None:
+                pictures.append(Picture(image, len(tokens)))
+                tokens += [pictures[-1].token] * pictures[-1].grid.tokens
+        return SeenPrompt(self._eyes, tokens, pictures)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
+        return ids
 
 
 class TextPrompt:
@@ -59,8 +73,8 @@ class TextPrompt:
 
     unseen = False
 
-    def __init__(self, ids: list[int]) -> None:
-        self.tokens: Sequence[int] = ids
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = tokens
 
     def see(self) -> None:
         """Nothing is to be seen."""
@@ -73,65 +87,37 @@ class TextPrompt:
         """Ids are small."""
 
 
-class SeeingReader:
-    """That of a model that sees. As its published processor does, each text between images begins with `<s>`."""
-
-    def __init__(self, tokenizer: Any, special_tokens: SpecialTokens, eyes: Eyes) -> None:
-        self._tokenizer = tokenizer
-        self._special_tokens = special_tokens
-        self._eyes = eyes
-
-    def read(self, turns: Sequence[Turn], *, images_most: int) -> "SeenPrompt":
-        """Count a conversation, the tokens of images by the arithmetic of their tiles."""
-        images = images_of(turns, most=images_most)
-        text = self._tokenizer.apply_chat_template(messages(turns, self._special_tokens), add_generation_prompt=True)
-        texts = [self._tokenizer.encode(each).input_ids.data[0].tolist() for each in IMAGE_TAG.split(text)]
-        return SeenPrompt(self._eyes, texts, [Seen.of(image) for image in images])
-
-
 class SeenPrompt:
-    """Texts with an image after each but the last."""
+    """Token ids, and pictures in places of their own."""
 
-    def __init__(self, eyes: Eyes, texts: Sequence[Sequence[int]], images: Sequence[Seen]) -> None:
+    def __init__(self, eyes: Eyes, tokens: Sequence[int], pictures: Sequence[Picture]) -> None:
+        self.tokens = tokens
         self._eyes = eyes
-        self._texts = texts
-        self._images = images
-        self._features: list[Floats] = []
-        self._encoding: Encoding | None = None
-        self._embedded: Floats | None = None
-        tokens: list[Hashable] = list(texts[0])
-        for image, after in zip(images, texts[1:], strict=True):
-            tokens += [(image.key, number) for number in range(image.grid.tokens)]
-            tokens += after
-        self.tokens: Sequence[Hashable] = tokens
+        self._pictures = pictures
+        self._embedded: Features | None = None
 
     @property
     def unseen(self) -> bool:
-        """Whether an image is not encoded yet."""
-        return len(self._features) < len(self._images)
+        """Whether a picture is not encoded yet."""
+        return any(picture.features is None for picture in self._pictures)
 
     def see(self) -> None:
-        """Encode a tile, or find an image encoded of late."""
-        seen = self._images[len(self._features)]
-        if self._encoding is None:
-            if (known := self._eyes.features(seen)) is not None:
-                self._features.append(known)
-                return
-            self._encoding = self._eyes.begin(seen)
-        features = self._eyes.encode_tile(self._encoding)
-        if features is not None:
-            self._features.append(features)
-            self._encoding = None
+        """Encode a tile of the first such picture."""
+        self._eyes.look(next(picture for picture in self._pictures if picture.features is None))
 
     def tensor(self, end: int) -> Tensor:
         """Return what the decoder reads first: [1, end, hidden]."""
         if self._embedded is None:
-            parts = [self._eyes.embed(self._texts[0])]
-            for features, after in zip(self._features, self._texts[1:], strict=True):
-                parts += [features, self._eyes.embed(after)]
-            self._embedded = np.concatenate(parts)[None]
-        return Tensor(np.ascontiguousarray(self._embedded[:, :end]))
+            ids = np.array([max(token, -1) for token in self.tokens])
+            words = self._eyes.embed(ids[ids >= 0].tolist())
+            self._embedded = np.empty((len(ids), words.shape[1]), np.float32)
+            self._embedded[ids >= 0] = words
+            for picture in self._pictures:
+                self._embedded[picture.begin : picture.end] = picture.features
+        return Tensor(self._embedded[None, :end])
 
     def forget(self) -> None:
-        """Free the features: the library has its own copy."""
-        self._features, self._embedded = [], None
+        """Free the features, of which the library has its own copy; they take 12 kB a token."""
+        self._embedded = None
+        for picture in self._pictures:
+            picture.keep(None)

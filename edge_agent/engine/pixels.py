@@ -1,7 +1,8 @@
-"""An image as the tiles that Phi-3.5-vision sees, as its published image processor makes them."""
+"""From an image to the numbers that Phi-3.5-vision sees, as its published image processor computes them.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The image is scaled to its grid and padded with white to whole tiles; the overview shows all of that in one tile.
+"""
+
 from pathlib import Path
 
 import numpy as np
@@ -13,72 +14,67 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.tiles import TILE_PIXELS, Grid
 
 Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
-_WHITE = 255
-_CUBIC = (-0.09375, 0.59375, 0.59375, -0.09375)
-"""Weights of the four pixels around a point that lies between two, for cubic interpolation with a = -0.75."""
-
-
-@dataclass(frozen=True, slots=True)
-class Normal:
-    """What a channel's values, from 0 to 1, are shifted and scaled by."""
-
-    mean: Sequence[float]
-    deviation: Sequence[float]
-
-    def of(self, pixels: npt.NDArray[np.generic]) -> Floats:
-        """Return pixels [height, width, 3] from 0 to 255 as one tile [1, 3, height, width]."""
-        scaled = pixels.astype(np.float32) / 255
-        even = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.deviation, np.float32)
-        return np.ascontiguousarray(even.transpose(2, 0, 1)[None])
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+"""Of the images that CLIP was trained on: red, green, blue."""
+_LEVELS = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - _MEAN) / _DEVIATION
+"""What a byte stands for, in each colour."""
+_COLOURS = 3
+_WHITE = (255, 255, 255)
 
 
-def read(image: Image) -> Bytes:
-    """Return the pixels [height, width, 3]. Raises EdgeAgentError INTERNAL when the file is not what it should be."""
-    try:
-        pixels = np.fromfile(Path(image.path), np.uint8)
-    except OSError as error:
-        raise EdgeAgentError(Code.INTERNAL, "a decoded image is gone; send the job again") from error
-    if pixels.size != image.width * image.height * 3:
-        raise EdgeAgentError(Code.INTERNAL, "a decoded image is not of its size; send the job again")
-    return pixels.reshape(image.height, image.width, 3)
+class Pixels:
+    """The tiles of an image: first the overview, then the grid's row by row.
 
-
-def padded(pixels: Bytes, grid: Grid) -> Bytes:
-    """Return an image scaled to its tiles, as large as they all are, white around it.
-
-    The longer side fills its tiles, the other one keeps the proportion.
+    Raises EdgeAgentError IMAGE_MISSING when the image's file is not there or not whole.
     """
-    height, width = pixels.shape[:2]
-    if width < height:
-        return np.ascontiguousarray(padded(pixels.transpose(1, 0, 2), Grid(grid.columns, grid.rows)).transpose(1, 0, 2))
-    new_width = grid.columns * TILE_PIXELS
-    new_height = min(max(1, int(new_width / (width / height))), grid.rows * TILE_PIXELS)
-    scaled = Pillow.fromarray(np.ascontiguousarray(pixels)).resize((new_width, new_height), Pillow.Resampling.BILINEAR)
-    whole = np.full((grid.rows * TILE_PIXELS, new_width, 3), _WHITE, np.uint8)
-    top = (len(whole) - new_height) // 2
-    whole[top : top + new_height] = np.asarray(scaled)
+
+    def __init__(self, image: Image, grid: Grid) -> None:
+        self._grid = grid
+        self._padded = np.asarray(_padded(_scaled(_read(image), grid), grid))
+
+    def tiles(self, first: int, end: int) -> Floats:
+        """Return tiles by their numbers, shape [tiles, 3, 336, 336]."""
+        return np.stack([self._tile(number - 1) if number else self._overview() for number in range(first, end)])
+
+    def _tile(self, number: int) -> Floats:
+        row, column = divmod(number, self._grid.columns)
+        top, left = row * TILE_PIXELS, column * TILE_PIXELS
+        return _numbers(self._padded[top : top + TILE_PIXELS, left : left + TILE_PIXELS])
+
+    def _overview(self) -> Floats:
+        """Shrink the numbers, not the bytes, as the processor does."""
+        side = (TILE_PIXELS, TILE_PIXELS)
+        colours = (Pillow.fromarray(colour) for colour in _numbers(self._padded))
+        return np.stack([np.asarray(colour.resize(side, Pillow.Resampling.BICUBIC)) for colour in colours])
+
+
+def _read(image: Image) -> Pillow.Image:
+    try:
+        content = Path(image.path).read_bytes()
+    except OSError as error:
+        raise EdgeAgentError(Code.IMAGE_MISSING, "messages: an image is gone; send the job again") from error
+    if len(content) != image.width * image.height * _COLOURS:
+        raise EdgeAgentError(Code.IMAGE_MISSING, "messages: an image is not whole; send the job again")
+    return Pillow.frombuffer("RGB", (image.width, image.height), content, "raw", "RGB", 0, 1)
+
+
+def _scaled(image: Pillow.Image, grid: Grid) -> Pillow.Image:
+    """Let the longer side fill the grid; the other side follows, rounded down."""
+    longer, shorter = max(image.size), min(image.size)
+    length = max(grid.rows, grid.columns) * TILE_PIXELS
+    width = max(1, int(length / (longer / shorter)))
+    size = (width, length) if image.width < image.height else (length, width)
+    return image.resize(size, Pillow.Resampling.BILINEAR)
+
+
+def _padded(image: Pillow.Image, grid: Grid) -> Pillow.Image:
+    whole = Pillow.new("RGB", (grid.columns * TILE_PIXELS, grid.rows * TILE_PIXELS), _WHITE)
+    whole.paste(image, ((whole.width - image.width) // 2, (whole.height - image.height) // 2))
     return whole
 
 
-def tile(whole: Bytes, row: int, column: int) -> Bytes:
-    """Return one tile of a padded image."""
-    top, left = row * TILE_PIXELS, column * TILE_PIXELS
-    return whole[top : top + TILE_PIXELS, left : left + TILE_PIXELS]
-
-
-def overview(whole: Bytes) -> Floats:
-    """Return a padded image as one tile, by cubic interpolation at the centres of its pixels, from -80 to 335."""
-    return _shrunk(_shrunk(whole.astype(np.float32)).transpose(1, 0, 2)).transpose(1, 0, 2)
-
-
-def _shrunk(pixels: Floats) -> Floats:
-    """Return the first axis shrunk to a tile's length: a centre lies on a pixel, or in the middle of two."""
-    step = len(pixels) // TILE_PIXELS
-    if step % 2:
-        return pixels[step // 2 :: step]
-    around = np.pad(pixels, ((1, 1), (0, 0), (0, 0)), "edge")  # one more is wanted where there are but two per point
-    first = step // 2 - 1
-    taps = np.stack([around[first + tap :][::step][:TILE_PIXELS] for tap in range(len(_CUBIC))])
-    return np.tensordot(np.asarray(_CUBIC, np.float32), taps, axes=1)
+def _numbers(pixels: npt.NDArray[np.uint8]) -> Floats:
+    """Return [3, height, width] of [height, width, 3]."""
+    return np.stack([_LEVELS[pixels[..., colour], colour] for colour in range(_COLOURS)])

@@ -27,7 +27,7 @@ _QUICK_GELU = 1.702
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionPart:
-    """Builds the three models, each good for as long as its constants are. Matrices are int8, as published."""
+    """Builds the three models, each good for as long as its constants are. Beside a true CLIP matrices are int8."""
 
     constants: Constants
     shape: Shape
@@ -38,7 +38,7 @@ class VisionPart:
         """Return the embedding of token ids."""
         ids = input_node("input", [-1, -1], ov.Type.i64)
         table = self.weights.floats(EMBEDDING, (self.shape.vocab_size, self.shape.hidden_size))
-        embedded = ops.gather(self.constants.bytes_matrix(EMBEDDING, table), ids, ints(0))
+        embedded = ops.gather(self._matrix(EMBEDDING, table), ids, ints(0))
         return _model(embedded, ids, "inputs_embeds", "text_embeddings")
 
     def encoder(self) -> ov.Model:
@@ -118,8 +118,11 @@ class VisionPart:
 
     def _linear(self, tokens: ov.Node, name: str, inputs: int, outputs: int) -> ov.Node:
         matrix = self.weights.floats(f"{PREFIX}{name}.w", (inputs, outputs)).T
-        product = ops.matmul(tokens, self.constants.bytes_matrix(f"{PREFIX}{name}.w", matrix), False, True)
+        product = ops.matmul(tokens, self._matrix(f"{PREFIX}{name}.w", matrix), False, True)
         return ops.add(product, self._tensor(f"{name}.b", (outputs,)))
+
+    def _matrix(self, name: str, matrix: Floats) -> ov.Node:
+        return self.constants.bytes_matrix(name, matrix) if self.vision.layers else self.constants.floats(name, matrix)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> ov.Node:
         return self.constants.floats(PREFIX + name, self.weights.floats(PREFIX + name, shape))

@@ -99,7 +99,7 @@ def shared(one, other):
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-VISION = ("onnx",)
+VISION = ("onnx", "openvino")
 """The backends that see images."""
 NPU = "openvino_npu"
 """The backend for NPUs, on the processor: what the library is told of the device is the only difference."""

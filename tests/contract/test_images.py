@@ -11,6 +11,7 @@ from edge_agent.engine.messages import Failed, Finished, FinishReason, Generatio
 from edge_agent.errors import Code, EdgeAgentError
 
 WHAT = "What is shown in this image?"
+BLOCK_TOKENS = 32
 SIZES = {"square": SQUARE, "landscape": LANDSCAPE, "portrait": PORTRAIT}
 
 
@@ -74,21 +75,27 @@ def test_every_image_counts_and_so_does_their_order(seeing, four, gallery, ask, 
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_what_is_known_of_images_is_used_and_changes_nothing(seeing, four, ask, number):
-    """The same images again are not computed again, also before another question; the text is that of a cold prompt."""
-    images = four[-number:]
+def test_what_is_known_of_images_is_used_and_changes_nothing(seeing, gallery, ask, number):
+    """The same images again are not computed again, also before another question; the text is that of a cold prompt.
+
+    Some backends look for what they know by blocks of tokens.
+    """
+    images = [gallery.draw("black", "square", (400 + 10 * number + n, 410), tiles=1) for n in range(number)]
     text = f"cold {number}"
     (cold,) = drive(seeing, ask(*images, text=text))
     (warm,) = drive(seeing, ask(*images, text=text))
     assert warm.text == cold.text
-    assert warm.end.usage.cached_tokens > 300 * number
+    assert warm.end.usage.cached_tokens > 300 * number - BLOCK_TOKENS
     assert cold.end.usage.cached_tokens < 300 * number
     (other,) = drive(seeing, ask(*images, text="and now?"))
-    assert other.end.usage.cached_tokens > 300 * number
+    assert other.end.usage.cached_tokens > 300 * number - BLOCK_TOKENS
 
 
 def test_another_image_never_passes_for_a_known_one(seeing, gallery, ask):
-    """Of the same size at the same place, or the same bytes cut into rows in another way."""
+    """Of the same size at the same place, or the same bytes cut into rows in another way.
+
+    Only the white that all begin with is the same.
+    """
     first = gallery.draw("red", "square", LANDSCAPE, tiles=1)
     others = [
         gallery.draw("blue", "square", LANDSCAPE, tiles=1),
@@ -98,7 +105,7 @@ def test_another_image_never_passes_for_a_known_one(seeing, gallery, ask):
     for other in others:
         (said,) = drive(seeing, ask(other))
         assert said.text != known.text
-        assert said.end.usage.cached_tokens < 20
+        assert said.end.usage.cached_tokens <= BLOCK_TOKENS
     (again,) = drive(seeing, ask(first))
     assert again.text == known.text
 

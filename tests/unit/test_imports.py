@@ -122,7 +122,7 @@ def test_parts_that_stand_apart_import_nothing_of_ours(part):
         ("paho", {"edge_agent.mqtt.link", "edge_agent.mqtt.pool", "edge_agent.mqtt.client"}),
         ("typer", {name for name in FILES if inside(name, "edge_agent.cli", "edge_agent.synth")}),
         ("rich", {name for name in FILES if inside(name, "edge_agent.cli")}),
-        ("PIL", {"edge_agent.jobs.images", "edge_agent.engine.onnx_pixels"}),
+        ("PIL", {"edge_agent.jobs.images", "edge_agent.engine.pixels"}),
         ("huggingface_hub", {"edge_agent.models.remote"}),
         ("httpx2", {"edge_agent.models.remote"}),
     ],

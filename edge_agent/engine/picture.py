@@ -2,10 +2,15 @@
 
 import hashlib
 
+import numpy as np
+import numpy.typing as npt
+
 from edge_agent.engine.messages import Image
-from edge_agent.engine.onnx_decoder import Features
-from edge_agent.engine.onnx_pixels import Pixels
+from edge_agent.engine.pixels import Pixels
 from edge_agent.jobs.tiles import grid
+
+Features = npt.NDArray[np.floating]
+"""What stands for tokens inside the model, shape [tokens, hidden size]."""
 
 
 class Picture:
