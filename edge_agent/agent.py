@@ -25,6 +25,7 @@ from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import Snapshots, free_bytes
 from edge_agent.health.systemd import Notifier
 from edge_agent.health.tally import Counts, Tally
+from edge_agent.jobs.darkroom import Darkroom
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue, StorageError
@@ -41,6 +42,7 @@ from edge_agent.mqtt.pool import Pools
 from edge_agent.mqtt.presence import Announcer, Condition
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound, Publication, Speech
+from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings
 from edge_agent.state_dir import locked, open_queue
 from hardware.probe import probe
@@ -61,8 +63,8 @@ class Agent:
 
     `root` is where the machine's own files (proc, sys, …) are read from.
 
-    Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `outbox`, `reporter`, paho's (two while
-    in pools), two per engine.
+    Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`, paho's
+    (two while in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
@@ -148,6 +150,14 @@ class Agent:
             pace=self._pace,
             lanes=self._restraint.lanes,
         )
+        self._preparation = Preparation(
+            models=[serve.name for serve in settings.models.serve],
+            store=self._store,
+            spool=self._spool,
+            darkroom=Darkroom(pixels=settings.images.pixels),
+            limits=lambda model: self._supervisor.status(model).limits,
+            ready=self._dispatcher.look,
+        )
         self._provision = Provision(
             settings.models.serve,
             catalogue=catalogue.read(settings.models.catalogue),
@@ -229,6 +239,7 @@ class Agent:
             lambda queue: queue.disown(models, Failure.of(gone)), lambda jobs: self._outbox.hand_back(jobs, gone)
         )
         self._outbox.start()
+        self._preparation.start()
         self._dispatcher.start()
         self._link.start()
         self._reporter.start()
@@ -243,6 +254,7 @@ class Agent:
         self._notifier.stopping()
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
         self._provision.stop()
+        self._preparation.stop()
         self._announcer.refresh()
         self._drain()
         self._dispatcher.stop()
@@ -352,6 +364,7 @@ class Agent:
     def _tell(self, queue: Queue, changes: Sequence[Job]) -> None:
         self._tally.changed(changes)
         self._outbox.announce(queue, changes)
+        self._preparation.changed(changes)
         self._dispatcher.look()
         self._pools.look()
 
@@ -402,6 +415,7 @@ class Agent:
 
     def _engine_up(self, model: str, ready: Ready) -> None:
         self._dispatcher.up(model, ready)
+        self._preparation.look()
         self._announcer.refresh()
 
     def _engine_lost(self, model: str, failure: Failure) -> None:

@@ -1,10 +1,12 @@
 """One attempt at a job while it occupies a lane: what the engine is asked, and what came of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edge_agent.engine.messages import Finished, FinishReason, Generation, Guide, GuideKind, JobId, Turn
+from edge_agent.engine.messages import Finished, FinishReason, Generation, Guide, GuideKind, Image, JobId, Turn
 from edge_agent.engine.supervisor import EngineStatus
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
+from edge_agent.jobs.prepared import Prepared, decode
 from edge_agent.jobs.request import Request
 from edge_agent.jobs.response_format import ResponseFormat
 from edge_agent.mqtt.chunks import ChunkStream
@@ -40,12 +42,17 @@ class Attempt:
         return job_id(self.job)
 
     @property
+    def images(self) -> tuple[Prepared, ...]:
+        """The images of the job, decoded."""
+        return decode(self.job.images)
+
+    @property
     def generation(self) -> Generation:
         """What the engine is asked."""
         request = Request.model_validate_json(self.job.request or "")
         return Generation(
             job_id=self.id,
-            turns=tuple(Turn(message.role, message.text) for message in request.conversation),
+            turns=_turns(request, self.images),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
@@ -82,6 +89,7 @@ class Attempt:
             error=failure,
             usage=self._usage(finished),
             timings=self._timings(finished, age_ms),
+            images=tuple(image.use for image in self.images) or None,
             variant=engine.variant,
             revision=engine.revision,
             backend=engine.backend or None,
@@ -120,6 +128,19 @@ class Attempt:
 
 def _per_second(count: int, took_ms: float) -> float | None:
     return count / took_ms * 1000 if took_ms else None
+
+
+def _turns(request: Request, images: Sequence[Prepared]) -> tuple[Turn, ...]:
+    """Return the messages, each with its own of the images, which come in the order of the request."""
+    left = iter(images)
+    return tuple(
+        Turn(message.role, message.text, tuple(_image(next(left)) for _ in message.images))
+        for message in request.conversation
+    )
+
+
+def _image(image: Prepared) -> Image:
+    return Image(image.path, image.sha256, image.use.used_width, image.use.used_height, image.use.tiles)
 
 
 def _guide(shape: ResponseFormat | None) -> Guide | None:

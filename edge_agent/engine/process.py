@@ -30,6 +30,7 @@ from edge_agent.engine.messages import (
     decode,
     encode,
 )
+from edge_agent.jobs.tiles import grid
 from edge_agent.log import get_logger
 
 RECEIVE_BYTES = 65_536
@@ -124,11 +125,13 @@ class EngineProcess:
 
     def start(self, start: Start) -> None:
         """Give it a job."""
-        characters = sum(len(turn.text) for turn in start.generation.turns)
+        turns = start.generation.turns
+        tokens = sum(len(turn.text) for turn in turns)  # a character is at least one
+        tokens += sum(grid(each.width, each.height, tiles=each.tiles).tokens for turn in turns for each in turn.images)
         with self._lock:
             if not self._unprocessed:
                 self._heard_s = self._now_s()
-            self._unprocessed[start.generation.job_id] = characters
+            self._unprocessed[start.generation.job_id] = tokens
         self.send(start)
 
     def cancel(self, job_id: JobId) -> None:

@@ -31,6 +31,7 @@ LAYERS = (
     (
         "edge_agent.attempt",
         "edge_agent.dispatcher",
+        "edge_agent.preparation",
         "edge_agent.mqtt.intake",
         "edge_agent.mqtt.outbox",
         "edge_agent.mqtt.client",

@@ -1,0 +1,211 @@
+"""The image child: decodes images that come from anybody, in a process that may die of them.
+
+Run as `python -m edge_agent.jobs.images --pixels N`. Reads an order per line of JSON on standard input, answers each
+with a line on standard output, and ends when its input does:
+
+    {"path": …}                        → {"width": …, "height": …}: the size upright
+    {"path": …, "long_side": …, "out": …}  → also {"used_width": …, "used_height": …, "sha256": …}: written to `out` as
+                                         RGB bytes, rows from the top, scaled down until no side is over `long_side`
+    {"fault": …}                       ← when it is no image that can be taken: why, in words
+    {"full": …}                        ← when `out` cannot be written
+
+How long an answer may take is the parent's to say, see darkroom.py.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import resource
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""Only these are tried; Pillow knows dozens, some of which run programs (EPS)."""
+RATIO_MAX = 50
+"""A longer strip shows nothing when it is cut into tiles."""
+CPU_S = 10
+BASE_BYTES = 256 * 2**20
+BYTES_PER_PIXEL = 9
+"""Address space: what the program and its libraries take, and per pixel an RGBA image, its copy, a row's buffers."""
+FILE_BYTES_MAX = 64 * 2**20
+OOM_SCORE = "1000"
+"""The first to go when memory runs out: what it does is tried again."""
+SCALE_FACTOR = 2.0
+"""JPEG is decoded at the smallest of its own scales that is still so much larger than wanted (libjpeg, `scale_num`)."""
+_ORIENTATION = 0x0112  # EXIF 2.32, 4.6.4
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_THEIR_SIDE = frozenset({5, 6, 7, 8})
+
+
+class Fault(Exception):  # noqa: N818 - it is the image's
+    """An image cannot be taken; the message says why and holds nothing of it."""
+
+
+def main() -> int:
+    """Serve until the input ends; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m edge_agent.jobs.images", description="decode images")
+    parser.add_argument("--pixels", type=int, required=True, help="largest image that is decoded")
+    pixels = parser.parse_args().pixels
+    _settle(pixels)
+    for line in sys.stdin.buffer:
+        _spend(CPU_S)
+        answer = take(json.loads(line), pixels=pixels)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def _settle(pixels: int) -> None:
+    """Bound what this process may take, and leave signals of the terminal to the parent."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    bound = BASE_BYTES + BYTES_PER_PIXEL * pixels
+    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, FILE_BYTES_MAX))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # some containers forbid it
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
+    Image.MAX_IMAGE_PIXELS = pixels
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def _spend(seconds: int) -> None:
+    """Let the kernel end this process when it computes so much longer."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + seconds, hard))
+
+
+def take(order: dict[str, Any], *, pixels: int) -> dict[str, Any]:
+    """Return the answer to an order."""
+    try:
+        with _open(order["path"], pixels=pixels) as (image, orientation):
+            width, height = upright(image.size, orientation)
+            answer: dict[str, Any] = {"width": width, "height": height}
+            if "out" in order:
+                rgb = develop(image, orientation, long_side=order["long_side"])
+                answer |= {"used_width": rgb.width, "used_height": rgb.height}
+                content = rgb.tobytes()
+    except Fault as fault:
+        return {"fault": str(fault)}
+    if "out" in order:
+        try:
+            Path(order["out"]).write_bytes(content)
+        except OSError as error:
+            return {"full": error.strerror}
+        answer["sha256"] = hashlib.sha256(content).hexdigest()
+    return answer
+
+
+@contextmanager
+def _open(path: str, *, pixels: int) -> Iterator[tuple[Image.Image, int]]:
+    """Open an image, of which only the beginning is read, and say how it lies.
+
+    Raises Fault, also for what goes wrong inside: decoders raise nearly anything.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            check(image.size)
+            yield image, _orientation(image)
+    except Fault:
+        raise
+    except UnidentifiedImageError:
+        raise Fault("is no JPEG, PNG, WebP, BMP, TIFF or GIF, or its beginning is damaged") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Fault(f"has more than the {pixels} pixels this agent takes; send it smaller") from None
+    except MemoryError:
+        raise Fault("takes more memory to decode than an image may; send it smaller") from None
+    except Exception:  # noqa: BLE001 - see above
+        raise Fault("is damaged or cut off") from None
+
+
+def check(size: tuple[int, int]) -> None:
+    """Raise Fault when an image is no picture by its shape."""
+    width, height = size
+    if min(size) < 1 or max(size) > RATIO_MAX * min(size):
+        raise Fault(f"has {width} x {height} pixels; no side may be over {RATIO_MAX} times the other")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return how a camera was held, 1 … 8; 1 when it is not said or the note cannot be read."""
+    try:
+        noted = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - a bad note is no bad image
+        return 1
+    return noted if noted in _UPRIGHT else 1
+
+
+def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Return the size of an image once it is turned."""
+    width, height = size
+    return (height, width) if orientation in _ON_THEIR_SIDE else (width, height)
+
+
+def develop(image: Image.Image, orientation: int, *, long_side: int) -> Image.Image:
+    """Return the first frame in RGB, upright, on white where it is transparent, no side over `long_side`."""
+    size = scaled(image.size, long_side=long_side)
+    image.draft(None, (int(size[0] * SCALE_FACTOR), int(size[1] * SCALE_FACTOR)))
+    plain = _eight_bits(image)
+    if plain.size != size:
+        plain = plain.resize(size, Image.Resampling.BICUBIC, reducing_gap=SCALE_FACTOR)
+    rgb = _on_white(plain)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def scaled(size: tuple[int, int], *, long_side: int) -> tuple[int, int]:
+    """Return a size in the same proportions with no side over `long_side`; at least one pixel."""
+    width, height = size
+    if max(size) <= long_side:
+        return size
+    factor = long_side / max(size)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image in a mode that can be scaled: L, RGB or RGBA."""
+    if image.mode.startswith("I"):  # 16 bits of grey, whatever it is kept in
+        return image.convert("I").point(lambda level: level * (1 / 256)).convert("L")
+    if image.mode == "F":
+        raise Fault("holds fractions instead of levels of light; send it with 8 or 16 bits")
+    if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("L" if image.mode in {"1", "L"} else "RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+if __name__ == "__main__":
+    sys.exit(main())

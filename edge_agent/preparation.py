@@ -1,0 +1,214 @@
+"""Decodes the images of the jobs that come next, beside the engines: a job is claimed only when its images are ready.
+
+One thread, which owns the image child. What it finds is committed by the store; nothing of it needs to survive.
+"""
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+from edge_agent.engine.messages import Limits
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.budget import Wish, room_tokens, share
+from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError
+from edge_agent.jobs.job import TERMINAL, Failure, ImageUse, Job, JobState, Outcome, Timings
+from edge_agent.jobs.prepared import Prepared, encode
+from edge_agent.jobs.queue import Queue
+from edge_agent.jobs.request import ImageHashPart, Request
+from edge_agent.jobs.spool import Spool
+from edge_agent.jobs.store import Store
+from edge_agent.jobs.tiles import TILE_PIXELS, grid
+from edge_agent.log import get_logger
+
+AHEAD = 4
+"""Decoded jobs that may wait per model: an image of 16 tiles takes 5 MB of the disk."""
+LOOK_S = 1.0
+RETRY_S = 5.0
+"""When a disk that was full is tried again."""
+CLOSE_S = 60.0
+"""An image child that had nothing to do for so long is ended."""
+SWEEP_S = 600.0
+"""How often the spool is swept when no job with images ended: requests that could not be stored leave images too."""
+
+T = TypeVar("T")
+
+log = get_logger()
+
+
+class _StoppedError(Exception):
+    """We are to stop; the job is left as it is."""
+
+
+class Preparation:
+    """Gets jobs with images ready. `look` and `changed` may be called from any thread and only leave notes.
+
+    `limits` tells what a model's engine takes, None while it is not up; `ready` is told when a job may be claimed.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[str],
+        store: Store,
+        spool: Spool,
+        darkroom: Darkroom,
+        limits: Callable[[str], Limits | None],
+        ready: Callable[[], None],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._models = models
+        self._store = store
+        self._spool = spool
+        self._darkroom = darkroom
+        self._limits = limits
+        self._ready = ready
+        self._now_s = now_s
+        self._busy_s = self._swept_s = now_s()
+        self._wake = threading.Event()
+        self._stale = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="images")
+
+    def start(self) -> None:
+        """Begin to decode."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the image that is being decoded; the child ends too."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        """There may be a job to get ready."""
+        self._wake.set()
+
+    def changed(self, changes: Sequence[Job]) -> None:
+        """Take in which jobs changed: one may have come, been claimed, or have left images behind."""
+        concerned = [job for job in changes if job.unprepared or job.images is not None]
+        if any(job.state in TERMINAL for job in concerned):
+            self._stale.set()
+        if concerned:
+            self._wake.set()
+
+    # The thread
+
+    def _run(self) -> None:
+        with self._darkroom, contextlib.suppress(_StoppedError):
+            while not self._stopping.is_set():
+                self._wake.wait(LOOK_S)
+                self._wake.clear()
+                if self._prepare_next():
+                    self._wake.set()  # there may be more
+                    self._busy_s = self._now_s()
+                elif self._now_s() - self._busy_s >= CLOSE_S:
+                    self._darkroom.close()
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what no job needs, soon after one has ended."""
+        since_s = self._now_s() - self._swept_s
+        if since_s >= SWEEP_S or (since_s >= LOOK_S and self._stale.is_set()):
+            self._stale.clear()
+            self._swept_s = self._now_s()
+            self._ask(lambda queue: self._spool.sweep(*queue.images()))
+
+    def _ask(self, act: Callable[[Queue], T]) -> T:
+        """Do something on the store's thread and wait for it, however long a full disk takes. Raises _StoppedError."""
+        future: Future[T] = Future()
+        self._store.do(act, future.set_result)
+        while not self._stopping.is_set():
+            try:
+                return future.result(LOOK_S)
+            except TimeoutError:
+                continue
+        raise _StoppedError
+
+    def _prepare_next(self) -> bool:
+        """Get the next job of any model ready; return whether there was one."""
+        for model in self._models:
+            limits = self._limits(model)
+            if limits is None:
+                continue
+            job = self._ask(lambda queue, model=model: queue.next_unprepared(model, ahead=AHEAD))  # type: ignore[misc]
+            if job is not None:
+                self._prepare(job, limits)
+                return True
+        return False
+
+    def _prepare(self, job: Job, limits: Limits) -> None:
+        folder = self._spool.prepared(job.row)
+        try:
+            images = encode(self._develop(job, folder, limits))
+        except EdgeAgentError as error:
+            self._fail(job, Failure.of(error))
+            return
+        except (FullError, OSError) as error:
+            log.error("images.full", reason=str(error), next="free disk space")
+            shutil.rmtree(folder, ignore_errors=True)
+            self._stopping.wait(RETRY_S)
+            return
+        if self._ask(lambda queue: queue.prepared(job, images)):
+            self._ready()
+        else:
+            self._stale.set()  # it has ended meanwhile
+
+    def _fail(self, job: Job, failure: Failure) -> None:
+        age_ms = (self._store.now_s() - job.accepted_s) * 1000
+        outcome = Outcome(error=failure, timings=Timings(total_ms=round(age_ms, 1)))
+        self._ask(lambda queue: queue.end(job, JobState.FAILED, outcome))
+        log.info("job.ended", job_id=job.job_id, client=job.client, row=job.row, state="failed", code=failure.code)
+
+    def _develop(self, job: Job, folder: Path, limits: Limits) -> tuple[Prepared, ...]:
+        """Decode a job's images. Raises EdgeAgentError when they cannot be used, FullError, OSError."""
+        request = Request.model_validate_json(job.request or "")
+        images = [image for image in request.images if isinstance(image, ImageHashPart)]
+        if len(images) > limits.images_per_prompt:
+            sentence = f"messages: the model takes at most {limits.images_per_prompt} images"
+            raise EdgeAgentError(Code.UNSUPPORTED, sentence)
+        files = [self._spool.path(image.sha256) for image in images]
+        if not all(file.exists() for file in files):
+            raise EdgeAgentError(Code.IMAGE_MISSING, "messages: an image is gone from the device; send the job again")
+        wishes = []
+        for number, (file, image) in enumerate(zip(files, images, strict=True), 1):
+            with _named(number, len(files)):
+                wishes.append(Wish(*self._darkroom.measure(file), image.detail))
+        tiles = share(wishes, room_tokens=room_tokens(request, context_tokens=limits.context_tokens))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        found = []
+        for number, (file, wish, most) in enumerate(zip(files, wishes, tiles, strict=True), 1):
+            with _named(number, len(files)):
+                found.append(self._develop_one(file, wish, most, folder / str(number)))
+            if self._stopping.is_set():
+                raise _StoppedError
+        return tuple(found)
+
+    def _develop_one(self, file: Path, wish: Wish, tiles: int, out: Path) -> Prepared:
+        cut = grid(wish.width, wish.height, tiles=tiles)
+        done = self._darkroom.develop(file, long_side=max(cut.rows, cut.columns) * TILE_PIXELS, out=out)
+        use = ImageUse(
+            width=done.width,
+            height=done.height,
+            used_width=done.used_width,
+            used_height=done.used_height,
+            scaled=(done.width, done.height) != (done.used_width, done.used_height),
+            tiles=tiles,
+            tokens=grid(done.used_width, done.used_height, tiles=tiles).tokens,
+        )
+        return Prepared(path=str(out), sha256=done.sha256, use=use)
+
+
+@contextlib.contextmanager
+def _named(number: int, count: int) -> Iterator[None]:
+    """Say which image it was that cannot be used."""
+    try:
+        yield
+    except BadImageError as error:
+        which = f"image {number} of {count}" if count > 1 else "the image"
+        raise EdgeAgentError(Code.BAD_IMAGE, f"messages: {which} {error}") from None
