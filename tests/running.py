@@ -181,7 +181,8 @@ def mosquitto_pub(broker, topic, payload, *arguments, qos=1):
     subprocess.run(
         [
             *("mosquitto_pub", "-V", "mqttv5", "-h", broker.host, "-p", str(broker.port)),
-            *("-q", str(qos), "-t", topic, "-m", payload),
+            *("-q", str(qos), "-t", topic),
+            *(() if payload is None else ("-m", payload)),
             *arguments,
         ],
         check=True,

@@ -5,8 +5,9 @@ import threading
 import time
 import uuid
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from pydantic_core import to_json
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import TERMINAL
 from edge_agent.jobs.request import Request
+from edge_agent.mqtt import pictures
 from edge_agent.mqtt.handle import Handle, JobRejectedError
 from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
 from edge_agent.mqtt.payloads import Chunk, JobRef, Presence, Result, Status
@@ -61,6 +63,7 @@ class _Open:
 
     Of a job of a pool: `agent` is the one that is followed, None while nobody has accepted it; `holders` are all that
     have; `dismissed` those that were told to drop it because another was first; `refusal` is why it was last refused.
+    `uploading` are parts of its images that the broker has not answered.
     """
 
     handle: Handle
@@ -77,6 +80,7 @@ class _Open:
     holders: set[str] = field(default_factory=set)
     dismissed: set[str] = field(default_factory=set)
     refusal: JobRejectedError | None = None
+    uploading: set[int] = field(default_factory=set)
 
     @property
     def key(self) -> tuple[str | None, str]:
@@ -173,17 +177,28 @@ class EdgeClient:
         """Wait for the broker; return whether it is there."""
         return self._link.wait_connected(timeout_s)
 
-    def submit(self, agent: str | None = None, *, pool: str | None = None, **request: Any) -> Handle:
+    def submit(
+        self,
+        agent: str | None = None,
+        *,
+        pool: str | None = None,
+        images: Sequence[bytes | str | Path] = (),
+        **request: Any,
+    ) -> Handle:
         """Send a job to an agent or to a pool, to be done by one of its agents.
 
         The keywords are the fields of a job request, `job_id` is made when it is absent. Returns at once. The job is
         sent again until it is accepted, refused, or its time to live is over; to a pool also when the agent that
-        accepted it is gone. Raises EdgeAgentError BAD_REQUEST when no agent could take it.
+        accepted it is gone. `images`, bytes or paths, are added to the last message: inside it while that fits, else
+        uploaded when the agent asks for them. Raises EdgeAgentError BAD_REQUEST when no agent could take it, OSError
+        when an image cannot be read.
         """
         if (agent is None) == (pool is None):
             raise EdgeAgentError(Code.BAD_REQUEST, "agent: give either an agent or a pool, and one of them")
         try:
-            parsed = Request.model_validate_json(to_json({"job_id": job_id()} | request))
+            contents = [pictures.read(image) for image in images]
+            fields, uploads = pictures.attach(request, contents, packet_bytes_max=self._link.packet_bytes_max)
+            parsed = Request.model_validate_json(to_json({"job_id": job_id()} | fields))
         except ValidationError as error:
             raise EdgeAgentError(Code.BAD_REQUEST, faults(error)) from None
         handle = Handle(
@@ -192,6 +207,7 @@ class EdgeClient:
             request=parsed,
             payload=parsed.to_json().encode(),
             cancel=lambda handle: self._notes.put(_Cancel(handle)),
+            uploads=uploads,
         )
         self._notes.put(_Open(handle, ends_s=self._now_s() + parsed.ttl_s, agent=agent))
         return handle
@@ -319,6 +335,10 @@ class EdgeClient:
         job = self._asked.pop(mid, None)
         if job is None or job.handle.done:
             return
+        uploaded = mid in job.uploading
+        job.uploading.discard(mid)
+        if uploaded and reason < REFUSED:
+            return
         job.handle.unheard = reason == NO_SUBSCRIBERS
         if job.handle.unheard:
             self._unheard(job, self._now_s())
@@ -381,12 +401,28 @@ class EdgeClient:
         if job.handle.pool is not None and not self._settle(job, status):
             return
         job.next_s = self._now_s() + ASK_S
+        if status.missing:
+            self._upload(job, status.missing)
         if status.state_seq >= job.state_seq:
             job.accepted, job.tries = True, 0
             news = status != job.handle.status
             job.state_seq, job.handle.status = status.state_seq, status
             if news:
                 job.handle.put(status)
+
+    def _upload(self, job: _Open, missing: Sequence[str]) -> None:
+        """Send the images an agent asks for, unless some are on their way: it asks again for what gets lost."""
+        if job.uploading:
+            return
+        topic = Topics(self._root, job.agent or "").command(Command.IMAGE, self._client)
+        expiry_s = _left_s(job, self._now_s())
+        bound = self._link.packet_bytes_max
+        for sha256 in set(missing) & job.handle.uploads.keys():
+            for user, piece in pictures.parts(job.handle.uploads[sha256], packet_bytes_max=bound):
+                mid = self._link.publish(Publication(topic, piece, qos=1, expiry_s=expiry_s, user=user))
+                if mid is not None:
+                    job.uploading.add(mid)
+                    self._asked[mid] = job
 
     def _settle(self, job: _Open, status: Status) -> bool:
         """Return whether this agent of the pool is the one to follow: the first that accepts; later ones drop it."""

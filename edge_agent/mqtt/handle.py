@@ -2,7 +2,7 @@
 
 import queue as stdlib_queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.request import Request
@@ -29,11 +29,14 @@ class Handle:
         request: Request,
         payload: bytes,
         cancel: Callable[["Handle"], None],
+        uploads: Mapping[str, bytes] | None = None,
     ) -> None:
         self.agent = agent
         self.pool = pool
         self.request = request
         self.payload = payload
+        self.uploads = uploads or {}
+        """Images that are sent apart once the agent asks for them, by hash."""
         self._cancel = cancel
         self._updates: stdlib_queue.SimpleQueue[Update | None] = stdlib_queue.SimpleQueue()
         self._done = threading.Event()

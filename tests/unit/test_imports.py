@@ -36,6 +36,7 @@ LAYERS = (
         "edge_agent.mqtt.outbox",
         "edge_agent.mqtt.client",
         "edge_agent.mqtt.handle",
+        "edge_agent.mqtt.pictures",
         "edge_agent.mqtt.pool",
         "edge_agent.health.reporter",
         "edge_agent.integrations",
