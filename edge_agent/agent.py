@@ -8,6 +8,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,7 @@ from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import Snapshots, free_bytes
 from edge_agent.health.systemd import Notifier
 from edge_agent.health.tally import Counts, Tally
+from edge_agent.jobs import rules
 from edge_agent.jobs.darkroom import Darkroom
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.pace import Pace
@@ -34,13 +36,15 @@ from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
 from edge_agent.models import catalogue
 from edge_agent.models.provision import Provision, sources
+from edge_agent.mqtt import watcher
 from edge_agent.mqtt.intake import Intake
-from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
+from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
 from edge_agent.mqtt.pool import Pools
 from edge_agent.mqtt.presence import Announcer, Condition
 from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.watcher import Watcher
 from edge_agent.mqtt.wire import Inbound, Publication, Speech
 from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings
@@ -77,6 +81,7 @@ class Agent:
         self._crashed = threading.Event()
         self._draining = False
         self._deaf: tuple[str, ...] = ()
+        self._unwatched: tuple[str, ...] = ()
         self._boot_id = uuid.uuid4().hex
         self._machine = probe(root)
         self._topics = Topics(settings.mqtt.root, settings.agent.id)
@@ -87,6 +92,7 @@ class Agent:
             quota_bytes=settings.images.quota_bytes,
             image_bytes=settings.images.image_bytes,
         )
+        self._rules = rules.read(settings, self._topics)
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT; a second one hurries. Raises SettingsError when they cannot work here."""
@@ -116,8 +122,11 @@ class Agent:
         )
         self._link = Link(
             access(settings),
-            filters=(topics.commands, topics.event("presence"), *map(topics.pool_cancels, settings.agent.pools)),
-            kept=(topics.event("presence"),),
+            subscriptions=(
+                Subscription(topics.commands),
+                Subscription(topics.event("presence"), retained="always"),
+                *(Subscription(topics.pool_cancels(name)) for name in settings.agent.pools),
+            ),
             callbacks=Callbacks(
                 receive=self._receive,
                 up=self._up,
@@ -208,6 +217,16 @@ class Agent:
             lanes=self._lanes,
             wake=self._wake.set,
         )
+        self._watcher = Watcher(
+            self._rules,
+            store=self._store,
+            spool=self._spool,
+            admit=self._intake.admit,
+            ack=lambda receipt: self._watch_link.ack(receipt) if self._watch_link else None,
+            now_s=time.monotonic,
+            job_id=lambda: uuid.uuid4().hex,
+        )
+        self._watch_link = self._build_watch_link()
         self._reporter = Reporter(
             topics=topics,
             boot_id=self._boot_id,
@@ -224,7 +243,23 @@ class Agent:
             connections=lambda: self._link.connections,
             look=self._restraint.look,
             refresh=self._announcer.refresh,
+            watches=self._watcher.readings,
             say=self._report,
+        )
+
+    def _build_watch_link(self) -> Link | None:
+        if not self._rules:
+            return None
+        wanted = watcher.subscriptions(self._rules)
+        return Link(
+            replace(
+                access(self._settings),
+                client_id=watcher.session(self._settings.agent.id, wanted),
+                session_expiry_s=watcher.SESSION_S,
+                receive_max=watcher.RECEIVE_MAX,
+            ),
+            subscriptions=wanted,
+            callbacks=Callbacks(receive=self._watcher.receive, subscribed=self._watch_subscribed),
         )
 
     # Order of start and stop
@@ -242,6 +277,8 @@ class Agent:
         self._preparation.start()
         self._dispatcher.start()
         self._link.start()
+        if self._watch_link:
+            self._watch_link.start()
         self._reporter.start()
         self._provision.start()
         self._notifier.ready()
@@ -254,6 +291,8 @@ class Agent:
         self._notifier.stopping()
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
         self._provision.stop()
+        if self._watch_link:
+            self._watch_link.stop()
         self._preparation.stop()
         self._announcer.refresh()
         self._drain()
@@ -365,6 +404,7 @@ class Agent:
         self._tally.changed(changes)
         self._outbox.announce(queue, changes)
         self._preparation.changed(changes)
+        self._watcher.told(changes)
         self._dispatcher.look()
         self._pools.look()
 
@@ -398,6 +438,10 @@ class Agent:
         self._deaf = refused
         self._announcer.refresh()
 
+    def _watch_subscribed(self, refused: tuple[str, ...]) -> None:
+        self._unwatched = refused
+        self._announcer.refresh()
+
     def _decided(self) -> None:
         """A build was chosen, fetched, or is missing: the main thread looks at once, the fleet is told."""
         self._supervisor.hurry()
@@ -429,7 +473,7 @@ class Agent:
             draining=self._draining,
             disk_full=self._store.disk_full,
             duplicate=self._announcer.duplicate,
-            deaf=self._deaf + self._pools.refused,
+            deaf=(*self._deaf, *self._unwatched, *self._pools.refused),
             strained=self._restraint.reasons if strained is None else strained,
         )
 

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edge_agent.errors import SettingsError
 from edge_agent.log import Format, Level
+from edge_agent.watch_settings import WatchSection
 
 DAY_S = 86_400
 
@@ -290,6 +291,9 @@ class Settings(BaseSettings):
     log: LogSection = Field(default_factory=LogSection)
     telemetry: TelemetrySection = Field(default_factory=TelemetrySection)
     governor: GovernorSection = Field(default_factory=GovernorSection)
+    watch: tuple[WatchSection, ...] = Field(
+        (), max_length=64, description="[[watch]] tables: rules from topics to prompts"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -346,14 +350,17 @@ def _sentence(fault: Any) -> str:
     return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
 
 
+_TABLES: dict[str, type[BaseModel]] = {"serve": ServeSection, "watch": WatchSection}
+"""Keys whose value is a list of tables, and what each table is."""
+
+
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     """Return the keys of the table at a location of the settings."""
     table: type[BaseModel] = Settings
     for part in location:
         if isinstance(part, int):
             continue
-        annotation = table.model_fields[part].annotation
-        table = ServeSection if part == "serve" else annotation  # type: ignore[assignment]
+        table = _TABLES.get(part) or table.model_fields[part].annotation  # type: ignore[assignment]
     return list(table.model_fields)
 
 

@@ -13,7 +13,7 @@ import psutil
 from jsonschema import Draft202012Validator
 
 from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.link import Access, Callbacks, Link
+from edge_agent.mqtt.link import Access, Callbacks, Link, Subscription
 from edge_agent.mqtt.payloads import schemas
 
 PATIENCE_S = 60.0
@@ -125,7 +125,7 @@ class Listener:
         self.messages = []
         self.link = Link(
             Access(broker.host, broker.port, client_id=f"listener-{os.urandom(4).hex()}", clean_start=True),
-            filters=filters,
+            subscriptions=tuple(map(Subscription, filters)),
             callbacks=Callbacks(receive=self._receive, subscribed=self._subscribed),
         )
         self._ready = threading.Event()

@@ -15,7 +15,7 @@ from edge_agent.health.tally import Counts, Tally
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.mqtt.outbox import Outbox
-from edge_agent.mqtt.payloads import EngineReading, MachineReading, Telemetry
+from edge_agent.mqtt.payloads import EngineReading, MachineReading, Telemetry, WatchReading
 from edge_agent.mqtt.presence import Condition
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import TELEMETRY_PERIODS, Publication
@@ -61,6 +61,7 @@ class Reporter:
         connections: Callable[[], int],
         look: Callable[[Readings], None],
         refresh: Callable[[], None],
+        watches: Callable[[], tuple[WatchReading, ...]],
         say: Callable[[Publication], None],
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -77,6 +78,7 @@ class Reporter:
         self._connections = connections
         self._look = look
         self._refresh = refresh
+        self._watches = watches
         self._say = say
         self._chance = chance
         self._begun_s = time.monotonic()
@@ -137,6 +139,7 @@ class Reporter:
             outbox_in_flight=self._outbox.in_flight,
             outbox_dropped=self._outbox.dropped,
             reconnects=max(0, self._connections() - 1),
+            watches=self._watches() or None,
         )
 
 

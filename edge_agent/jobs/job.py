@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -134,6 +135,15 @@ class Outcome(Frozen):
     device: str | None = None
 
 
+class Destination(Frozen):
+    """Where a watch's answer goes: `text` is what the model said, `json` that with what belongs to it."""
+
+    topic: str
+    qos: Literal[0, 1]
+    retain: bool
+    format: Literal["text", "json"]
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """An accepted request: one row of the queue.
@@ -142,6 +152,7 @@ class Job:
     `request` and `outcome` are JSON; `request` is None once erased, `outcome` until the job has ended. `strikes`
     counts claims that were not given back. `pool` is the pool it came through; until `not_before_s` nobody claims it.
     A job with images is `unprepared` until they are decoded; `images` tells of them then (JSON, see prepared.py).
+    A watch's job has the topic it came from as `source`, and its Destination as JSON in `answer`.
     """
 
     row: int
@@ -174,3 +185,10 @@ class Job:
     metadata: str
     unprepared: bool
     images: str | None
+    source: str | None
+    answer: str | None
+
+    @property
+    def watched(self) -> bool:
+        """Whether a watch made it: its answer goes where the rule says, and no requester hears of it."""
+        return self.answer is not None

@@ -51,3 +51,10 @@ BEGIN
     INSERT INTO totals VALUES ('completion_tokens', coalesce(json_extract(NEW.outcome, '$.usage.completion_tokens'), 0))
            ON CONFLICT DO UPDATE SET count = count + excluded.count;
 END;
+
+-- Where a watch saw something, and where its answer goes.
+
+ALTER TABLE jobs ADD COLUMN source TEXT;
+ALTER TABLE jobs ADD COLUMN answer TEXT;
+
+CREATE INDEX jobs_watched ON jobs (client, source) WHERE source IS NOT NULL;

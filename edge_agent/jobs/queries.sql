@@ -9,10 +9,10 @@ SELECT digest FROM jobs WHERE client = :client AND job_id = :job_id
 -- name: insert
 INSERT INTO jobs (client, job_id, digest, model, pool, state, state_seq, max_attempts, max_tokens, stream, priority, rank,
                   accepted_s, expires_s, timeout_s, finished_s, request, request_bytes, outcome, correlation, traceparent,
-                  metadata, deliver_s, unprepared)
+                  metadata, deliver_s, unprepared, source, answer)
 VALUES (:client, :job_id, :digest, :model, :pool, :state, 1, :max_attempts, :max_tokens, :stream, :priority, :rank,
         :accepted_s, :expires_s, :timeout_s, :finished_s, :request, :request_bytes, :outcome, :correlation, :traceparent,
-        :metadata, :finished_s, :unprepared)
+        :metadata, :finished_s, :unprepared, :source, :answer)
 RETURNING {job}
 
 -- name: claim
@@ -134,6 +134,14 @@ SELECT accepted_s FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER
 
 -- name: totals
 SELECT name, count FROM totals ORDER BY name
+
+-- name: supersedable
+SELECT {job} FROM jobs
+ WHERE client = :client AND source = :source AND state = 'queued'
+ ORDER BY row DESC LIMIT -1 OFFSET :keep
+
+-- name: remove
+DELETE FROM jobs WHERE row = :row
 
 -- name: owed
 SELECT {job}, deliver_s, deliver_tries FROM jobs WHERE deliver_s <= :now ORDER BY deliver_s, row LIMIT :limit

@@ -64,6 +64,7 @@ class Envelope:
     """What came with a request and goes back with every answer, and how long it may live (seconds).
 
     `pool` is the pool it was sent to; None when it was sent to this agent.
+    `source` and `answer`, for a watch's job only, are the topic it came from and its Destination as JSON.
     """
 
     client: str
@@ -71,6 +72,8 @@ class Envelope:
     pool: str | None = None
     correlation: bytes | None = None
     traceparent: str | None = None
+    source: str | None = None
+    answer: str | None = None
 
 
 def _load_queries() -> dict[str, str]:
@@ -265,6 +268,8 @@ class Queue:
                 "traceparent": envelope.traceparent,
                 "metadata": to_json(request.metadata).decode(),
                 "unprepared": bool(here),
+                "source": envelope.source,
+                "answer": envelope.answer,
             },
         ).fetchone()
         job = self._changed(row)
@@ -299,6 +304,8 @@ class Queue:
         if row is None:
             return None
         self._count(job, -1)
+        if job.watched and state is not JobState.SUCCEEDED:
+            self._remove(job)  # nobody is told, nobody can ask
         return self._changed(row)
 
     def requeue(
@@ -417,6 +424,15 @@ class Queue:
             self._db.execute(SQL["request_cancel"], {"row": job.row})
         return job
 
+    def supersede(self, client: str, source: str, *, keep: int) -> int:
+        """Cancel the waiting jobs of a watch on a topic, but for the newest ones; return how many."""
+        key = {"client": client, "source": source, "keep": keep}
+        older = [_job(row) for row in self._db.execute(SQL["supersedable"], key).fetchall()]
+        for job in older:
+            failure = Failure.because(Code.CANCELED, "a newer message took its place")
+            self.end(job, JobState.CANCELED, Outcome(error=failure))
+        return len(older)
+
     def expire(self) -> float | None:
         """End the waiting jobs whose time has passed; return when the next one's will, on the queue's clock."""
         expiring = self._db.execute(SQL["expiring"], {"now": self.clock.now_s(), "limit": ROWS_AT_ONCE}).fetchall()
@@ -488,6 +504,8 @@ class Queue:
     def delivered(self, owed: Owed) -> None:
         """Note that the broker took a result; one asked for again since then stays owed."""
         self._db.execute(SQL["delivered"], {"row": owed.job.row, "due_s": owed.due_s})
+        if owed.job.watched:
+            self._remove(owed.job)
 
     def deferred(self, owed: Owed, delay_s: float) -> None:
         """Note that the broker refused a result; try again later."""
@@ -552,6 +570,9 @@ class Queue:
     def remember_clock(self) -> None:
         """Store where the queue's clock stands, for the next start."""
         self._db.execute(SQL["write_clock"], dataclasses.asdict(self.clock.anchor()))
+
+    def _remove(self, job: Job) -> None:
+        self._db.execute(SQL["remove"], {"row": job.row})
 
     def _current(self, job: Job) -> Job | None:
         row = self._db.execute(SQL["find"], {"client": job.client, "job_id": job.job_id}).fetchone()

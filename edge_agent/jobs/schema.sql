@@ -35,6 +35,8 @@ CREATE TABLE jobs (
     deliver_tries    INTEGER NOT NULL DEFAULT 0,
     unprepared       INTEGER NOT NULL DEFAULT 0,         -- its images are not decoded yet: nobody claims it
     images           TEXT,                               -- what they were decoded to (JSON)
+    source           TEXT,                               -- the topic a watch saw; NULL: somebody asked
+    answer           TEXT,                               -- where a watch's answer goes (JSON); NULL: the client's inbox
     UNIQUE (client, job_id)
 ) STRICT;
 
@@ -45,6 +47,7 @@ CREATE INDEX jobs_pooled   ON jobs (row)            WHERE pool IS NOT NULL AND f
 CREATE INDEX jobs_expiring ON jobs (expires_s)      WHERE state IN ('queued', 'waiting');
 CREATE INDEX jobs_running  ON jobs (row)            WHERE state = 'running';
 CREATE INDEX jobs_owed     ON jobs (deliver_s)      WHERE deliver_s IS NOT NULL;
+CREATE INDEX jobs_watched  ON jobs (client, source) WHERE source IS NOT NULL;
 CREATE INDEX jobs_finished ON jobs (finished_s)     WHERE finished_s IS NOT NULL;
 
 -- Images uploaded apart are waited for; decoded are those of the first jobs only.

@@ -19,7 +19,7 @@ from edge_agent.jobs.job import TERMINAL
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt import pictures
 from edge_agent.mqtt.handle import Handle, JobRejectedError
-from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
+from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.payloads import Chunk, JobRef, Presence, Result, Status
 from edge_agent.mqtt.tap import Tap
 from edge_agent.mqtt.topics import Command, Topics
@@ -152,7 +152,7 @@ class EdgeClient:
         inbox = f"{Topics(root, '+').inbox_root(self._client)}/#"
         self._link = Link(
             access,
-            filters=(inbox,),
+            subscriptions=(Subscription(inbox),),
             callbacks=Callbacks(
                 receive=self._receive,
                 up=lambda _epoch: self._notes.put(_Up()),

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached, attach
+from edge_agent.jobs.backlog import Backlog
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Envelope, Queue, StorageError
@@ -163,7 +164,7 @@ class Intake:
             return partial(self._outbox.answer, queue, earlier)
         if asked.pool is not None and self._pool_full():
             raise EdgeAgentError(Code.QUEUE_FULL, "this agent of the pool has enough to do; send the job again")
-        model = self._admit(queue, request, client)
+        model = self.admit(queue, request, client)
         ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
         envelope = Envelope(client, ttl_s, asked.pool, correlation=inbound.correlation, traceparent=inbound.traceparent)
         job = queue.accept(request, envelope, model=model, attached=self._attach(queue, request))
@@ -207,8 +208,11 @@ class Intake:
             raise EdgeAgentError(Code.UNKNOWN_JOB, "job_id: this agent knows no such job of yours; send it again")
         return partial(self._outbox.answer, queue, job)
 
-    def _admit(self, queue: Queue, request: Request, client: str) -> str:
-        """Return the model that shall run a request. Raises EdgeAgentError when none can or there is no room."""
+    def admit(self, queue: Queue, request: Request, client: str | None = None) -> str:
+        """Return the model that shall run a request. Raises EdgeAgentError when none can or there is no room.
+
+        `client` is the requester whose share counts; nobody's does without.
+        """
         model = self._roster.resolve(request.model, images=len(request.images))
         if request.ttl_s > self._settings.ttl_max_s:
             raise EdgeAgentError(Code.BAD_REQUEST, f"ttl_s: must be at most {self._settings.ttl_max_s}")
@@ -220,9 +224,9 @@ class Intake:
         if self._free_bytes() < self._settings.min_free_bytes:
             raise EdgeAgentError(Code.STORAGE_FULL, "the device's disk is full; free space there", retry_after_s=60.0)
 
-    def _find_room(self, queue: Queue, model: str, client: str) -> None:
+    def _find_room(self, queue: Queue, model: str, client: str | None) -> None:
         """Raise EdgeAgentError when this requester, or all together, have as much unfinished as they may."""
-        all_, theirs = queue.backlog, queue.backlog_of(client)
+        all_, theirs = queue.backlog, queue.backlog_of(client) if client else Backlog()
         jobs_max, bytes_max = self._requesters.max_jobs, self._requesters.max_bytes
         if (jobs_max is not None and theirs.jobs >= jobs_max) or (
             bytes_max is not None and theirs.request_bytes >= bytes_max

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import paho.mqtt.properties
 from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo, MQTTv5
@@ -88,6 +88,28 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
+class Subscription:
+    """A topic filter, and how we want what it takes.
+
+    `retained`: when the broker sends what it retains there: never, once the subscription is new to the broker, or on
+    every connection. `as_published`: whether `Inbound.retained` means that it was published so; else, that it is such
+    a kept message and not news.
+    """
+
+    topic: str
+    qos: int = 1
+    retained: Literal["never", "new", "always"] = "never"
+    as_published: bool = True
+
+
+_HANDLING = {
+    "never": SubscribeOptions.RETAIN_DO_NOT_SEND,
+    "new": SubscribeOptions.RETAIN_SEND_IF_NEW_SUB,
+    "always": SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE,
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What acknowledges a message, on the connection it came on; `size_bytes` is its payload's."""
 
@@ -123,26 +145,21 @@ def backoff_s(tries: int, *, first_s: float, most_s: float, chance: float) -> fl
 
 
 class Link:
-    """One MQTT 5 connection that comes back by itself.
-
-    Of the `filters`, those also in `kept` bring on every connection what the broker retains there.
-    """
+    """One MQTT 5 connection that comes back by itself, with its subscriptions."""
 
     def __init__(
         self,
         access: Access,
         *,
-        filters: tuple[str, ...],
-        kept: tuple[str, ...] = (),
+        subscriptions: tuple[Subscription, ...],
         callbacks: Callbacks,
         chance: Callable[[], float] = random.random,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._access = access
-        self._filters = filters
-        self._kept = kept
-        self._filters_lock = threading.Lock()
-        self._subscribing: dict[int | None, tuple[str, ...]] = {}
+        self._subscriptions = subscriptions
+        self._subscriptions_lock = threading.Lock()
+        self._subscribing: dict[int | None, tuple[Subscription, ...]] = {}
         self._callbacks = callbacks
         self._chance = chance
         self._now_s = now_s
@@ -266,17 +283,17 @@ class Link:
 
     def subscribe(self, topic: str) -> None:
         """Hear this topic too, what the broker retains there first; from now on, and on every later connection."""
-        with self._filters_lock:
-            if topic in self._filters:
+        wanted = Subscription(topic, retained="always")
+        with self._subscriptions_lock:
+            if wanted in self._subscriptions:
                 return
-            self._filters += (topic,)
-            self._kept += (topic,)
+            self._subscriptions += (wanted,)
             if self.connected:
-                self._ask_for(topic)
+                self._ask_for(wanted)
 
-    def _ask_for(self, *filters: str) -> None:
-        _, mid = self._client.subscribe([(topic, self._subscription(topic)) for topic in filters])
-        self._subscribing[mid] = filters
+    def _ask_for(self, *subscriptions: Subscription) -> None:
+        _, mid = self._client.subscribe([(each.topic, _options(each)) for each in subscriptions])
+        self._subscribing[mid] = subscriptions
 
     def ack(self, receipt: Receipt) -> None:
         """Acknowledge a message, unless the connection it came on is gone: the broker sends it again on the next.
@@ -361,19 +378,13 @@ class Link:
         self._up_s = self._now_s()
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
         self._drop_too_large(client)
-        with self._filters_lock:
+        with self._subscriptions_lock:
             self._subscribing.clear()
-            if self._filters:
-                self._ask_for(*self._filters)
+            if self._subscriptions:
+                self._ask_for(*self._subscriptions)
             self._connected.set()
         log.info("link.up", host=self._access.host, port=self._access.port, connection=self._epoch)
         self._callbacks.up(self._epoch)
-
-    def _subscription(self, topic: str) -> SubscribeOptions:
-        retained = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
-        if topic not in self._kept:
-            retained = SubscribeOptions.RETAIN_DO_NOT_SEND
-        return SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=retained)
 
     def _on_subscribe(
         self,
@@ -383,9 +394,9 @@ class Link:
         reasons: list[ReasonCode],
         _properties: Properties | None,
     ) -> None:
-        with self._filters_lock:
+        with self._subscriptions_lock:
             asked = self._subscribing.pop(mid, ())
-        refused = tuple(topic for topic, reason in zip(asked, reasons, strict=False) if reason.is_failure)
+        refused = tuple(each.topic for each, reason in zip(asked, reasons, strict=False) if reason.is_failure)
         if refused:
             log.error(
                 "link.subscription_refused",
@@ -460,6 +471,14 @@ class Link:
             ),
             receipt,
         )
+
+
+def _options(subscription: Subscription) -> SubscribeOptions:
+    return SubscribeOptions(
+        qos=subscription.qos,
+        retainAsPublished=subscription.as_published,
+        retainHandling=_HANDLING[subscription.retained],
+    )
 
 
 def packet_bytes(topic: str, payload: bytes, properties: Properties | None) -> int:

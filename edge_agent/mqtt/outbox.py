@@ -167,7 +167,8 @@ class Outbox:
     def announce(self, queue: Queue, changes: Sequence[Job]) -> None:
         """Tell requesters and monitors of states that have been committed. Runs on the store's thread."""
         for job in changes:
-            self.say(self._status(queue, job))
+            if not job.watched:
+                self.say(self._status(queue, job))
             self.say(self._speech.event(job))
         if any(job.state in TERMINAL for job in changes):
             self.wake()
@@ -186,7 +187,8 @@ class Outbox:
 
     def progress(self, job: Job, *, tokens: int) -> None:
         """Tell a requester that a job is still running."""
-        self.say(self._speech.status(job, tokens=tokens))
+        if not job.watched:
+            self.say(self._speech.status(job, tokens=tokens))
 
     def _status(self, queue: Queue, job: Job) -> Publication:
         position = queue.position(job, POSITIONS_TOLD) if job.state is JobState.QUEUED else None
@@ -272,9 +274,12 @@ class Outbox:
         elif next_s is not None:
             self._next_owed_s = min(self._next_owed_s, next_s)
         for owed in results[:room]:
-            mid = self._link.publish(self._speech.result(owed.job, packet_bytes_max=self._link.packet_bytes_max))
+            publication = self._speech.result(owed.job, packet_bytes_max=self._link.packet_bytes_max)
+            mid = self._link.publish(publication)
             if mid is None:
                 self._defer(owed, PACKET_TOO_LARGE)
+            elif publication.qos == 0:
+                self._conclude(owed, 0)  # nobody will answer
             else:
                 self._in_flight[mid] = owed
 
@@ -288,7 +293,7 @@ class Outbox:
         if reason >= REFUSED:
             self._defer(owed, reason)
             return
-        erase = self._keep_text == "until_delivered" and reason != NO_SUBSCRIBERS
+        erase = self._keep_text == "until_delivered" and reason != NO_SUBSCRIBERS and not owed.job.watched
 
         def delivered(queue: Queue) -> None:
             queue.delivered(owed)

@@ -77,6 +77,20 @@ class Result(Outcome, _ResultHead):
     metadata: dict[str, JsonValue]
 
 
+class _AnswerHead(Payload):
+    agent: str
+    watch: str
+    topic: str
+    job_id: str
+
+
+class Answer(Outcome, _AnswerHead):
+    """What became of a message on a watched topic: `text` is what the model said of it."""
+
+    model: str
+    agent_version: str
+
+
 class JobEvent(Payload):
     """A change of a job's state, for monitors: never any text."""
 
@@ -278,6 +292,21 @@ class MachineReading(Payload):
     accelerators: tuple[AcceleratorReading, ...] | None = None
 
 
+class WatchReading(Payload):
+    """What one rule did since the agent started.
+
+    `taken` messages became jobs; of those `answered`, `failed` (or expired) and `superseded` by newer ones have ended.
+    `dropped` messages made no job, by reason.
+    """
+
+    watch: str
+    taken: int
+    answered: int
+    failed: int
+    superseded: int
+    dropped: Mapping[str, int] = {}
+
+
 class Telemetry(MachineReading):
     """How the agent is, every few seconds. What cannot be read is absent, never 0.
 
@@ -300,6 +329,7 @@ class Telemetry(MachineReading):
     outbox_in_flight: int | None = None
     outbox_dropped: int | None = None
     reconnects: int | None = None
+    watches: tuple[WatchReading, ...] | None = None
 
 
 PAYLOADS: dict[str, type[BaseModel]] = {
@@ -309,6 +339,7 @@ PAYLOADS: dict[str, type[BaseModel]] = {
     "status": Status,
     "chunk": Chunk,
     "result": Result,
+    "answer": Answer,
     "job-event": JobEvent,
     "presence": Presence,
     "info": Info,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edge_agent.log import get_logger
-from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt
+from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound
 
@@ -73,7 +73,7 @@ class Pools:
             session_expiry_s=0,
             receive_max=1,
         )
-        self._filters = tuple(topics.pool_jobs(name) for name in names)
+        self._subscriptions = tuple(Subscription(topics.pool_jobs(name)) for name in names)
         self._receive = receive
         self._connected = connected
         self._healthy = healthy
@@ -91,7 +91,7 @@ class Pools:
 
     def look(self) -> None:
         """Notice that the number of unfinished jobs has changed."""
-        if self._filters and (self._absence(healthy=True) is None) != (self._link is not None):
+        if self._subscriptions and (self._absence(healthy=True) is None) != (self._link is not None):
             self._wake()
 
     def reset(self) -> None:
@@ -101,7 +101,7 @@ class Pools:
 
     def attend(self) -> None:
         """Join or leave, if it is time."""
-        if not self._filters:
+        if not self._subscriptions:
             return
         why = self._absence(healthy=self._healthy() and not self.refused)
         if self._link is None and why is None:
@@ -130,8 +130,8 @@ class Pools:
             self._receive(inbound, lambda: link.ack(receipt))
 
         callbacks = Callbacks(receive=receive, subscribed=self._subscribed)
-        self._link = link = Link(self._access, filters=self._filters, callbacks=callbacks)
-        log.info("pool.joined", pools=len(self._filters))
+        self._link = link = Link(self._access, subscriptions=self._subscriptions, callbacks=callbacks)
+        log.info("pool.joined", pools=len(self._subscriptions))
         link.start()
 
     def _leave(self, why: str) -> None:

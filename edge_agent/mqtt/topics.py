@@ -11,6 +11,20 @@ CLIENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 """A requester's name."""
 
 
+_WATCH = "watch:"
+"""Begins the name of the client whose jobs a watch makes; no requester's name has a colon."""
+
+
+def watch_client(name: str) -> str:
+    """Return the client in whose name a rule's jobs are stored."""
+    return _WATCH + name
+
+
+def watch_of(client: str) -> str:
+    """Return the rule in whose name a client's jobs are stored; empty for a requester."""
+    return client.removeprefix(_WATCH) if client.startswith(_WATCH) else ""
+
+
 class Command(StrEnum):
     """What a requester can ask of an agent; the level of the topic that says so."""
 

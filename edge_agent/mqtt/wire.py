@@ -12,11 +12,13 @@ from pydantic_core import from_json
 
 from edge_agent import __version__
 from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.job import Failure, Job, Outcome
+from edge_agent.jobs.attachments import is_image
+from edge_agent.jobs.job import Destination, Failure, Job, Outcome
 from edge_agent.jobs.request import BRANCH_LIST, BRANCH_OBJECT, BRANCH_TEXT, Request
 from edge_agent.jobs.spool import PARTS_MAX
-from edge_agent.mqtt.payloads import Chunk, JobEvent, JobRef, Payload, Result, Status
-from edge_agent.mqtt.topics import Topics
+from edge_agent.jobs.template import Seen
+from edge_agent.mqtt.payloads import Answer, Chunk, JobEvent, JobRef, Payload, Result, Status
+from edge_agent.mqtt.topics import Topics, watch_of
 
 PAYLOAD_BYTES_MAX = 128 * 1024
 """Hosted brokers allow this much; images travel apart."""
@@ -115,6 +117,23 @@ def _count(inbound: Inbound, name: str) -> int:
     if not _COUNT.fullmatch(text):
         raise EdgeAgentError(Code.BAD_REQUEST, f"{name}: must be a whole number from 1")
     return int(text)
+
+
+def decode_seen(inbound: Inbound) -> Seen:
+    """Return what came on a watched topic: an image, a text, a text that is JSON, or nothing that can be read."""
+    payload = inbound.payload
+    # A BMP has reserved bytes that are 0, a text that begins with BM has none.
+    if is_image(payload[:16]) and (payload[:2] != b"BM" or b"\0" in payload[:16]):
+        return Seen(inbound.topic, image=payload)
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        return Seen(inbound.topic)
+    try:
+        body = from_json(payload, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:
+        body = None
+    return Seen(inbound.topic, text=text or None, body=body)
 
 
 def readable_job_id(payload: bytes) -> str:
@@ -230,10 +249,18 @@ class Speech:
         )
 
     def result(self, job: Job, *, packet_bytes_max: int | None) -> Publication:
-        """Give the whole answer, cut to what the broker takes."""
-        outcome = _outcome(job)
+        """Give the whole answer, cut to what the broker takes; a watch's goes where its rule says."""
+        publication, result = self._watched(job) if job.answer else self._asked(job)
+        if packet_bytes_max is None:
+            return publication
+        room = packet_bytes_max - len(publication.topic.encode()) - HEADER_BYTES
+        if isinstance(result, str):
+            return replace(publication, payload=result.encode()[: max(0, room)].decode(errors="ignore").encode())
+        return replace(publication, payload=_cut(result, room).encode())
+
+    def _asked(self, job: Job) -> tuple[Publication, Result]:
         result = Result(
-            **outcome.model_dump(),
+            **_outcome(job).model_dump(),
             agent=self._agent,
             job_id=job.job_id,
             state=job.state,
@@ -245,10 +272,32 @@ class Speech:
         publication = self._answer(
             job.client, job.job_id, "result", result, job.correlation, job.traceparent, RESULT_EXPIRY_S
         )
-        if packet_bytes_max is None:
-            return publication
-        room = packet_bytes_max - len(publication.topic.encode()) - HEADER_BYTES
-        return replace(publication, payload=_cut(result, room).encode())
+        return publication, result
+
+    def _watched(self, job: Job) -> tuple[Publication, Answer | str]:
+        destination = Destination.model_validate_json(job.answer or "")
+        outcome = _outcome(job)
+        result: Answer | str = outcome.text.strip()
+        if destination.format == "json":
+            result = Answer(
+                **outcome.model_dump(exclude={"text"}),
+                text=result,
+                agent=self._agent,
+                watch=watch_of(job.client),
+                topic=job.source or "",
+                job_id=job.job_id,
+                model=job.model,
+                agent_version=__version__,
+            )
+        publication = Publication(
+            topic=destination.topic,
+            payload=result.encode(),
+            qos=destination.qos,
+            retain=destination.retain,
+            expiry_s=None if destination.retain else RESULT_EXPIRY_S,
+            traceparent=job.traceparent,
+        )
+        return publication, result
 
     def event(self, job: Job) -> Publication:
         """Tell monitors of a job's state, without any text."""
@@ -285,17 +334,19 @@ class Speech:
         )
 
 
-def _cut(result: Result, room: int) -> Result:
+def _cut(result: Result | Answer, room: int) -> Result | Answer:
     """Return a result whose JSON has at most `room` bytes: with less text, at last with neither text nor metadata."""
 
-    def shortened(kept: int) -> Result:
+    def shortened(kept: int) -> Result | Answer:
         return result.model_copy(update={"text": result.text[:kept], "text_truncated": True})
 
     if len(result.encode()) <= room:
         return result
     sizes = range(len(result.text))
     kept = bisect_right(sizes, room, key=lambda kept: len(shortened(kept).encode())) - 1
-    return shortened(kept) if kept >= 0 else shortened(0).model_copy(update={"metadata": {}})
+    if kept >= 0:
+        return shortened(kept)
+    return shortened(0).model_copy(update={"metadata": {}} if isinstance(result, Result) else {})
 
 
 def _outcome(job: Job) -> Outcome:

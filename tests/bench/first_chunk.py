@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_agent.mqtt.link import Access, Callbacks, Link
+from edge_agent.mqtt.link import Access, Callbacks, Link, Subscription
 from tests.bench.rig import arguments, model_folder, report, rig, spread
 from tests.running import requester, wait_for
 
@@ -34,7 +34,7 @@ def arrivals(broker, client: str):
 
     link = Link(
         Access(broker.host, broker.port, client_id="ears", clean_start=True),
-        filters=(f"edge/v1/clients/{client}/inbox/+/+/chunk",),
+        subscriptions=(Subscription(f"edge/v1/clients/{client}/inbox/+/+/chunk"),),
         callbacks=Callbacks(receive=receive, subscribed=lambda _refused: ready.set()),
     )
     link.start()

@@ -160,7 +160,7 @@ def plain_link(broker):
     """A connection that publishes what EdgeClient would not."""
     link = Link(
         Access(broker.host, broker.port, client_id="soak-plain", clean_start=True),
-        filters=(),
+        subscriptions=(),
         callbacks=Callbacks(receive=lambda _inbound, receipt: link.ack(receipt)),
     )
     link.start()

@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    ("edge_agent.errors", "edge_agent.log", "edge_agent.settings"),
+    ("edge_agent.errors", "edge_agent.log", "edge_agent.settings", "edge_agent.watch_settings"),
     (
         "edge_agent.jobs",
         "edge_agent.mqtt.tap",
         "edge_agent.mqtt.topics",
         "edge_agent.mqtt.payloads",
         "edge_agent.mqtt.wire",
+        "edge_agent.mqtt.filters",
     ),
     (
         "edge_agent.engine",
@@ -34,6 +35,7 @@ LAYERS = (
         "edge_agent.preparation",
         "edge_agent.mqtt.intake",
         "edge_agent.mqtt.outbox",
+        "edge_agent.mqtt.watcher",
         "edge_agent.mqtt.client",
         "edge_agent.mqtt.handle",
         "edge_agent.mqtt.pictures",

@@ -23,6 +23,7 @@ from edge_agent.mqtt.link import (
     Access,
     Callbacks,
     Link,
+    Subscription,
     backoff_s,
 )
 from edge_agent.mqtt.wire import Inbound, Publication
@@ -56,7 +57,7 @@ class Peer:
         self.ack = ack
         self.link = Link(
             Access(host=broker.host, port=broker.port, client_id=name, session_expiry_s=3600),
-            filters=filters,
+            subscriptions=tuple(map(Subscription, filters)),
             callbacks=Callbacks(
                 receive=self._receive,
                 up=self.ups.append,

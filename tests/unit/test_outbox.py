@@ -3,12 +3,13 @@
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
-from fakes import ANSWER, PATIENCE_S, FakeLink, Time, flush, request
+from fakes import ANSWER, PATIENCE_S, FakeLink, Time, counts, flush, request
 from running import wait_for
 
-from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.job import Destination, JobState, Outcome
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.store import Store
@@ -434,3 +435,68 @@ def test_closing_sends_the_rest(sender, stream):
     sender.answer_all()
     sender.settle()
     assert len(chunks(sender)) == 2
+
+
+def watched(sender, *, qos=1, retain=False, form="json"):
+    """Bring a watch's job from nothing to its end; return the row."""
+    destination = Destination(topic="answers/door", qos=qos, retain=retain, format=form)
+    envelope = Envelope("watch:door", 600.0, source="sensors/door", answer=destination.model_dump_json())
+
+    def act(queue):
+        queue.accept(request("w-1"), envelope, model="phi")
+        return queue.end(queue.claim("phi", idle=True), JobState.SUCCEEDED, ANSWER)
+
+    return sender.ask(act)
+
+
+def test_a_watchs_answer_goes_where_its_rule_says_and_the_row_goes_with_it(tmp_path):
+    """No inbox hears of it; monitors do. Once the broker took it, the job is forgotten."""
+    with Sender(tmp_path, keep_text="until_delivered") as sender:
+        watched(sender, retain=True)
+        sender.link.wait_for(lambda: sender.link.of("door"), "the answer")
+        (answer,) = sender.link.of("door")
+        body = json.loads(answer.payload)
+        assert (answer.topic, answer.qos, answer.retain, answer.expiry_s) == ("answers/door", 1, True, None)
+        assert (body["watch"], body["topic"], body["text"]) == ("door", "sensors/door", ANSWER.text)
+        assert "error" not in body
+        assert [each.topic for each in sender.link.published if "/clients/" in each.topic] == []
+        assert len([each for each in sender.link.published if "/evt/jobs/w-1/" in each.topic]) == 3
+        assert counts(sender.queue) == {"succeeded": 1}
+        sender.answer_all()
+        sender.settle()
+        assert counts(sender.queue) == {}
+
+
+def test_a_watchs_answer_the_broker_refuses_is_tried_again(tmp_path):
+    with Sender(tmp_path) as sender:
+        watched(sender, form="text")
+        sender.link.wait_for(lambda: sender.link.of("door"), "the answer")
+        sender.answer("door", NOT_AUTHORIZED)
+        sender.settle()
+        sender.machine.pass_s(FIRST_RETRY_S + 1)
+        sender.outbox.wake()
+        sender.link.wait_for(lambda: len(sender.link.of("door")) == 2, "the answer again")
+        assert {each.payload for each in sender.link.of("door")} == {ANSWER.text.encode()}
+
+
+def test_an_answer_of_qos_0_is_said_once_and_forgotten(tmp_path):
+    with Sender(tmp_path) as sender:
+        watched(sender, qos=0, form="text")
+        sender.link.wait_for(lambda: sender.link.of("door"), "the answer")
+        sender.answer_all()
+        sender.settle()
+        assert counts(sender.queue) == {}
+        assert len(sender.link.of("door")) == 1
+
+
+def test_an_answer_is_cut_to_what_the_broker_takes(tmp_path):
+    long = ANSWER.model_copy(update={"text": "ä" * 5000})
+    with Sender(tmp_path) as sender:
+        for form in ("text", "json"):
+            job = replace(watched(sender, form=form), outcome=long.model_dump_json(exclude_none=True))
+            said = Speech(Topics("edge/v1", "edge-01")).result(job, packet_bytes_max=2048)
+            assert len(said.payload) <= 2048
+            text = said.payload.decode() if form == "text" else json.loads(said.payload)["text"]
+            assert set(text) == {"ä"}
+            sender.answer_all()
+            sender.settle()

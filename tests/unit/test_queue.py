@@ -654,6 +654,10 @@ def test_everything_survives_a_restart(tmp_path, machine):
         assert accept(queue, "canceled").state is JobState.CANCELED
 
 
+def test_every_statement_has_a_name_of_its_own():
+    assert len(SQL) == queue_module.SCRIPTS.joinpath("queries.sql").read_text().count("-- name: ")
+
+
 def test_what_is_committed_survives_a_process_that_never_closes(tmp_path, machine):
     """A second connection sees the job while the first still holds the file; and every commit waits for the disk."""
     with Queue(tmp_path / "queue.db", clock=machine.clock) as queue:

@@ -1,0 +1,174 @@
+"""Watch rules as decisions: what becomes of a message, and why."""
+
+import base64
+
+import pytest
+from test_rules import read
+
+from edge_agent.jobs.template import Seen
+from edge_agent.jobs.watch import PROMPT_BYTES_MAX, TOPICS_REMEMBERED, Drop, Memory, Reason, Take, decide, satisfies
+from edge_agent.mqtt.wire import Inbound, decode_seen
+from edge_agent.watch_settings import Bounds
+
+JPEG = b"\xff\xd8\xff\xe0 not decoded here"
+PNG = b"\x89PNG\r\n\x1a\n"
+WEBP = b"RIFF\0\0\0\0WEBPVP8 "
+
+
+def seen(payload, topic="a/b"):
+    return decode_seen(Inbound(topic, payload))
+
+
+def judge(table, payload, *, memory=None, topic="a/b", now_s=0.0, retained=False):
+    (rule,) = read(table)
+    memory = Memory() if memory is None else memory
+    said = seen(payload, topic)
+    decision = decide(rule, said, memory, retained=retained, now_s=now_s)
+    memory.note(rule, said, decision, now_s)
+    return decision
+
+
+BASE64 = base64.b64encode(JPEG)
+
+
+@pytest.mark.parametrize(
+    ("table", "payload", "image"),
+    [
+        ({}, JPEG, JPEG),
+        ({}, PNG, PNG),
+        ({"image": "payload"}, WEBP, WEBP),
+        ({"image": "none", "prompt": "{{ payload }}"}, b"on", None),
+        ({"prompt": "{{ payload }}"}, b"on", None),
+        ({"prompt": "{{ json.a }}"}, b'{"a": 1}', None),
+        ({"image": "json.cam.jpg"}, b'{"cam": {"jpg": "%b"}}' % BASE64, JPEG),
+        ({"image": "json.jpg"}, b'{"jpg": "data:image/jpeg;base64,%b"}' % BASE64, JPEG),
+    ],
+)
+def test_an_image_is_where_the_rule_says(table, payload, image):
+    assert judge(table, payload).image == image
+
+
+@pytest.mark.parametrize(
+    ("table", "payload", "reason"),
+    [
+        ({}, b"offline", Reason.NO_IMAGE),
+        ({}, b"\x00\x01\x02\xff", Reason.NO_IMAGE),
+        ({}, b"", Reason.NO_IMAGE),
+        ({"image": "payload", "prompt": "{{ payload }}"}, b"on", Reason.NO_IMAGE),
+        ({"image": "none"}, JPEG, Reason.NO_TEXT),
+        ({"prompt": "{{ payload }}"}, b"", Reason.NO_TEXT),
+        ({"prompt": "{{ payload }}"}, b"\xff\xfe", Reason.NO_TEXT),
+        ({"prompt": "{{ json.a }}"}, b"{}", Reason.FIELD_MISSING),
+        ({"prompt": "{{ json.a }}"}, b"no json", Reason.FIELD_MISSING),
+        ({"prompt": "{{ json.a }}"}, b"[" * 100_000, Reason.FIELD_MISSING),
+        ({"prompt": "{{ json.a }}"}, b'{"a": NaN}', Reason.FIELD_MISSING),
+        ({"image": "json.jpg"}, b'{"jpg": "no base64!"}', Reason.NO_IMAGE),
+        ({"image": "json.jpg"}, b'{"jpg": "%b"}' % base64.b64encode(b"text"), Reason.NO_IMAGE),
+        ({"image": "json.jpg"}, b'{"jpg": 3}', Reason.NO_IMAGE),
+        ({"image": "json.jpg"}, JPEG, Reason.NO_IMAGE),
+        ({"prompt": "{{ payload }}"}, b"x" * (PROMPT_BYTES_MAX + 1), Reason.PROMPT_TOO_LONG),
+        ({"prompt": "{{ json.a }}", "answer_topic": "x/{{ json.a }}"}, b'{"a": "b/c"}', Reason.ANSWER_TOPIC),
+        ({"prompt": "{{ json.a }}", "answer_topic": "x/{{ json.a }}"}, b'{"a": "#"}', Reason.ANSWER_TOPIC),
+        ({"prompt": "{{ json.a }}", "answer_topic": "x/{{ json.a }}"}, b'{"a": ""}', Reason.ANSWER_TOPIC),
+        ({"prompt": "{{ json.a }}", "answer_topic": "x/{{ json.b }}"}, b'{"a": ""}', Reason.ANSWER_TOPIC),
+        ({"prompt": "{{ json.a }}", "answer_topic": "{{ json.a }}/x/y"}, b'{"a": "$SYS"}', Reason.ANSWER_TOPIC),
+    ],
+)
+def test_what_makes_no_job_has_its_reason(table, payload, reason):
+    assert judge(table, payload).reason is reason
+
+
+def test_the_field_that_lacks_is_named_as_the_rule_names_it():
+    assert judge({"prompt": "{{ json.a.b }}"}, b'{"a": "secret"}') == Drop(Reason.FIELD_MISSING, "json.a.b")
+
+
+@pytest.mark.parametrize(
+    ("when", "payload", "taken"),
+    [
+        ({"json.type": "new"}, b'{"type": "new"}', True),
+        ({"json.type": "new"}, b'{"type": "end"}', False),
+        ({"json.type": "new"}, b"{}", False),
+        ({"json.type": ["new", "end"]}, b'{"type": "end"}', True),
+        ({"json.on": True}, b'{"on": true}', True),
+        ({"json.on": True}, b'{"on": 1}', False),
+        ({"json.on": 1}, b'{"on": true}', False),
+        ({"json.on": 1}, b'{"on": 1.0}', True),
+        ({"json.t": {"above": 30}}, b'{"t": 30.5}', True),
+        ({"json.t": {"above": 30}}, b'{"t": 30}', False),
+        ({"json.t": {"above": 20, "below": 30}}, b'{"t": "25"}', True),
+        ({"json.t": {"above": 20}}, b'{"t": "warm"}', False),
+        ({"json.t": {"above": 20}}, b'{"t": true}', False),
+        ({"json.t": {"above": 20}}, b"{}", False),
+        ({"payload": {"above": 30}}, b"31", True),
+        ({"payload": {"other_than": ["unavailable", "unknown"]}}, b"on", True),
+        ({"payload": {"other_than": ["unavailable", "unknown"]}}, b"unknown", False),
+        ({"topic.2": "b", "json.a": "x"}, b'{"a": "x"}', True),
+        ({"topic.2": "c", "json.a": "x"}, b'{"a": "x"}', False),
+    ],
+)
+def test_only_what_keeps_to_the_conditions_makes_a_job(when, payload, taken):
+    decision = judge({"when": when, "prompt": "{{ payload }}"}, payload)
+    assert isinstance(decision, Take) if taken else decision == Drop(Reason.WHEN)
+
+
+def test_nothing_and_objects_satisfy_no_condition():
+    for value in (None, {}, [], {"a": 1}):
+        assert not satisfies(value, "a")
+        assert not satisfies(value, ("a", 1))
+    assert not satisfies("9" * 400, Bounds(below=1))
+
+
+DOOR = {"prompt": "{{ payload }}", "changed": "json.open"}
+
+
+def test_only_a_change_makes_a_job_and_every_topic_has_its_own():
+    memory = Memory()
+    told = [judge(DOOR, b'{"open": %b}' % value, memory=memory) for value in (b"true", b"true", b"false", b"true")]
+    assert [isinstance(each, Take) for each in told] == [True, False, True, True]
+    assert told[1] == Drop(Reason.UNCHANGED)
+    assert isinstance(judge(DOOR, b'{"open": true}', memory=memory, topic="a/c"), Take)
+    assert judge(DOOR, b'{"open": "true"}', memory=memory, topic="a/c") != Drop(Reason.UNCHANGED)
+
+
+def test_a_change_back_that_no_rule_wants_still_counts():
+    """`when` true, then false, then true again is a change each time."""
+    memory, table = Memory(), DOOR | {"when": {"json.open": True}}
+    told = [judge(table, b'{"open": %b}' % value, memory=memory) for value in (b"true", b"false", b"true")]
+    assert [isinstance(each, Take) for each in told] == [True, False, True]
+
+
+def test_a_rate_holds_for_each_topic_or_for_the_rule():
+    for every, others in (("topic", True), ("rule", False)):
+        memory, table = Memory(), {"prompt": "{{ payload }}", "every_s": 10, "every": every}
+        assert isinstance(judge(table, b"1", memory=memory), Take)
+        assert judge(table, b"2", memory=memory, now_s=9.9) == Drop(Reason.EVERY)
+        assert isinstance(judge(table, b"3", memory=memory, topic="a/c", now_s=9.9), Take) == others
+        assert isinstance(judge(table, b"4", memory=memory, now_s=19.9), Take)
+
+
+def test_a_change_that_came_too_soon_is_seen_when_it_comes_again():
+    memory, table = Memory(), DOOR | {"every_s": 10}
+    assert isinstance(judge(table, b'{"open": true}', memory=memory), Take)
+    assert judge(table, b'{"open": false}', memory=memory, now_s=1) == Drop(Reason.EVERY)
+    assert isinstance(judge(table, b'{"open": false}', memory=memory, now_s=11), Take)
+
+
+def test_what_could_not_be_stored_leaves_no_trace():
+    memory, table = Memory(), DOOR | {"every_s": 10}
+    (rule,) = read(table)
+    judge(table, b'{"open": true}', memory=memory)
+    memory.forget(rule, "a/b")
+    assert isinstance(judge(table, b'{"open": true}', memory=memory, now_s=1), Take)
+
+
+def test_what_is_retained_is_skipped_or_taken():
+    assert judge({}, JPEG, retained=True) == Drop(Reason.RETAINED)
+    assert isinstance(judge({"retained": "once"}, JPEG, retained=True), Take)
+
+
+def test_any_number_of_topics_takes_a_bounded_memory():
+    memory, (rule,) = Memory(), read(DOOR)
+    for number in range(TOPICS_REMEMBERED + 100):
+        memory.note(rule, Seen(f"a/{number}", text="x" * 1000, body="x" * 1000), Take("", None, ""), 0.0)
+    assert len(memory.taken_s) == len(memory.before) == TOPICS_REMEMBERED
+    assert sum(map(len, memory.before.values())) == 32 * TOPICS_REMEMBERED
