@@ -1,8 +1,11 @@
 """Loads models for openvino-genai: what the library is told, and how much of a model's context is used."""
 
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,11 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "gpu": {},
 }
 """Settings of the library where the ModelSpec's options say nothing, by device."""
-DECODER = "openvino_language_model.xml"
-"""The file that a model has which sees, and a text model has not."""
+TEXT_GRAPH, DECODER = "openvino_model.xml", "openvino_language_model.xml"
+"""The decoder's file: of a text model, and of a model that sees."""
+_DYNAMIC_QUANTIZATION = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+_RT_INFO_BYTES = 65_536
+"""The model's own remarks stand at the end of its file."""
 BLOCK_TOKENS: Mapping[str, int] = {"cpu": 32, "gpu": 16}
 """Tokens whose keys and values the library keeps together, by device: constants of its kv_cache_manager.hpp."""
 
@@ -54,16 +60,15 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     limits = Limits(context_tokens, spec.parallel, images_per_prompt=context_tokens // Grid(1, 1).tokens if sees else 0)
     block_tokens = BLOCK_TOKENS[spec.device]
     cache = Cache(-(-limits.context_tokens // block_tokens) * limits.parallel, block_tokens)
-    threads = {"INFERENCE_NUM_THREADS": spec.threads} if spec.device == "cpu" else {}
-    device, properties = spec.device.upper(), {**threads, **DEFAULTS[spec.device], **spec.options}
+    device, told = spec.device.upper(), properties(spec, graph=DECODER if sees else TEXT_GRAPH)
     # The library hands it on to the models that see, which do not know it (2026.4).
     sampler = {} if sees else {"sampler_num_threads": spec.threads}
     try:
         with library():
             pipeline = genai.ContinuousBatchingPipeline(
-                spec.path, _scheduler(limits, cache), device, {**properties, **sampler}
+                spec.path, _scheduler(limits, cache), device, {**told, **sampler}
             )
-            eyes = Eyes(spec.path, device=device, properties=properties, kept_tokens=context_tokens) if sees else None
+            eyes = Eyes(spec.path, device=device, properties=told, kept_tokens=context_tokens) if sees else None
     except EdgeAgentError as error:
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
     return OpenvinoModel(
@@ -76,6 +81,30 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         device=spec.device,
         now_s=now_s,
     )
+
+
+def properties(spec: ModelSpec, *, graph: str) -> dict[str, Any]:
+    """Return the library's settings for a model: ours, then what the file of its graph calls for, the ModelSpec's."""
+    found: dict[str, Any] = dict(DEFAULTS[spec.device])
+    if spec.device == "cpu":
+        found["INFERENCE_NUM_THREADS"] = spec.threads
+        if group_size := _group_size(spec.path / graph):
+            found[_DYNAMIC_QUANTIZATION] = group_size
+    return {**found, **spec.options}
+
+
+def _group_size(graph: Path) -> str | None:
+    """Return how many weights share a scale, when a model's file says so and nothing of its activations.
+
+    Activations that share scales in the same groups made decoding up to 1.5 times as fast as the library's own
+    choice; other sizes were slower.
+    """
+    with suppress(OSError), graph.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _RT_INFO_BYTES))
+        written = file.read().decode(errors="replace")
+        found = re.search(r'<group_size value="([1-9]\d*)"', written)
+        return found[1] if found and _DYNAMIC_QUANTIZATION not in written else None
+    return None
 
 
 def read_numbers(folder: Path) -> tuple[int, int]:

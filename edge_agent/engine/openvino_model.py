@@ -23,7 +23,7 @@ from edge_agent.engine.messages import (
 from edge_agent.engine.openvino_guide import GuideTrial
 from edge_agent.engine.openvino_prompt import Prompt, Reader
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
-from edge_agent.engine.prefill import PIECE_TOKENS_MIN, piece_tokens
+from edge_agent.engine.prefill import PIECE_TOKENS_MIN, even_tokens, piece_tokens
 from edge_agent.engine.prompt import answer_room
 from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import Code, EdgeAgentError
@@ -41,6 +41,14 @@ class Cache:
     block_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """So many tokens of a sequence's prompt that are computed in the next call."""
+
+    sequence: OpenvinoSequence
+    tokens: int
+
+
 class OpenvinoModel:
     """A model in memory; see LoadedModel for what it promises.
 
@@ -48,7 +56,8 @@ class OpenvinoModel:
     when the first of its tokens is scheduled, so that a prompt cancelled between two pieces leaves one behind that
     was never computed, and the next prompt with that beginning is answered from it (seen with 2026.4). So each piece
     is a request of its own that ends with a block, and the next finds its keys and values in the cache. For the same
-    reason prompts are computed one after the other; what a waiting one shares with the last it finds there.
+    reason a prompt waits for what it shares with another that is being computed, and finds it there; otherwise the
+    rests of several are computed in one call, which reads the weights once.
 
     A model that sees is given what its decoder reads in place of token ids. Its images are encoded here, one tile per
     step. The library finds blocks in its cache by up to ten numbers of each token, bit by bit, and all tokens before:
@@ -97,35 +106,35 @@ class OpenvinoModel:
         )
 
     def step(self) -> Iterator[Event]:
-        """Request a piece of the oldest unfinished prompt, then compute it with a token of every generation.
+        """Request a piece of the oldest unfinished prompt and the rests that may join it, then compute all at once.
 
-        Of a prompt with images a tile comes first, each in a step of its own.
-
-        An error of the library while it computes leaves all of them undone: it is raised, and the engine is broken.
+        Every generation gets a token in the same call. Of a prompt with images a tile comes first, each in a step of
+        its own. An error of the library while it computes leaves all of them undone: it is raised, and the engine is
+        broken.
         """
         generating = [each for each in self._sequences.values() if each.prefilled]
-        unfilled = next((each for each in self._sequences.values() if not each.prefilled), None)
-        piece = 0
-        if unfilled is not None:
+        pieces: list[Piece] = []
+        for sequence in [each for each in self._sequences.values() if not each.prefilled]:
+            beside = [*generating, *(piece.sequence for piece in pieces)]
+            if pieces and not self._may_join(sequence, pieces, beside, alone=not generating):
+                break
             try:
-                if unfilled.prompt.unseen:
-                    yield self._announce(unfilled)
+                if sequence.prompt.unseen:
+                    yield self._announce(sequence)
                     with library():
-                        unfilled.prompt.see()
-                else:
-                    if unfilled.cached_tokens is None:
-                        unfilled.position = unfilled.cached_tokens = self._cached_tokens(unfilled.prompt)
-                        yield self._announce(unfilled)
-                    piece = self._request_piece(unfilled, alone=not generating)
+                        sequence.prompt.see()
+                    break
+                if sequence.cached_tokens is None:
+                    sequence.position = sequence.cached_tokens = self._cached_tokens(sequence.prompt, beside)
+                    yield self._announce(sequence)
+                pieces.append(self._request_piece(sequence, alone=not generating))
             except EdgeAgentError as error:
-                yield self._fail(unfilled, error)
-        if not piece and not generating:
+                yield self._fail(sequence, error)
+        if not pieces and not generating:
             return
         began_s = self._now_s()
         self._pipeline.step()
-        took_s = self._now_s() - began_s
-        if unfilled is not None and piece:
-            yield from self._pieced(unfilled, piece, took_s)
+        yield from self._pieced(pieces, self._now_s() - began_s)
         for sequence in generating:
             yield from self._read(sequence)
         self._settle()
@@ -153,8 +162,31 @@ class OpenvinoModel:
         sequence.begun_s = self._now_s() if sequence.begun_s is None else sequence.begun_s
         return Progress(sequence.job_id, sequence.unfilled_tokens)
 
-    def _request_piece(self, sequence: OpenvinoSequence, *, alone: bool) -> int:
-        """Ask for the next piece of a prompt, to the end of a block or its own; return its tokens."""
+    def _may_join(
+        self,
+        sequence: OpenvinoSequence,
+        pieces: Sequence[Piece],
+        beside: Sequence[OpenvinoSequence],
+        *,
+        alone: bool,
+    ) -> bool:
+        """Return whether the rest of a prompt may be computed in the same call as these pieces.
+
+        Together they should take no longer than one piece; and what it shares with one of them must be there already,
+        or it would be computed twice.
+        """
+        if sequence.prompt.unseen:
+            return False
+        tokens, size = sequence.prompt.tokens, self._cache.block_tokens
+        others = [piece.sequence for piece in pieces]
+        if any(_shared(tokens, other.prompt.tokens) // size * size > other.position for other in others):
+            return False
+        position = sequence.position or self._cached_tokens(sequence.prompt, beside)
+        together = sum(piece.tokens for piece in pieces) + len(tokens) - position
+        return together < even_tokens(tokens_per_s=self._tokens_per_s, alone=alone) + PIECE_TOKENS_MIN
+
+    def _request_piece(self, sequence: OpenvinoSequence, *, alone: bool) -> Piece:
+        """Ask for the next piece of a prompt, to the end of a block or its own."""
         total = len(sequence.prompt.tokens)
         end = sequence.position + piece_tokens(
             position=sequence.position,
@@ -171,20 +203,22 @@ class OpenvinoModel:
             config.structured_output_config = sequence.guide
             sequence.handle = self._request(sequence.prompt.tensor(total), config)
             sequence.prompt.forget()
-        piece = end - sequence.position
-        sequence.position = end
-        return piece
+        return Piece(sequence, end - sequence.position)
 
-    def _pieced(self, sequence: OpenvinoSequence, piece: int, took_s: float) -> Iterator[Event]:
-        """Tell of a piece that was computed, and of the first token when it was the last."""
-        if piece >= PIECE_TOKENS_MIN and took_s > 0:  # a short rest tells little of the speed
-            self._tokens_per_s = min(piece / took_s, _FASTER_MOST * (self._tokens_per_s or piece / took_s))
-        left = sequence.unfilled_tokens
-        if not left:
-            sequence.prefilled_s = self._now_s()
-        yield Progress(sequence.job_id, left, piece, took_s * 1000)
-        if not left:
-            yield from self._read(sequence)
+    def _pieced(self, pieces: Sequence[Piece], took_s: float) -> Iterator[Event]:
+        """Tell of the pieces that were computed, and of first tokens; each gets its share of the time."""
+        tokens = sum(piece.tokens for piece in pieces)
+        if tokens >= PIECE_TOKENS_MIN and took_s > 0:  # a short rest tells little of the speed
+            self._tokens_per_s = min(tokens / took_s, _FASTER_MOST * (self._tokens_per_s or tokens / took_s))
+        for piece in pieces:
+            sequence = piece.sequence
+            sequence.position += piece.tokens
+            left = sequence.unfilled_tokens
+            if not left:
+                sequence.prefilled_s = self._now_s()
+            yield Progress(sequence.job_id, left, piece.tokens, took_s * 1000 * piece.tokens / tokens)
+            if not left:
+                yield from self._read(sequence)
 
     def _read(self, sequence: OpenvinoSequence) -> Iterator[Event]:
         """Tell of the tokens that a step gave. No memory for one is told by a status, not by an error."""
@@ -209,7 +243,7 @@ class OpenvinoModel:
         with library():
             return self._pipeline.add_request(self._requests, prompt, config)
 
-    def _cached_tokens(self, prompt: Prompt) -> int:
+    def _cached_tokens(self, prompt: Prompt, beside: Sequence[OpenvinoSequence]) -> int:
         """Return how many tokens of a prompt need not be computed: at least so many, and all when nothing else runs.
 
         The library tells only how many blocks are in use. Alone, that shows what a prompt finds; the last block may
@@ -218,10 +252,8 @@ class OpenvinoModel:
         """
         tokens, size = prompt.tokens, self._cache.block_tokens
         most = len(tokens) - 1  # the last token is always computed
-        generating = [each for each in self._sequences.values() if each.prefilled]
-        if generating:
-            computed = ([*each.prompt.tokens, *each.answer[:-1]] for each in generating)
-            return min(max(_shared(tokens, others) for others in computed) // size * size, most)
+        if beside:
+            return min(max(_shared(tokens, each.computed) for each in beside) // size * size, most)
         blocks = self._found_blocks(prompt, len(tokens))
         if not blocks:
             return 0

@@ -41,6 +41,11 @@ class OpenvinoSequence:
         return self.generation.job_id
 
     @property
+    def computed(self) -> list[int]:
+        """The tokens that have keys and values; the last one of an answer gets them with the next."""
+        return [*self.prompt.tokens[: self.position], *self.answer[:-1]]
+
+    @property
     def prefilled(self) -> bool:
         """Whether its next step is one token, not a piece of prompt."""
         return self.prefilled_s is not None

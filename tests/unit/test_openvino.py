@@ -181,6 +181,57 @@ def test_cached_tokens_beside_others_are_shared_with_one_of_them(model, ask):
     list(model.cancel(running.job_id))
 
 
+def first_step(model, *generations):
+    """Start generations together; return how many tokens of each prompt the first step computed."""
+    for generation in generations:
+        model.start(generation)
+    computed = dict.fromkeys((generation.job_id for generation in generations), 0)
+    for event in list(model.step()):
+        if isinstance(event, Progress):
+            computed[event.job_id] += event.prefill_tokens
+    return list(computed.values())
+
+
+def test_prompts_that_came_together_are_computed_together(model, ask):
+    """As far as one piece goes; one that shares what is just being computed waits for it, and finds it."""
+    drive(model, ask((Turn("user", "0" * 300),), 1))  # the speed is known
+    apart = [ask((Turn("user", digit * 30),), 1) for digit in "123"]
+    assert all(first_step(model, *apart))
+    alike = [ask((Turn("user", "4" * 90 + digit),), 1) for digit in "56"]
+    first, second = first_step(model, *alike)
+    assert first
+    assert second == 0
+    ends = [event for event in list(model.step()) if isinstance(event, Finished)]
+    assert [end.usage.cached_tokens for end in ends] == [64]
+
+
+def test_one_prompt_that_fails_leaves_those_that_joined_it(model, ask):
+    """What the library refuses of one is that one's affair."""
+    bad, good = ask((Turn("user", "1" * 30),), 2, repetition_penalty=-1.0), ask((Turn("user", "2" * 30),), 2)
+    model.start(bad)
+    _, end, _ = drive(model, good)
+    assert end.reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "used"),
+    [("128", {}, "128"), ("128", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, "0"), ("-1", {}, None), (None, {}, None)],
+)
+def test_activations_are_quantised_in_groups_as_the_weights_are(load, tmp_path, said, options, used):
+    """Half as fast again as the library's own choice; the decision's and the folder's own settings stand."""
+    from edge_agent.engine.openvino import TEXT_GRAPH, properties
+
+    said = f'<nncf><weight_compression><group_size value="{said}" /></weight_compression></nncf>' if said else ""
+    (tmp_path / TEXT_GRAPH).write_text(f"<net>{'x' * 100_000}<rt_info>{said}</rt_info></net>")
+    spec = ModelSpec(tmp_path, "openvino", 4096, 4, threads=1, options=options)
+    assert properties(spec, graph=TEXT_GRAPH).get("DYNAMIC_QUANTIZATION_GROUP_SIZE") == used
+    own = '<runtime_options><DYNAMIC_QUANTIZATION_GROUP_SIZE value="0" /></runtime_options>'
+    (tmp_path / TEXT_GRAPH).write_text(f"<net><rt_info>{said}{own}</rt_info></net>")
+    assert properties(spec, graph=TEXT_GRAPH).get("DYNAMIC_QUANTIZATION_GROUP_SIZE") == options.get(
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+    )
+
+
 def test_memory_comes_back_when_a_model_is_closed(load, tiny_openvino, ask):
     """Weights, and the keys and values of four long prompts, again and again."""
 
