@@ -17,7 +17,7 @@ from edge_agent import __version__
 from edge_agent.dispatcher import IDLE_S, Dispatcher
 from edge_agent.engine.messages import Event, Ready
 from edge_agent.engine.supervisor import EngineStatus, Listener, Served, Supervisor
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
 from edge_agent.health.governor import Policy
@@ -37,8 +37,9 @@ from edge_agent.log import get_logger
 from edge_agent.models import catalogue
 from edge_agent.models.provision import Provision, sources
 from edge_agent.mqtt import watcher
+from edge_agent.mqtt.access import Access, CredentialError
 from edge_agent.mqtt.intake import Intake
-from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt, Subscription
+from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
 from edge_agent.mqtt.pool import Pools
@@ -347,6 +348,7 @@ class Agent:
     def _attend_until(self, event: threading.Event) -> None:
         while not event.is_set():
             self._supervisor.attend()
+            self._link.attend()
             self._pools.attend()
             self._feed()
             self._wake.wait(TICK_S)
@@ -358,7 +360,7 @@ class Agent:
             self._notifier.alive()
         condition = self._condition()
         running = sum(self._dispatcher.running(serve.name) for serve in self._settings.models.serve)
-        where = "connected" if self._link.connected else "no broker"
+        where = "connected" if self._link.connected else f"no broker ({self._link.trouble or 'not reached yet'})"
         self._notifier.status(
             f"{condition.health}, {where}, {running} running" + "".join(f"; {r}" for r in condition.reasons)
         )
@@ -522,22 +524,13 @@ class Agent:
 
 
 def access(settings: Settings) -> Access:
-    """Return how an agent reaches its broker. Raises SettingsError when the password cannot be read."""
-    mqtt = settings.mqtt
-    return Access(
-        host=mqtt.host,
-        port=mqtt.port,
-        client_id=settings.agent.id,
-        username=mqtt.username,
-        password=mqtt.password(),
-        tls=mqtt.uses_tls,
-        tls_ca_file=mqtt.tls_ca_file,
-        tls_cert_file=mqtt.tls_cert_file,
-        tls_key_file=mqtt.tls_key_file,
-        keepalive_s=mqtt.keepalive_s,
-        session_expiry_s=mqtt.session_expiry_s,
-        receive_bytes_max=settings.images.packet_bytes,
-    )
+    """Return how an agent reaches its broker. Raises SettingsError when a file it needs for that cannot be used."""
+    found = Access.of(settings.mqtt, client_id=settings.agent.id, receive_bytes_max=settings.images.packet_bytes)
+    try:
+        found.check()
+    except CredentialError as error:
+        raise SettingsError(str(error)) from None
+    return found
 
 
 def policy(settings: Settings) -> Policy | None:

@@ -32,6 +32,10 @@ Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Root = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64})?$")]
 """The first one or two levels of every topic; more would pass the 7 slashes hosted brokers allow."""
 
+ADDRESS = re.compile(r"^(?P<host>\[(?P<bare>[0-9A-Fa-f:.]+)\]|[A-Za-z0-9._-]+)(:(?P<port>[1-9][0-9]{0,4}))?$")
+Address = Annotated[str, StringConstraints(pattern=ADDRESS.pattern)]
+"""`host`, `host:port`, or `[IPv6 address]:port`."""
+
 
 def default_id() -> str:
     """Return the host's name as an agent id: lower case, other characters as `-`."""
@@ -65,9 +69,19 @@ class MqttSection(Section):
     """The broker."""
 
     host: str = Field("127.0.0.1", min_length=1, description="name or address of the broker")
-    port: int = Field(1883, ge=1, le=65535, description="its port; 8883 is usual with TLS")
+    port: int = Field(1883, ge=1, le=65535, description="its port; 8883 is usual with TLS, 443 with WebSockets")
+    fallback_hosts: tuple[Address, ...] = Field(
+        (),
+        max_length=8,
+        description="further addresses, `host` or `host:port`, tried in order when those before do not answer",
+    )
+    transport: Literal["tcp", "websockets"] = Field("tcp", description="what MQTT travels in: tcp or websockets")
+    websocket_path: str = Field("/mqtt", pattern=r"^/[!-~]{0,255}$", description="where the broker takes WebSockets")
     username: str | None = Field(None, description="MQTT user name; with an ACL it must equal the agent's id")
-    password_file: Path | None = Field(None, description="file with the password, on one line")
+    password_file: Path | None = Field(
+        None,
+        description="file with the password, on one line; read anew for every connection, as are the tls files",
+    )
     root: Root = Field("edge/v1", description="first one or two levels of every topic")
     tls: bool = Field(False, description="speak TLS; implied by the other tls settings")
     tls_ca_file: Path | None = Field(
@@ -84,21 +98,15 @@ class MqttSection(Section):
     )
 
     @property
+    def fallbacks(self) -> tuple[tuple[str, int], ...]:
+        """The further addresses as host and port, `port` where none is given."""
+        found = [match for each in self.fallback_hosts if (match := ADDRESS.match(each))]
+        return tuple((match["bare"] or match["host"], int(match["port"] or self.port)) for match in found)
+
+    @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
         return self.tls or any((self.tls_ca_file, self.tls_cert_file, self.tls_key_file))
-
-    def password(self) -> str | None:
-        """Read the password. Raises SettingsError when the file cannot be read or is empty."""
-        if self.password_file is None:
-            return None
-        try:
-            password = self.password_file.read_text(encoding="utf-8").strip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"mqtt.password_file: cannot be read: {type(error).__name__}") from error
-        if not password:
-            raise SettingsError("mqtt.password_file: is empty; write the password on its first line")
-        return password
 
 
 class ServeSection(Section):

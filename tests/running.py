@@ -12,8 +12,9 @@ from contextlib import contextmanager
 import psutil
 from jsonschema import Draft202012Validator
 
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.link import Access, Callbacks, Link, Subscription
+from edge_agent.mqtt.link import Callbacks, Link, Subscription
 from edge_agent.mqtt.payloads import schemas
 
 PATIENCE_S = 60.0

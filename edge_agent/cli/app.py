@@ -3,6 +3,7 @@
 import typer
 
 from edge_agent import __version__, log
+from edge_agent.cli.acl import acl
 from edge_agent.cli.bench import bench
 from edge_agent.cli.demo import demo
 from edge_agent.cli.explain import explain
@@ -35,6 +36,6 @@ def _options(
     log.configure(format="console", level="error")  # a command speaks for itself; the daemon has settings for this
 
 
-for verb in (run, demo, submit, probe, explain, bench, synth):
+for verb in (run, demo, submit, probe, explain, bench, synth, acl):
     app.command()(verb)
 app.add_typer(models, name="models")

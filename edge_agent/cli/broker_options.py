@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edge_agent import settings
 from edge_agent.errors import SettingsError
-from edge_agent.mqtt.link import Access
+from edge_agent.mqtt.access import Access, CredentialError
 from edge_agent.mqtt.topics import CLIENT
 from edge_agent.mqtt.wire import faults
 from edge_agent.settings import MqttSection
@@ -29,6 +29,12 @@ Config = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help="Name or address of the broker.", rich_help_panel=PANEL)]
 Port = Annotated[int | None, typer.Option(help="Its port.", rich_help_panel=PANEL)]
+FallbackHost = Annotated[
+    list[str] | None,
+    typer.Option(help="Another address, as host:port, where the first does not answer.", rich_help_panel=PANEL),
+]
+Transport = Annotated[str | None, typer.Option(help="tcp or websockets.", rich_help_panel=PANEL)]
+WebsocketPath = Annotated[str | None, typer.Option(help="Where the broker takes WebSockets.", rich_help_panel=PANEL)]
 Username = Annotated[str | None, typer.Option(help="MQTT user name.", rich_help_panel=PANEL)]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the password.", rich_help_panel=PANEL)]
 Root = Annotated[str | None, typer.Option(help="First levels of every topic.", rich_help_panel=PANEL)]
@@ -45,6 +51,7 @@ def broker_section(config: Path | None, **given: Any) -> MqttSection:
     """
     try:
         section = settings.load(config).mqtt
+        given["fallback_hosts"] = given.pop("fallback_host", None)
         chosen = {name: value for name, value in given.items() if value not in (None, False)}
         return MqttSection.model_validate(section.model_dump() | chosen)
     except SettingsError as error:
@@ -63,21 +70,14 @@ def requester(section: MqttSection) -> str:
 
 def access(section: MqttSection, name: str) -> Access:
     """Return how a command reaches the broker: a session of its own, so that two commands never collide."""
-    try:
-        password = section.password()
-    except SettingsError as error:
-        raise typer.BadParameter(str(error)) from None
-    return Access(
-        host=section.host,
-        port=section.port,
+    found = Access.of(
+        section,
         client_id=f"{name[:50]}-{secrets.token_hex(4)}",
-        username=section.username,
-        password=password,
-        tls=section.uses_tls,
-        tls_ca_file=section.tls_ca_file,
-        tls_cert_file=section.tls_cert_file,
-        tls_key_file=section.tls_key_file,
-        keepalive_s=section.keepalive_s,
         session_expiry_s=0,
         clean_start=True,
     )
+    try:
+        found.check()
+    except CredentialError as error:
+        raise typer.BadParameter(str(error)) from None
+    return found

@@ -17,10 +17,10 @@ from rich.text import Text
 
 from edge_agent.cli.follow import follow
 from edge_agent.errors import BackendMissingError
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.broker import BrokerError, BrokerMissingError, PrivateBroker
 from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.handle import Handle
-from edge_agent.mqtt.link import Access
 
 AGENT = "demo"
 MODEL = "demo-1m"

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from edge_agent.cli import broker_options as broker
 from edge_agent.cli.follow import follow
@@ -42,6 +43,9 @@ def submit(
     config: broker.Config = None,
     host: broker.Host = None,
     port: broker.Port = None,
+    fallback_host: broker.FallbackHost = None,
+    transport: broker.Transport = None,
+    websocket_path: broker.WebsocketPath = None,
     username: broker.Username = None,
     password_file: broker.PasswordFile = None,
     root: broker.Root = None,
@@ -60,6 +64,9 @@ def submit(
         config,
         host=host,
         port=port,
+        fallback_host=fallback_host,
+        transport=transport,
+        websocket_path=websocket_path,
         username=username,
         password_file=password_file,
         root=root,
@@ -88,7 +95,8 @@ def submit(
     name = broker.requester(section)
     with EdgeClient(broker.access(section, name), name=name, root=section.root) as client:
         if not client.wait_connected(CONNECT_S):
-            errors.print(f"no broker answers at {section.host}:{section.port}", style="red")
+            found = client.trouble or "nothing answers there"
+            errors.print(Text(f"no broker at {section.host}:{section.port}: {found}", style="red"))
             raise typer.Exit(1)
         try:
             handle = client.submit(agent, pool=pool, **job)

@@ -18,8 +18,9 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import TERMINAL
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt import pictures
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.handle import Handle, JobRejectedError
-from edge_agent.mqtt.link import Access, Callbacks, Link, Receipt, Subscription
+from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.payloads import Chunk, JobRef, Presence, Result, Status
 from edge_agent.mqtt.tap import Tap
 from edge_agent.mqtt.topics import Command, Topics
@@ -177,6 +178,11 @@ class EdgeClient:
         """Wait for the broker; return whether it is there."""
         return self._link.wait_connected(timeout_s)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no connection and what mends it, in a sentence; None while there is one."""
+        return None if self._link.trouble is None else str(self._link.trouble)
+
     def submit(
         self,
         agent: str | None = None,
@@ -229,6 +235,7 @@ class EdgeClient:
                     return
                 self._take(note)
             self._chase()
+            self._link.attend()
 
     def _take(self, note: _Note) -> None:
         match note:

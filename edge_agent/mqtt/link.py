@@ -6,19 +6,17 @@ else's), what the broker takes at most, and how long to stay away before the nex
 
 import random
 import socket
-import ssl
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import paho.mqtt.properties
-from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo, MQTTv5
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -26,10 +24,12 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.log import get_logger
+from edge_agent.mqtt import trouble
+from edge_agent.mqtt.access import Access, CredentialError
+from edge_agent.mqtt.sockets import Paho, hang_up, plain
+from edge_agent.mqtt.trouble import Trouble
 from edge_agent.mqtt.wire import Inbound, Publication
 
-RECEIVE_MAX = 256
-"""Unacknowledged QoS 1 messages the broker may send us: what one commit takes in, and the bound on what we hold."""
 UNSENT_MAX = 256
 """QoS 0 messages that may wait for a slow connection; further ones are dropped, as QoS 0 allows."""
 HELD_BYTES_MAX = 4 * 2**20
@@ -39,6 +39,10 @@ HELD_S = 5.0
 WILL_DELAY_S = 10
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 60.0
+NEXT_ADDRESS_S = 0.5
+"""Before the next of several addresses is tried; after the last of them all is waited for longer and longer."""
+RENEWAL_LOOK_S = 5.0
+"""How often we look whether a password or certificate was renewed; one counts when it was the same at two looks."""
 STEADY_S = 60.0
 """A connection that lived shorter counts as a failed try: somebody, or something we say, ends it again and again. Not
 every broker tells why: mosquitto 2.0.11 closes without a word when another client takes our name."""
@@ -65,26 +69,6 @@ def read_text(buffer: bytes, maxlen: int) -> tuple[str, int]:
 
 
 paho.mqtt.properties.readUTF = read_text
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How to reach and convince the broker. `session_expiry_s` 0 asks for a session that ends with the connection."""
-
-    host: str
-    port: int
-    client_id: str
-    username: str | None = None
-    password: str | None = None
-    tls: bool = False
-    tls_ca_file: Path | None = None
-    tls_cert_file: Path | None = None
-    tls_key_file: Path | None = None
-    keepalive_s: int = 20
-    session_expiry_s: int = 0
-    clean_start: bool = False
-    receive_max: int = RECEIVE_MAX
-    receive_bytes_max: int = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +150,14 @@ class Link:
         self._up_s = 0.0
         self._epoch = 0
         self._tries = 0
+        self._address = 0
+        self._socket: Any = None
+        self._told = 0
+        self._stopping = False
+        self._renewing = False
+        self._next_look_s = 0.0
+        self._files_used = self._files_seen = self._files_unusable = access.files()
+        self.trouble: Trouble | None = None
         self._taken_over = 0
         self._unsent: deque[MQTTMessageInfo] = deque()
         self._unsent_lock = threading.Lock()
@@ -178,16 +170,7 @@ class Link:
         self._client = self._make_client()
 
     def _make_client(self) -> Client:
-        access = self._access
-        client = Client(CallbackAPIVersion.VERSION2, client_id=access.client_id, protocol=MQTTv5, manual_ack=True)
-        client.max_queued_messages_set(0)
-        if access.username is not None:
-            client.username_pw_set(access.username, access.password)
-        if access.tls:
-            context = ssl.create_default_context(cafile=access.tls_ca_file)
-            if access.tls_cert_file:
-                context.load_cert_chain(access.tls_cert_file, access.tls_key_file)
-            client.tls_set_context(context)
+        client = Paho(self._access)
         client.on_pre_connect = self._on_pre_connect
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
@@ -216,9 +199,16 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect, and to reconnect whenever the connection is lost."""
+        self._aim(0)
+        self._client.loop_start()
+
+    def _aim(self, address: int) -> None:
+        """Choose the address of the next try. Paho takes another one only as a connection begun anew."""
+        self._address = address
+        host, port = self._access.addresses[address]
         self._client.connect_async(
-            self._access.host,
-            self._access.port,
+            host,
+            port,
             keepalive=self._access.keepalive_s,
             clean_start=self._access.clean_start,
             properties=_properties(
@@ -228,10 +218,10 @@ class Link:
                 MaximumPacketSize=self._access.receive_bytes_max,
             ),
         )
-        self._client.loop_start()
 
     def stop(self) -> None:
         """Disconnect in order (the broker publishes no will) and end the thread."""
+        self._stopping = True
         self._client.disconnect()
         self._client.loop_stop()
         self._connected.clear()
@@ -316,6 +306,28 @@ class Link:
             self._held_bytes -= size_bytes
             self._held.notify_all()
 
+    def attend(self) -> None:
+        """Look whether a password or certificate was renewed, and reconnect with it. Call it often, from one thread.
+
+        The broker keeps the session and publishes no will over it. What cannot be used is said once, and waited out.
+        """
+        if self._now_s() < self._next_look_s:
+            return
+        self._next_look_s = self._now_s() + RENEWAL_LOOK_S
+        files = self._access.files()
+        settled, self._files_seen = files == self._files_seen, files
+        if not settled or not self.connected or files in (self._files_used, self._files_unusable):
+            return
+        try:
+            self._access.check()
+        except CredentialError as error:
+            self._files_unusable = files
+            log.error("link.renewal_unusable", reason=str(error), next="the connection goes on with what it began with")
+            return
+        log.info("link.renewing", reason="a password or certificate file has changed")
+        self._renewing = True
+        hang_up(self._socket)
+
     def _room(self) -> bool:
         """Return whether another QoS 0 message may be handed over."""
         if not self.connected:
@@ -361,20 +373,25 @@ class Link:
     def _on_pre_connect(self, client: Client, _userdata: Any) -> None:
         self._epoch += 1
         self._forget_unsent()
+        self._files_used = self._access.files()
+        if self._access.username is not None:
+            client.username_pw_set(self._access.username, self._access.secret())
         will = self._callbacks.will(self._epoch)
         if will is not None:
             properties = _properties(PacketTypes.WILLMESSAGE, WillDelayInterval=WILL_DELAY_S)
             client.will_set(will.topic, will.payload, qos=will.qos, retain=will.retain, properties=properties)
 
     def _on_socket_open(self, _client: Client, _userdata: Any, sock: Any) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
+        plain(sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(
         self, client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Properties | None
     ) -> None:
         if reason.is_failure:
-            log.warning("link.refused", reason=str(reason), host=self._access.host, port=self._access.port)
+            self._tell("link.refused", trouble.of_refusal(str(reason)))
             return
+        self.trouble = None
         self._up_s = self._now_s()
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
         self._drop_too_large(client)
@@ -383,7 +400,7 @@ class Link:
             if self._subscriptions:
                 self._ask_for(*self._subscriptions)
             self._connected.set()
-        log.info("link.up", host=self._access.host, port=self._access.port, connection=self._epoch)
+        log.info("link.up", **self._where(), connection=self._epoch)
         self._callbacks.up(self._epoch)
 
     def _on_subscribe(
@@ -407,39 +424,71 @@ class Link:
 
     def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
         error = sys.exception()  # paho tells in its except clause
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        log.warning("link.unreachable", host=self._access.host, port=self._access.port, reason=reason)
+        self._tell("link.unreachable", trouble.of_error(error, self._access))
         self._stay_away()
 
     def _on_disconnect(
-        self, _client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None
+        self, _client: Client, _userdata: Any, flags: Any, reason: ReasonCode, _properties: Properties | None
     ) -> None:
-        if self.connected and self._now_s() - self._up_s >= STEADY_S:
-            self._tries = 0
+        was_up = self.connected
         with self._acks:
             self._connected.clear()
         self._forget_unsent()
-        if reason.value == SESSION_TAKEN_OVER:
+        taken_over = reason.value == SESSION_TAKEN_OVER
+        if taken_over:
             self._taken_over += 1
             log.error(
                 "link.taken_over",
                 client_id=self._access.client_id,
                 next="another agent has this id: give one of them another",
             )
-        else:
-            log.warning("link.down", reason=str(reason))
-        self._stay_away(taken_over=reason.value == SESSION_TAKEN_OVER)
-        self._callbacks.down("duplicate_agent" if reason.value == SESSION_TAKEN_OVER else str(reason))
+        elif not self._stopping and not self._renewing:
+            goodbye = str(reason) if flags.is_disconnect_packet_from_server else None
+            self._tell_down(was_up=was_up, goodbye=goodbye)
+        self._stay_away(taken_over=taken_over, lasted=was_up and self._now_s() - self._up_s >= STEADY_S)
+        self._callbacks.down("duplicate_agent" if taken_over else str(reason))
 
-    def _stay_away(self, *, taken_over: bool = False) -> None:
-        """Set how long paho waits before it connects again; its own backoff has no jitter."""
+    def _tell_down(self, *, was_up: bool, goodbye: str | None) -> None:
+        """Say why a connection ended: what the broker said, in MQTT or as a TLS alert, or that it said nothing."""
+        fault = getattr(self._socket, "fault", None)
+        if goodbye is not None:
+            self._tell("link.down", trouble.of_goodbye(goodbye))
+        elif fault is not None:
+            self._tell("link.down", trouble.of_error(fault, self._access))
+        elif was_up:
+            self._tell("link.down", trouble.LOST)
+        elif self._told != self._epoch:
+            self._tell("link.down", trouble.of_silence(tls=self._access.tls))
+
+    def _tell(self, event: str, found: Trouble) -> None:
+        self.trouble, self._told = found, self._epoch
+        log.warning(event, **self._where(), reason=found.reason, next=found.next)
+
+    def _where(self) -> dict[str, Any]:
+        host, port = self._access.addresses[self._address]
+        return {"host": host, "port": port}
+
+    def _stay_away(self, *, taken_over: bool = False, lasted: bool = False) -> None:
+        """Set where and when paho connects again; its own backoff has no jitter."""
+        if self._stopping:
+            return
+        chance, address = self._chance(), self._address
         if taken_over:
             wait_s = backoff_s(
-                self._taken_over - 1, first_s=2 * TAKEN_OVER_MIN_S, most_s=TAKEN_OVER_MAX_S, chance=self._chance()
+                self._taken_over - 1, first_s=2 * TAKEN_OVER_MIN_S, most_s=TAKEN_OVER_MAX_S, chance=chance
             )
+        elif self._renewing:
+            wait_s = 0.0
         else:
-            wait_s = backoff_s(self._tries, first_s=RETRY_MIN_S, most_s=RETRY_MAX_S, chance=self._chance())
-            self._tries += 1
+            self._tries = 0 if lasted else self._tries
+            address = 0 if lasted else (address + 1) % len(self._access.addresses)
+            if address > 0:
+                wait_s = backoff_s(0, first_s=NEXT_ADDRESS_S, most_s=NEXT_ADDRESS_S, chance=chance)
+            else:
+                wait_s = backoff_s(self._tries, first_s=RETRY_MIN_S, most_s=RETRY_MAX_S, chance=chance)
+                self._tries += 1
+        self._renewing = False
+        self._aim(address)
         self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # seconds, fractions work
 
     def _on_publish(

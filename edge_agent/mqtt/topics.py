@@ -82,6 +82,10 @@ class Topics:
             return Asked(levels[1], levels[2], levels[0]) if len(levels) == 3 else None
         return None
 
+    def admin(self, client: str) -> str:
+        """Where an administrator asks for changes of the agent itself."""
+        return f"{self.root}/agents/{self.agent}/admin/+/{client}"
+
     def inbox_root(self, client: str) -> str:
         """The one response topic a requester may name."""
         return f"{self.root}/clients/{client}/inbox"

@@ -12,7 +12,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_agent.mqtt.link import Access, Callbacks, Link, Subscription
+from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.link import Callbacks, Link, Subscription
 from tests.bench.rig import arguments, model_folder, report, rig, spread
 from tests.running import requester, wait_for
 

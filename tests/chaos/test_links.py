@@ -13,7 +13,8 @@ from flow import check, faulty, flowing, number, rows
 from proxy import Proxy
 from running import PATIENCE_S, AgentProcess, requester, wait_for
 
-from edge_agent.mqtt.link import Access, Callbacks, Link
+from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.payloads import Chunk
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]

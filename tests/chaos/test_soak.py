@@ -21,7 +21,8 @@ import pytest
 from running import AgentProcess, requester
 
 from edge_agent.errors import EdgeAgentError
-from edge_agent.mqtt.link import Access, Callbacks, Link
+from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.wire import Publication
 
 SOAK_S = float(os.environ.get("SOAK_S", "120"))

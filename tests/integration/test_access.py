@@ -3,12 +3,13 @@
 import subprocess
 
 import pytest
+from authority import Authority
 from running import AgentProcess, wait_for
 
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.broker import PrivateBroker
 from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.handle import JobRejectedError
-from edge_agent.mqtt.link import Access
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
@@ -25,22 +26,12 @@ pattern write edge/v1/clients/+/inbox/%u/#
 """
 
 
-def openssl(*arguments, cwd):
-    subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True, timeout=60)
-
-
 @pytest.fixture
 def certificates(tmp_path):
     """A CA and a certificate for 127.0.0.1 signed by it."""
-    folder = tmp_path / "tls"
-    folder.mkdir()
-    (folder / "ext").write_text("subjectAltName=IP:127.0.0.1\n")
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test-ca", cwd=folder)
-    openssl("req", *curve, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=broker", cwd=folder)
-    sign = ("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
-    openssl(*sign, "-out", "server.pem", "-extfile", "ext", "-days", "2", cwd=folder)
-    return folder
+    authority = Authority(tmp_path / "tls")
+    authority.issue("broker", file="server")
+    return authority.folder
 
 
 @pytest.fixture

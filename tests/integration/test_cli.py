@@ -82,7 +82,7 @@ def test_submit_refuses_what_no_agent_could_take_before_it_sends_it(where):
 def test_submit_says_when_no_broker_answers(monkeypatch):
     done = edge_agent("submit", "Hello", "--agent", "edge-01", "--port", "1")
     assert done.returncode == 1
-    assert "no broker answers at 127.0.0.1:1" in done.stderr
+    assert "no broker at 127.0.0.1:1: nothing listens there" in done.stderr
 
 
 def test_ctrl_c_cancels_the_job(broker, tmp_path, where):

@@ -65,10 +65,13 @@ def test_a_missing_file_is_said(tmp_path):
         settings.load(tmp_path / "absent.toml", environ={})
 
 
-def test_the_password_comes_from_a_file_without_its_line_end(tmp_path):
-    (tmp_path / "pw").write_text("s3cret\n")
-    section = settings.MqttSection(password_file=tmp_path / "pw")
-    assert section.password() == "s3cret"
-    (tmp_path / "pw").write_text("\n")
-    with pytest.raises(SettingsError, match=r"mqtt\.password_file"):
-        section.password()
+def test_further_brokers_take_the_port_of_the_first_unless_they_name_one(tmp_path):
+    text = '[mqtt]\nport = 8883\nfallback_hosts = ["b2", "b3:443", "[::1]:1884", "[fe80::1]"]\n'
+    section = settings.load(write(tmp_path, text), environ={}).mqtt
+    assert section.fallbacks == (("b2", 8883), ("b3", 443), ("::1", 1884), ("fe80::1", 8883))
+
+
+@pytest.mark.parametrize("address", ["", "b:0", "b:", "mqtt://b", "a b", "::1", "b/c"])
+def test_an_address_that_is_none_is_refused(tmp_path, address):
+    with pytest.raises(SettingsError, match=r"mqtt\.fallback_hosts\.0"):
+        settings.load(write(tmp_path, f'[mqtt]\nfallback_hosts = ["{address}"]\n'), environ={})

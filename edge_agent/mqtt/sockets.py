@@ -1,0 +1,117 @@
+"""The sockets under paho: TLS whose files may change, what a peer says as it hangs up, handshakes that only fail."""
+
+import socket
+import ssl
+from typing import Any
+
+import paho.mqtt.client
+from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge_agent.mqtt.access import Access
+
+_WebSocket: Any = paho.mqtt.client._WebsocketWrapper  # noqa: SLF001 - mended here, paho has no other place for it
+_send, _frame = _WebSocket._send_impl, _WebSocket._create_frame  # noqa: SLF001 - see above
+
+
+def send_whole(websocket: Any, data: bytes) -> int:
+    """Send a packet as one frame. Raises BlockingIOError while a part of it waits.
+
+    paho's own returns 0 then, for which its caller drops the packet and every later one is out of step.
+    """
+    sent: int = _send(websocket, data)
+    if sent == 0 and data:
+        raise BlockingIOError
+    return sent
+
+
+def masked_frame(websocket: Any, opcode: int, data: bytearray, _mask: int = 1) -> bytearray:
+    """Return a frame as a client must send it; paho leaves answers to pings unmasked, for which servers hang up."""
+    frame: bytearray = _frame(websocket, opcode, bytearray(data), 1)
+    return frame
+
+
+_WebSocket._send_impl, _WebSocket._create_frame = send_whole, masked_frame  # noqa: SLF001 - see above
+
+
+class Paho(Client):
+    """Paho, with TLS made from the files as they are at every connection.
+
+    Its private methods are overridden: it offers no other way to another certificate, and would end its thread over a
+    handshake that fails in a way it does not expect, or leave its socket open.
+    """
+
+    def __init__(self, access: Access) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=access.client_id,
+            protocol=MQTTv5,
+            transport=access.transport,
+            manual_ack=True,
+        )
+        self._access = access
+        self._opened: socket.socket | None = None
+        self.max_queued_messages_set(0)
+        self.ws_set_options(path=access.websocket_path)
+        if access.tls:
+            self.tls_set_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # never used: that it is set is what counts
+
+    def _create_socket(self) -> Any:
+        """Open the connection. Raises OSError only.
+
+        A name with an empty label is a UnicodeError to Python, a WebSocket answer that is none an IndexError to paho.
+        """
+        try:
+            return super()._create_socket()
+        except (OSError, ValueError, LookupError) as error:
+            if self._opened is not None:
+                self._opened.close()
+            if isinstance(error, OSError):
+                raise
+            raise ConnectionError(f"what answers makes no sense ({type(error).__name__})") from error
+
+    def _create_socket_connection(self) -> socket.socket:
+        self._opened = None
+        self._opened = super()._create_socket_connection()
+        return self._opened
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        context = self._access.context()
+        assert context is not None  # noqa: S101 - without TLS nothing is wrapped
+        context.sslsocket_class = HearingSocket
+        wrapped = context.wrap_socket(tcp_sock, server_hostname=self.host)
+        self._opened = wrapped
+        return wrapped
+
+
+class HearingSocket(ssl.SSLSocket):
+    """A TLS socket that remembers why the peer broke off; paho writes it to its own log and forgets it."""
+
+    fault: ssl.SSLError | None = None
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Receive, as the socket does."""
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self.fault = error
+            raise
+
+
+def plain(sock: Any) -> socket.socket:
+    """Return the socket inside paho's WebSocket; any other as it is."""
+    inner: socket.socket = getattr(sock, "_socket", sock)
+    return inner
+
+
+def hang_up(sock: Any) -> None:
+    """End a connection from another thread than its own, without a word; one that is gone is left alone.
+
+    Below TLS: its own shutdown would have what had arrived encrypted read as if it were not.
+    """
+    try:
+        socket.socket.shutdown(plain(sock), socket.SHUT_RDWR)
+    except OSError:
+        return

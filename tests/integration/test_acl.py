@@ -1,0 +1,248 @@
+"""The generated ACL on a real mosquitto with real TLS, tried with the clients everybody has."""
+
+import subprocess
+import uuid
+
+import pytest
+from running import PATIENCE_S
+from typer.testing import CliRunner
+
+from edge_agent.cli.app import app
+from edge_agent.mqtt.acl import Fleet, meets, rights
+from edge_agent.mqtt.broker import PrivateBroker, random_port
+
+USERS = (
+    *("--agent", "edge-01:line,press", "--agent", "edge-02", "--requester", "line-3", "--requester", "line-4"),
+    *("--monitor", "grafana", "--admin", "op"),
+    *("--watch-read", "edge-01=plant/+/alarm", "--watch-write", "edge-01=plant/answers/edge-01"),
+)
+
+
+def generated(folder, *arguments):
+    """Run `edge-agent acl`; return the script it prints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = CliRunner().invoke(app, ["acl", str(folder / "edge.acl"), *arguments])
+    assert run.exit_code == 0, run.output
+    return run.stdout
+
+
+class Mosquitto:
+    """A broker set up by the printed script, and mosquitto's own clients."""
+
+    def __init__(self, folder, proof):
+        self.folder, self.proof, self.port = folder, proof, random_port()
+        script = generated(folder, *USERS, "--proof", proof, "--broker", "127.0.0.1", "--port", str(self.port))
+        subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=PATIENCE_S)
+        lines = (folder / "mosquitto-edge.conf").read_text().replace(f"{self.port}\n", f"{self.port} 127.0.0.1\n", 1)
+        self.broker = PrivateBroker(folder=folder / "broker", settings=lines)
+        config = self.broker._write_config
+
+        def only_what_was_printed(port):
+            """The private broker's own listener and leave for everybody give way to the printed lines."""
+            file = config(port)
+            own = f"listener {port} 127.0.0.1\nallow_anonymous true\n"
+            file.write_text(file.read_text().replace(own, "", 1))
+            return file
+
+        self.broker._write_config = only_what_was_printed
+        self.broker._port = self.port
+
+    def options(self, user):
+        common = ("-V", "mqttv5", "-h", "127.0.0.1", "-p", str(self.port), "--cafile", str(self.folder / "ca.pem"))
+        if self.proof == "certificates":
+            return *common, "--cert", str(self.folder / f"{user}.pem"), "--key", str(self.folder / f"{user}.key")
+        return *common, "-u", user, "-P", (self.folder / f"{user}.password").read_text().strip()
+
+    def may_write(self, user, topic, payload="x"):
+        """Publish and return whether the broker took it."""
+        command = ["mosquitto_pub", *self.options(user), "-q", "1", "-t", topic, "-m", payload]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode == 0 or "Not authorized" in done.stderr, done.stderr
+        return "Not authorized" not in done.stderr
+
+    def listens(self, user, *filters):
+        """Subscribe for a session that stays; return its name."""
+        session = uuid.uuid4().hex
+        topics = [word for each in filters for word in ("-t", each)]
+        command = ["mosquitto_sub", *self.options(user), "-i", session, "-c", "-x", "600", "-q", "1", "-E", *topics]
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+        return session
+
+    def first(self, user, session):
+        """Return the first thing that came to a session."""
+        command = [
+            "mosquitto_sub",
+            *self.options(user),
+            "-i",
+            session,
+            "-c",
+            "-x",
+            "600",
+            "-q",
+            "1",
+            "-C",
+            "1",
+            "-t",
+            "none",
+        ]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    mosquitto = Mosquitto(tmp_path_factory.mktemp("passwords"), "passwords")
+    with mosquitto.broker:
+        yield mosquitto
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory):
+    mosquitto = Mosquitto(tmp_path_factory.mktemp("certificates"), "certificates")
+    with mosquitto.broker:
+        yield mosquitto
+
+
+ALLOWED = [
+    ("line-3", "edge/v1/agents/edge-01/cmd/job/line-3"),
+    ("line-3", "edge/v1/agents/edge-01/cmd/cancel/line-3"),
+    ("line-3", "edge/v1/agents/edge-01/cmd/status/line-3"),
+    ("line-3", "edge/v1/agents/edge-01/cmd/image/line-3"),
+    ("line-3", "edge/v1/pools/line/job/line-3"),
+    ("line-3", "edge/v1/pools/line/cancel/line-3"),
+    ("edge-01", "edge/v1/agents/edge-01/evt/presence"),
+    ("edge-01", "edge/v1/agents/edge-01/evt/jobs/j/status"),
+    ("edge-01", "edge/v1/clients/line-3/inbox/edge-01/j/result"),
+    ("edge-01", "plant/answers/edge-01"),
+    ("op", "edge/v1/agents/edge-01/admin/model/op"),
+]
+REFUSED = [
+    ("line-3", "edge/v1/agents/edge-01/cmd/job/line-4"),  # a job in another's name
+    ("line-3", "edge/v1/agents/edge-01/cmd/cancel/line-4"),  # another's job canceled
+    ("line-3", "edge/v1/agents/edge-01/cmd/status/line-4"),
+    ("line-3", "edge/v1/pools/line/job/line-4"),
+    ("line-3", "edge/v1/pools/line/cancel/line-4"),
+    ("line-3", "edge/v1/agents/edge-01/admin/model/line-3"),  # an admin's topic
+    ("line-3", "edge/v1/agents/edge-01/evt/presence"),  # an agent's voice
+    ("line-3", "edge/v1/clients/line-4/inbox/edge-01/j/result"),
+    ("line-3", "edge/v1/clients/line-3/inbox/edge-01/j/result"),
+    ("line-3", "plant/answers/edge-01"),
+    ("edge-02", "edge/v1/agents/edge-01/evt/presence"),  # another agent's voice
+    ("edge-02", "edge/v1/agents/edge-01/evt/jobs/j/status"),
+    ("edge-02", "edge/v1/clients/line-3/inbox/edge-01/j/result"),  # also not into an inbox
+    ("edge-02", "edge/v1/agents/edge-01/cmd/job/edge-02"),
+    ("edge-02", "edge/v1/agents/edge-01/admin/model/edge-02"),
+    ("edge-02", "plant/answers/edge-01"),
+    ("grafana", "edge/v1/agents/edge-01/cmd/job/grafana"),
+    ("grafana", "edge/v1/agents/edge-01/evt/presence"),
+    ("op", "edge/v1/agents/edge-01/admin/model/line-3"),  # an admin in another's name
+    ("op", "edge/v1/agents/edge-01/cmd/job/op"),
+]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("setup", ["guarded", "certified"])
+def test_everybody_says_what_they_must_and_nothing_else(setup, request):
+    mosquitto = request.getfixturevalue(setup)
+    assert [pair for pair in ALLOWED if not mosquitto.may_write(*pair)] == []
+    assert [pair for pair in REFUSED if mosquitto.may_write(*pair)] == []
+
+
+def speaker(topic):
+    """Return who may publish on a topic."""
+    return next(user for user, allowed in ALLOWED if allowed == topic)
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("user", "filters", "kept_from", "own"),
+    [
+        ("line-4", "edge/v1/clients/#", "edge/v1/clients/line-3/inbox/edge-01/j/result", None),
+        ("line-3", "edge/v1/agents/#", "edge/v1/agents/edge-01/cmd/job/line-3", "edge/v1/agents/edge-01/evt/presence"),
+        ("edge-02", "#", "edge/v1/agents/edge-01/cmd/job/line-3", None),
+        ("edge-02", "#", "edge/v1/pools/line/job/line-3", None),
+        ("edge-02", "#", "edge/v1/clients/line-3/inbox/edge-01/j/result", None),
+        ("edge-02", "#", "edge/v1/agents/edge-01/admin/model/op", None),
+        ("grafana", "#", "edge/v1/clients/line-3/inbox/edge-01/j/result", "edge/v1/agents/edge-01/evt/presence"),
+        ("grafana", "#", "edge/v1/agents/edge-01/cmd/job/line-3", "edge/v1/agents/edge-01/evt/presence"),
+    ],
+)
+def test_nobody_hears_what_is_said_to_others(guarded, user, filters, kept_from, own):
+    """Whatever is subscribed to: the first thing that comes is the one that is theirs, though said last."""
+    session = guarded.listens(user, filters)
+    assert guarded.may_write(speaker(kept_from), kept_from, "another's")
+    if own is None and user == "line-4":
+        own, said_by = f"edge/v1/clients/{user}/inbox/edge-01/j/status", "edge-01"
+    elif own is None:
+        own, said_by = f"edge/v1/agents/{user}/cmd/status/line-3", "line-3"
+    else:
+        said_by = speaker(own)
+    assert guarded.may_write(said_by, own, "own")
+    assert guarded.first(user, session) == "own"
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("user", "topic", "said_by"),
+    [
+        ("edge-01", "edge/v1/agents/edge-01/cmd/job/line-3", "line-3"),
+        ("edge-01", "edge/v1/agents/edge-01/admin/model/op", "op"),
+        ("edge-01", "edge/v1/pools/line/cancel/line-3", "line-3"),
+        ("edge-01", "edge/v1/agents/edge-01/evt/presence", "edge-01"),
+        ("line-3", "edge/v1/clients/line-3/inbox/edge-01/j/result", "edge-01"),
+        ("grafana", "edge/v1/agents/edge-01/evt/jobs/j/status", "edge-01"),
+    ],
+)
+def test_everybody_hears_what_is_said_to_them(guarded, user, topic, said_by):
+    session = guarded.listens(user, topic)
+    assert guarded.may_write(said_by, topic, "heard")
+    assert guarded.first(user, session) == "heard"
+
+
+def test_a_name_of_several_roles_has_the_rights_of_each():
+    fleet = Fleet("edge/v1", requesters=("op",), admins=("op",))
+    assert fleet.users() == ("op",)
+    granted = {(right.access, right.filter) for right in rights(fleet, "op")}
+    assert ("write", "edge/v1/agents/+/cmd/job/op") in granted
+    assert ("write", "edge/v1/agents/+/admin/+/op") in granted
+    assert rights(fleet, "stranger") == ()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--agent", "Edge"),
+        ("--agent", "edge-01:line,+"),
+        ("--requester", "a\ntopic readwrite #"),
+        ("--requester", "%u"),
+        ("--agent", "edge-01", "--watch-read", "edge-01=#"),
+        ("--agent", "edge-01", "--watch-read", "edge-01=+/v1/clients/#"),
+        ("--agent", "edge-01", "--watch-write", "edge-01=edge/v1/clients/line-3/inbox/edge-02/j/result"),
+        ("--agent", "edge-01", "--watch-read", "edge-01=a\nuser line-3"),
+        ("--agent", "edge-01", "--watch-read", "edge-01=a/#/b"),
+        ("--agent", "edge-01", "--watch-read", "edge-02=plant/#"),
+        ("--agent", "edge-01", "--root", "a b"),
+        ("--agent", "edge-01", "--broker", "x; rm -rf /"),
+        (),
+    ],
+)
+def test_what_would_give_more_than_it_says_is_refused(tmp_path, arguments):
+    run = CliRunner().invoke(app, ["acl", str(tmp_path / "edge.acl"), *arguments])
+    assert run.exit_code == 2
+    assert not (tmp_path / "edge.acl").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "met"),
+    [
+        ("edge/v1/#", "#", True),
+        ("edge/v1/#", "edge/v1", True),
+        ("edge/v1/#", "+/+/clients/#", True),
+        ("edge/v1/#", "edge/v2/#", False),
+        ("edge/v1/#", "plant/#", False),
+        ("edge/v1/#", "edge", False),
+        ("a/+", "a/b", True),
+        ("a/+", "a/b/c", False),
+    ],
+)
+def test_filters_meet_where_a_topic_is_under_both(one, other, met):
+    assert meets(one, other) is meets(other, one) is met
