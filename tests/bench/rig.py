@@ -21,7 +21,7 @@ import psutil
 
 from edge_agent import log
 from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.synth import FULL, build_demo, build_text
+from edge_agent.synth import FULL, FULL_VISION, build_demo, build_text
 from tests.running import AgentProcess
 
 CONFIDENCE = 0.95
@@ -31,9 +31,10 @@ MODELS = {
     "tiny": build_text,
     "demo": build_demo,
     "full": lambda out: build_text(out, shape=FULL),
+    "full-vision": lambda out: build_text(out, shape=FULL_VISION),
     "full-openvino": lambda out: build_text(out, shape=FULL, backend="openvino", block_size=128),
 }
-"""What `--model` may be besides a folder: built once (full: 2.8 GB, a minute) and kept in the user's cache."""
+"""What `--model` may be besides a folder: built once (full: 2.8 to 3.2 GB, a minute) and kept in the user's cache."""
 
 
 @dataclass(frozen=True, slots=True)
