@@ -17,11 +17,12 @@ from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.onnx_decoder import Decoder, library, open_session
 from edge_agent.engine.onnx_guide import Guides
-from edge_agent.engine.onnx_layout import Layout
+from edge_agent.engine.onnx_layout import Layout, Part
 from edge_agent.engine.onnx_model import OnnxModel
 from edge_agent.engine.onnx_plugins import PLUGINS, memory
 from edge_agent.engine.onnx_prompt import Prompts
 from edge_agent.engine.onnx_vision import Embedding, Encoder
+from edge_agent.engine.prefill import LONGROPE_TOKENS
 from edge_agent.engine.prompt import SpecialTokens
 from edge_agent.engine.words import Vocabulary
 from edge_agent.errors import Code, EdgeAgentError
@@ -43,9 +44,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     limits = Limits(context_tokens, parallel, 0 if layout.encoder is None else IMAGES_PER_PROMPT)
     try:
         decoder = _decoder(spec, layout, limits)
-        encoder = None
-        if layout.encoder is not None:
-            encoder = Encoder(_session(spec, layout.encoder.filename), layout.encoder.names)
+        encoder = None if layout.encoder is None else _encoder(spec, layout.encoder, context_tokens)
         with library():
             tokenizer = og.Tokenizer(str(spec.path))
             end_ids = [int(token) for token in tokenizer.eos_token_ids]
@@ -65,6 +64,11 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         device=spec.device,
         now_s=now_s,
     )
+
+
+def _encoder(spec: ModelSpec, part: Part, context_tokens: int) -> Encoder:
+    # A text that outgrows the original context needs its images' features once more: those may be kept.
+    return Encoder(_session(spec, part.filename), part.names, kept_tokens=min(context_tokens, LONGROPE_TOKENS))
 
 
 def _decoder(spec: ModelSpec, layout: Layout, limits: Limits) -> Decoder:

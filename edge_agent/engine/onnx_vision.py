@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.engine.onnx_decoder import TYPES, library
-from edge_agent.engine.picture import Features, Picture
+from edge_agent.engine.picture import Album, Features, Picture
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.tiles import TILE_PIXELS, TILES_MOST, Grid
 
@@ -23,14 +23,15 @@ _WHOLE = TILES_MOST + 1
 
 
 class Encoder:
-    """The graph that sees.
+    """The graph that sees. What was seen of late is kept, up to `kept_tokens`.
 
     Raises EdgeAgentError MODEL_ERROR, OUT_OF_MEMORY.
     """
 
-    def __init__(self, session: Any, names: Mapping[str, str]) -> None:
+    def __init__(self, session: Any, names: Mapping[str, str], *, kept_tokens: int) -> None:
         self._session = session
         self._names = names
+        self._album = Album(kept_tokens)
         self._type = TYPES[{each.name: each.type for each in session.get_inputs()}[names["pixel_values"]]]
         self._strip_tiles, self._padded_tiles = STRIP_TILES, STRIP_TILES
         try:
@@ -45,14 +46,22 @@ class Encoder:
         self._row_end, self._between = blank[row - 1], blank[_SIDE_TOKENS * row]
 
     def look(self, picture: Picture) -> None:
-        """Compute a strip of a picture; with the last its features are there. One bounded call."""
+        """Compute a strip of a picture; with the last its features are there. One bounded call.
+
+        Of one that was seen of late they are there at once. Raises EdgeAgentError, also as Pixels does.
+        """
+        if (known := self._album.find(picture)) is not None:
+            picture.keep(known)
+            return
         seen, all_tiles = len(picture.tiles), picture.tile_count
         # Two tiles at least must be left for the next call.
         end = all_tiles if all_tiles - seen < self._strip_tiles + STRIP_TILES else seen + self._strip_tiles
         strip = self._run(picture.open().tiles(seen, end))
         picture.tiles += self._tiles_of(strip)
         if end == all_tiles:
-            picture.keep(self._arranged(picture.tiles, picture.grid))
+            features = self._arranged(picture.tiles, picture.grid)
+            self._album.put(picture, features)
+            picture.keep(features)
 
     def _run(self, tiles: npt.NDArray[np.float32]) -> Features:
         """Show the graph tiles [tiles, 3, 336, 336] as an image: the first as its overview, the others in one row."""

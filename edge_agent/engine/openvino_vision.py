@@ -1,7 +1,6 @@
 """The eyes of Phi-3.5-vision: what turns tiles of images, and token ids, into what the decoder reads."""
 
 import json
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from edge_agent.engine.picture import Features, Picture
+from edge_agent.engine.picture import Album, Features, Picture
 from edge_agent.errors import Code, EdgeAgentError
 
 _MODEL_TYPE = "phi3_v"
@@ -33,8 +32,7 @@ class Eyes:
             core.compile_model(folder / f"openvino_{part}_model.xml", device, dict(properties))
             for part in ("text_embeddings", "vision_embeddings", "vision_projection")
         )
-        self._known: OrderedDict[int, Features] = OrderedDict()
-        self._kept_tokens = kept_tokens
+        self._album = Album(kept_tokens)
 
     def embed(self, tokens: Sequence[int]) -> Features:
         """Return what the decoder reads for token ids."""
@@ -46,15 +44,14 @@ class Eyes:
 
         Of one that was seen of late they are there at once. Raises EdgeAgentError IMAGE_MISSING.
         """
-        if picture.token in self._known:
-            self._known.move_to_end(picture.token)
-            picture.keep(self._known[picture.token])
+        if (known := self._album.find(picture)) is not None:
+            picture.keep(known)
             return
         number = len(picture.tiles)
         picture.tiles.append(self._encoder(picture.open().tiles(number, number + 1))[0])
         if number + 1 == picture.tile_count:
             features: Features = self._projector(self._joined(picture)[None])[0][0]
-            self._remember(picture.token, features)
+            self._album.put(picture, features)
             picture.keep(features)
 
     def _joined(self, picture: Picture) -> Features:
@@ -71,11 +68,6 @@ class Eyes:
         tokens = patches.transpose(0, 2, 1, 4, 3, 5, 6).reshape(rows * _SIDE_TOKENS, columns * _SIDE_TOKENS, -1)
         ends = np.broadcast_to(self._row_end, (len(tokens), 1, self._row_end.size))
         return np.concatenate([tokens, ends], axis=1).reshape(-1, self._row_end.size)
-
-    def _remember(self, token: int, features: Features) -> None:
-        self._known[token] = features
-        while sum(map(len, self._known.values())) > self._kept_tokens:
-            self._known.popitem(last=False)
 
 
 def _separators(folder: Path) -> tuple[Features, Features]:

@@ -1,6 +1,7 @@
 """An image among the tokens of a prompt."""
 
 import hashlib
+from collections import OrderedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,27 @@ class Picture:
         self.features = features
         self.pixels = None
         self.tiles = []
+
+
+class Album:
+    """The features of pictures that were seen of late, up to so many tokens of them."""
+
+    def __init__(self, tokens_most: int) -> None:
+        self._tokens_most = tokens_most
+        self._features: OrderedDict[int, Features] = OrderedDict()
+
+    def find(self, picture: Picture) -> Features | None:
+        """Return those of a picture."""
+        if picture.token not in self._features:
+            return None
+        self._features.move_to_end(picture.token)
+        return self._features[picture.token]
+
+    def put(self, picture: Picture, features: Features) -> None:
+        """Keep those of a picture; those used longest ago go."""
+        self._features[picture.token] = features
+        while sum(map(len, self._features.values())) > self._tokens_most:
+            self._features.popitem(last=False)
 
 
 def _identity(image: Image, rows: int, columns: int) -> int:

@@ -13,6 +13,9 @@ from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MAX
 from edge_agent.models.catalogue import Family, Variant
 
 MIB = 2**20
+ENCODER_BYTES = 200 * MIB
+"""With onnxruntime, strips of 2 or 3 tiles."""
+_FEATURE_COPIES = 2
 CONTEXT_TOKENS_MIN = 256
 """Less is of no use to anybody."""
 RESERVE_FACTOR = 1.10
@@ -26,7 +29,7 @@ class Build:
     """The numbers of a build that decide about memory.
 
     kv_values_per_token: keys and values of one token over all layers. original_context_tokens: where longrope changes
-    its factors, None for plain rope.
+    its factors, None for plain rope. hidden_size: width of a token inside the model, where it sees images.
     """
 
     backend: str
@@ -34,6 +37,7 @@ class Build:
     kv_values_per_token: int
     heads: int
     original_context_tokens: int | None = None
+    hidden_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,9 @@ class Rates:
 
     weights_factor: bytes held per byte of file. kv_bytes_per_value: of the cache, with its share of scales.
     token_bytes: activations and logits per token of a piece of prompt. score_bytes: per head, query and key of a
-    piece; 0 where attention never holds them all. overhead_bytes: interpreter, library, tokenizer. host_bytes: of the
-    machine's memory, where the rest lies in memory of the device's own.
+    piece; 0 where attention never holds them all. overhead_bytes: interpreter, library, tokenizer. encoder_bytes:
+    activations of an image encoder over a strip of tiles, and pixels. host_bytes: of the machine's memory, where the
+    rest lies in memory of the device's own.
     """
 
     weights_factor: float
@@ -51,6 +56,7 @@ class Rates:
     token_bytes: int
     score_bytes: float
     overhead_bytes: int
+    encoder_bytes: int = ENCODER_BYTES
     host_bytes: int = 0
 
 
@@ -82,6 +88,7 @@ def build_of(variant: Variant, family: Family) -> Build:
         kv_values_per_token=2 * family.layers * family.kv_heads * family.head_size,
         heads=family.heads,
         original_context_tokens=family.original_context_tokens,
+        hidden_size=family.heads * family.head_size if family.images else None,
     )
 
 
@@ -104,6 +111,7 @@ def _read_onnx(folder: Path) -> Build:
         heads=int(decoder["num_attention_heads"]),
         # onnxruntime-genai switches factors for this type, at the length that all its models have in common
         original_context_tokens=LONGROPE_TOKENS - 1 if model["type"].startswith("phi3") else None,
+        hidden_size=int(decoder["hidden_size"]) if "vision" in model else None,
     )
 
 
@@ -111,7 +119,14 @@ def _read_openvino(folder: Path) -> Build:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     heads = int(config["num_attention_heads"])
     values = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * config["hidden_size"] // heads
-    return Build("openvino", _size_bytes(folder, ".bin"), values, heads, config.get("original_max_position_embeddings"))
+    return Build(
+        backend="openvino",
+        weight_bytes=_size_bytes(folder, ".bin"),
+        kv_values_per_token=values,
+        heads=heads,
+        original_context_tokens=config.get("original_max_position_embeddings"),
+        hidden_size=int(config["hidden_size"]) if config.get("model_type") == "phi3_v" else None,
+    )
 
 
 _READERS = {"onnx": _read_onnx, "openvino": _read_openvino}
@@ -137,8 +152,16 @@ def needed(build: Build, *, device: str, context_tokens: int, parallel: int) -> 
     if build.original_context_tokens and context_tokens > build.original_context_tokens:
         # the first piece of a long prompt reaches beyond the switch
         work = max(work, _work_bytes(build, rate, LONGROPE_TOKENS, LONGROPE_TOKENS))
-    total = int(build.weight_bytes * rate.weights_factor + cache + work) + rate.overhead_bytes
+    seen = _seen_bytes(build, rate, context_tokens)
+    total = int(build.weight_bytes * rate.weights_factor + cache + work) + seen + rate.overhead_bytes
     return Needed(total, rate.host_bytes or total)
+
+
+def _seen_bytes(build: Build, rate: Rates, context_tokens: int) -> int:
+    """Return what images of one prompt take besides: the encoder's work, and their features, once more as they join."""
+    if build.hidden_size is None:
+        return 0
+    return rate.encoder_bytes + _FEATURE_COPIES * min(context_tokens, LONGROPE_TOKENS) * build.hidden_size * 4
 
 
 def _work_bytes(build: Build, rate: Rates, piece_tokens: int, reached_tokens: int) -> float:

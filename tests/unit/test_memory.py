@@ -1,6 +1,7 @@
 """What a load needs, and how much of what was asked for fits."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from fakes import GIB, machine
@@ -74,6 +75,25 @@ def test_the_catalogue_tells_the_same_of_a_published_build():
     (variant,) = catalogue.builds_of("phi-3.5-mini-onnx-cpu-int4")
     build = build_of(variant, catalogue.family_of(variant))
     assert (build.kv_values_per_token, build.heads, build.original_context_tokens) == (196_608, 32, 4096)
+
+
+VISION = {"onnx": "phi-3.5-vision-onnx-cpu-int4", "openvino": "phi-3.5-vision-openvino-int4"}
+
+
+@pytest.mark.parametrize("backend", VISION)
+def test_a_build_that_sees_needs_more(tmp_path, backend):
+    """The encoder's work and what it makes of a prompt's images, by its folder as by the catalogue."""
+    from edge_agent.synth import TINY, TINY_VISION, build_text
+
+    if backend == "openvino":
+        pytest.importorskip("openvino_tokenizers")
+    folders = [build_text(tmp_path / str(n), backend=backend, shape=s) for n, s in enumerate((TINY, TINY_VISION))]
+    blind, seeing = (read_build(folder, backend) for folder in folders)
+    assert (blind.hidden_size, seeing.hidden_size) == (None, 64)
+    assert need(seeing) - need(replace(seeing, hidden_size=None)) > 100 * MIB
+    catalogue = read()
+    (variant,) = catalogue.builds_of(VISION[backend])
+    assert build_of(variant, catalogue.family_of(variant)).hidden_size == 3072
 
 
 FULL_OPENVINO = Build("openvino", 2_315_483_180, 196_608, 32, 4096)
