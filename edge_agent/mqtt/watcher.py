@@ -14,7 +14,7 @@ from functools import partial
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached
-from edge_agent.jobs.job import TERMINAL, Destination, Job, JobState
+from edge_agent.jobs.job import TERMINAL, Destination, Job, JobState, Outcome
 from edge_agent.jobs.queue import Envelope, Queue, StorageError
 from edge_agent.jobs.request import Request
 from edge_agent.jobs.spool import Spool
@@ -25,7 +25,7 @@ from edge_agent.log import get_logger
 from edge_agent.mqtt.filters import apart, intersect
 from edge_agent.mqtt.link import Receipt, Subscription
 from edge_agent.mqtt.payloads import WatchReading
-from edge_agent.mqtt.topics import watch_client
+from edge_agent.mqtt.topics import watch_client, watch_of
 from edge_agent.mqtt.wire import TRACEPARENT_BYTES_MAX, Inbound, decode_seen
 
 SESSION_S = 300
@@ -130,10 +130,18 @@ class Watcher:
     def told(self, changes: Sequence[Job]) -> None:
         """Count the ends of watches' jobs."""
         ended = {JobState.SUCCEEDED: "answered", JobState.CANCELED: "superseded"}
-        with self._lock:
-            for job in changes:
-                if job.watched and job.state in TERMINAL and job.client in self._counts:
-                    self._counts[job.client][ended.get(job.state, "failed")] += 1
+        for job in changes:
+            if not job.watched or job.state not in TERMINAL or job.client not in self._counts:
+                continue
+            how = ended.get(job.state, "failed")
+            with self._lock:
+                self._counts[job.client][how] += 1
+                count = self._counts[job.client][how]
+            error = Outcome.model_validate_json(job.outcome or "{}").error
+            if how == "failed" and error is not None and _seldom(count):
+                log.warning(
+                    "watch.failed", watch=watch_of(job.client), code=error.code, reason=error.message, count=count
+                )
 
     def readings(self) -> tuple[WatchReading, ...]:
         """Return what every rule did since the start."""
@@ -231,8 +239,13 @@ class Watcher:
         with self._lock:
             self._dropped[rule.name][reason] += 1
             count = self._dropped[rule.name][reason]
-        if reason not in WANTED and count & (count - 1) == 0:
+        if reason not in WANTED and _seldom(count):
             log.warning("watch.dropped", watch=rule.name, reason=reason, field=lacking, count=count)
+
+
+def _seldom(count: int) -> bool:
+    """Return whether this is the first, the second, the fourth …: what goes on happening is not said every time."""
+    return count & (count - 1) == 0
 
 
 _COUNTED = ("taken", "answered", "failed", "superseded")

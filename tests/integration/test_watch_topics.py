@@ -1,8 +1,12 @@
 """Watch rules end to end: a real broker, mosquitto_pub, the daemon, the demo model."""
 
 import json
+import subprocess
+import threading
 
+import psutil
 import pytest
+from PIL import Image, ImageDraw
 from running import AgentProcess, Listener, mosquitto_pub, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
@@ -72,6 +76,154 @@ def test_what_a_sensor_publishes_is_answered_where_its_rule_says(agent, broker):
         telemetry = wait_for(lambda: watches(answers, "door", taken=2, answered=2), "telemetry")
         assert telemetry["dropped"] == {"unchanged": 1}
         assert not [inbound.topic for inbound, _ in answers.messages if "/clients/" in inbound.topic]
+
+
+CAMERA = """
+[[watch]]
+name = "camera"
+topic = "cams/+"
+prompt = "What is shown in this image?"
+max_tokens = 24
+answer_topic = "answers/{{ topic.2 }}"
+"""
+
+
+@pytest.fixture(scope="module")
+def demo_vision(tmp_path_factory):
+    """The trained model, which knows shapes and colours."""
+    from edge_agent.synth import build_demo
+
+    return build_demo(tmp_path_factory.mktemp("models") / "demo-vision", vision=True)
+
+
+@pytest.fixture
+def seeing(broker, tmp_path, demo_vision):
+    models = [{"name": "sees", "path": str(demo_vision), "context_tokens": 4096}]
+    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, extra=CAMERA) as running:
+        running.wait_said("engine.ready")
+        running.wait_said("link.up", 2)
+        yield running
+
+
+def photo(file, shape, colour, *, grain=0):
+    """A shape on a noisy ground, so that no two photos are the same file; about 200 kB."""
+    image = Image.effect_noise((640, 480), 20 + grain).convert("RGB").point(lambda value: 200 + value // 5)
+    draw, box = ImageDraw.Draw(image), (160, 80, 480, 400)
+    draw.ellipse(box, fill=colour) if shape == "circle" else draw.rectangle(box, fill=colour)
+    image.save(file, "JPEG", quality=95)
+    return file
+
+
+def publish_file(broker, topic, file, qos=0):
+    """What a user types."""
+    command = ["mosquitto_pub", "-h", broker.host, "-p", str(broker.port), "-q", str(qos), "-t", topic, "-f", str(file)]
+    subprocess.run(command, check=True, timeout=60)
+
+
+def test_a_photo_of_mosquitto_pub_is_answered(seeing, broker, tmp_path):
+    """Two photos of two cameras; of each the answer tells what it shows, and nothing is left on the disk."""
+    with Answers(broker, "answers/#") as answers:
+        publish_file(broker, "cams/one", photo(tmp_path / "a.jpg", "circle", "red"))
+        assert "red circle" in answers.wait_on("answers/one")[0]
+        publish_file(broker, "cams/two", photo(tmp_path / "b.jpg", "square", "blue"), qos=1)
+        assert "blue square" in answers.wait_on("answers/two")[0]
+        wait_for(lambda: not spooled(seeing), "the spool to be empty")
+
+
+def spooled(agent):
+    return [file for file in (agent.state_dir / "images").rglob("*") if file.is_file()]
+
+
+def test_twenty_photos_a_second_cost_neither_memory_nor_disk_and_the_newest_wins(seeing, broker, tmp_path):
+    """Faster than the engine, through a kill of the agent: what is answered last is what came last."""
+    files = [photo(tmp_path / f"{number}.jpg", "circle", "red", grain=number) for number in range(20)]
+    last = photo(tmp_path / "last.jpg", "square", "blue")
+    pause, heaviest = threading.Event(), 0
+    resting_bytes = psutil.Process(seeing.pid).memory_info().rss
+    with Answers(broker, "answers/#", "edge/v1/agents/edge-01/evt/telemetry") as answers:
+
+        def flood(rounds):
+            nonlocal heaviest
+            for number in range(rounds):
+                publish_file(broker, "cams/one", files[number % len(files)], qos=number % 2)
+                lying = sum(file.stat().st_size for file in spooled(seeing) if file.exists())
+                heaviest = max(heaviest, lying)
+                pause.wait(0.03)
+
+        flood(80)
+        taken = wait_for(lambda: watches(answers, "camera"), "telemetry")
+        assert taken["superseded"] > 0
+        assert psutil.Process(seeing.pid).memory_info().rss - resting_bytes < 25 * 2**20
+        seeing.kill()
+        seeing.start()
+        seeing.wait_said("engine.ready", 2)
+        seeing.wait_said("link.up", 4)
+        flood(40)
+        publish_file(broker, "cams/one", last, qos=1)
+        wait_for(lambda: "blue square" in answers.wait_on("answers/one")[-1], "the newest")
+        wait_for(lambda: not spooled(seeing), "the spool to be empty")
+        assert heaviest < 20 * 2**20
+        told = wait_for(lambda: watches(answers, "camera"), "telemetry")
+        assert set(told["dropped"]) <= {"behind"}
+
+
+def test_what_was_accepted_is_answered_after_a_kill(broker, tmp_path, tiny_model):
+    """Twenty messages are stored, the agent is killed, and every one of them is answered."""
+    rule = """
+[[watch]]
+name = "lines"
+topic = "lines/+"
+prompt = "Status: pump {{ payload }}. Is the pump on?"
+max_tokens = 300
+pending = 100
+answer_topic = "answers/{{ topic.2 }}"
+"""
+    models = [{"name": "tiny", "path": str(tiny_model), "context_tokens": 512}]
+    with (
+        AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, extra=rule) as agent,
+        Answers(broker, "answers/#", "edge/v1/agents/edge-01/evt/telemetry") as answers,
+    ):
+        agent.wait_said("engine.ready")
+        agent.wait_said("link.up", 2)
+        for number in range(20):
+            mosquitto_pub(broker, f"lines/{number}", "on")
+        agent.wait_said("job.accepted", 20)
+        agent.kill()
+        assert len(agent.said("job.ended")) < 20
+        agent.start()
+        for number in range(20):
+            answers.wait_on(f"answers/{number}")
+
+
+def test_what_the_broker_retains_is_skipped_or_taken_once(broker, tmp_path, demo_model):
+    """A rule that wants it gets it when its subscription is new, and not again after a restart."""
+    rules = "".join(
+        f"""
+[[watch]]
+name = "{name}"
+topic = "{name}/+"
+retained = "{name}"
+prompt = "Turn on the {{{{ payload }}}}."
+max_tokens = 8
+answer_topic = "answers/{name}"
+"""
+        for name in ("once", "skip")
+    )
+    for name in ("once", "skip"):
+        mosquitto_pub(broker, f"{name}/a", "fan", "-r")
+    models = [{"name": "demo", "path": str(demo_model), "context_tokens": 512}]
+    with (
+        Answers(broker, "answers/#") as answers,
+        AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, extra=rules) as agent,
+    ):
+        answers.wait_on("answers/once")
+        agent.stop()
+        agent.start()
+        agent.wait_said("link.up", 4)
+        agent.wait_said("engine.ready", 2)
+        mosquitto_pub(broker, "skip/a", "fan", "-r")  # published now, retained or not, it is news
+        answers.wait_on("answers/skip")
+        assert [inbound.topic for inbound, _ in answers.messages] == ["answers/once", "answers/skip"]
 
 
 def watches(answers, name, **fields):

@@ -127,7 +127,7 @@ def test_what_runs_is_never_superseded(tmp_path):
         assert tower.reading().answered == 1
 
 
-def test_what_did_not_succeed_leaves_nothing(tmp_path):
+def test_what_did_not_succeed_leaves_nothing(tmp_path, capsys):
     """A job that failed or expired is counted and gone: nobody can ask for it."""
     with Tower(tmp_path, SENSOR | {"pending": 9}) as tower:
         tower.see("a/b", b"1", expiry_s=5)
@@ -139,6 +139,7 @@ def test_what_did_not_succeed_leaves_nothing(tmp_path):
         assert tower.reading().failed == 2
         assert tower.queue.backlog == Backlog(0, 0)
         assert tower.queue.owed(9) == []
+    assert "watch.failed" in capsys.readouterr().out
 
 
 def test_two_rules_may_take_one_message(tmp_path):
