@@ -36,7 +36,7 @@ demo: $(VENV)/.demo broker ## set up, then run a broker, an agent and a few jobs
 	$(VENV)/bin/edge-agent demo
 
 .PHONY: test
-test: $(VENV)/.dev broker ## set up, then run the tests
+test: $(VENV)/.dev broker prometheus ## set up, then run the tests
 	$(VENV)/bin/python -m pytest
 
 .PHONY: check
@@ -93,4 +93,26 @@ broker:
 	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; \
 	command -v mosquitto >/dev/null && command -v mosquitto_pub >/dev/null || { \
 		$(call apt_install,mosquitto mosquitto-clients); \
+	}
+
+# Unpacked beside Python and not installed: Debian's package would start a service that listens on every address.
+.PHONY: prometheus
+prometheus: | $(VENV)/bin/pip
+	@{ command -v prometheus && command -v promtool || [ -x $(VENV)/bin/promtool ]; } >/dev/null || { \
+		command -v apt-get >/dev/null || { \
+			echo "There is no apt-get here: install prometheus and promtool by this system's own means." >&2; \
+			exit 1; \
+		}; \
+		as_root=""; \
+		if [ "$$(id -u)" != 0 ]; then as_root=sudo; fi; \
+		folder="$$(mktemp -d)"; \
+		trap 'rm -rf "$$folder"' EXIT; \
+		chmod 755 "$$folder"; \
+		fetch() { (cd "$$folder" && apt-get download prometheus </dev/null); }; \
+		fetch || { $$as_root apt-get update </dev/null && fetch; } || { \
+			echo "apt-get could not download prometheus: see above, install it by hand, then run make again." >&2; \
+			exit 1; \
+		}; \
+		dpkg-deb -x "$$folder"/prometheus_*.deb "$$folder/files"; \
+		cp "$$folder"/files/usr/bin/prometheus "$$folder"/files/usr/bin/promtool $(VENV)/bin/; \
 	}

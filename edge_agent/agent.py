@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from edge_agent import __version__
 from edge_agent.dispatcher import IDLE_S, Dispatcher
@@ -51,6 +52,9 @@ from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings
 from edge_agent.state_dir import locked, open_queue
 from hardware.probe import probe
+
+if TYPE_CHECKING:
+    from edge_agent.integrations.http import HttpServer
 
 TICK_S = 1.0
 """How often the main thread looks after engines and feeds the watchdog when nothing wakes it."""
@@ -243,9 +247,29 @@ class Agent:
             condition=self._condition,
             connections=lambda: self._link.connections,
             look=self._restraint.look,
+            restraint=lambda: self._restraint.level,
             refresh=self._announcer.refresh,
             watches=self._watcher.readings,
             say=self._report,
+        )
+        self._http = self._build_http()
+
+    def _build_http(self) -> "HttpServer | None":
+        asked = self._settings.prometheus
+        if asked.port is None:
+            return None
+        from edge_agent.integrations import prometheus  # noqa: PLC0415 - costs memory, and few ask for it
+
+        return prometheus.server(
+            asked.host,
+            asked.port,
+            prometheus.Sources(
+                telemetry=lambda: self._reporter.latest,
+                counts=self._tally.counts,
+                condition=self._condition,
+                connected=lambda: self._link.connected,
+                alive=self._alive,
+            ),
         )
 
     def _build_watch_link(self) -> Link | None:
@@ -281,6 +305,8 @@ class Agent:
         if self._watch_link:
             self._watch_link.start()
         self._reporter.start()
+        if self._http is not None:
+            self._http.start()
         self._provision.start()
         self._notifier.ready()
         log.info("agent.started", agent=self._settings.agent.id, version=__version__, boot_id=self._boot_id)
@@ -307,6 +333,8 @@ class Agent:
                 "agent.unsettled",
                 next="results that did not reach the broker are published after the next start",
             )
+        if self._http is not None:
+            self._http.stop()
         self._link.stop()
         self._outbox.stop()
         self._supervisor.stop()
@@ -354,9 +382,12 @@ class Agent:
             self._wake.wait(TICK_S)
             self._wake.clear()
 
+    def _alive(self) -> bool:
+        """Return whether the threads that say so show signs of life."""
+        return time.monotonic() - min(self._dispatcher.beat_s, self._store.beat_s) < STUCK_S
+
     def _feed(self) -> None:
-        oldest_s = min(self._dispatcher.beat_s, self._store.beat_s)
-        if time.monotonic() - oldest_s < STUCK_S:
+        if self._alive():
             self._notifier.alive()
         condition = self._condition()
         running = sum(self._dispatcher.running(serve.name) for serve in self._settings.models.serve)

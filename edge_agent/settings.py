@@ -284,6 +284,15 @@ class GovernorSection(Section):
     )
 
 
+class PrometheusSection(Section):
+    """What Prometheus reads."""
+
+    port: int | None = Field(
+        None, ge=1, le=65535, description="port of /metrics, /healthz and /readyz; nothing listens when unset"
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; who reaches it may read everything")
+
+
 class Settings(BaseSettings):
     """Everything the agent can be told."""
 
@@ -299,6 +308,7 @@ class Settings(BaseSettings):
     log: LogSection = Field(default_factory=LogSection)
     telemetry: TelemetrySection = Field(default_factory=TelemetrySection)
     governor: GovernorSection = Field(default_factory=GovernorSection)
+    prometheus: PrometheusSection = Field(default_factory=PrometheusSection)
     watch: tuple[WatchSection, ...] = Field(
         (), max_length=64, description="[[watch]] tables: rules from topics to prompts"
     )

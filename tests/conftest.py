@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import find_program
 
 from edge_agent.mqtt.broker import BrokerMissingError, PrivateBroker, find_mosquitto
 
@@ -18,7 +19,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what cannot run here; in CI its absence is a failure, or nobody would notice that it never ran."""
-    for marker, missing in (("broker", _broker_missing), ("engine", _engine_missing)):
+    needs = (("broker", _broker_missing), ("engine", _engine_missing), ("prometheus", _prometheus_missing))
+    for marker, missing in needs:
         if item.get_closest_marker(marker) and (reason := missing()):
             if os.environ.get("CI") == "true":
                 pytest.fail(reason, pytrace=False)
@@ -37,6 +39,13 @@ def _engine_missing() -> str | None:
     if importlib.util.find_spec("onnxruntime_genai"):
         return None
     return "onnxruntime-genai is not installed; install it with: pip install -e '.[cpu]'"
+
+
+def _prometheus_missing() -> str | None:
+    if importlib.util.find_spec("prometheus_client") is None:
+        return "prometheus-client is not installed; install it with: pip install -e ."
+    missing = [name for name in ("prometheus", "promtool") if find_program(name) is None]
+    return f"{' and '.join(missing)} not found; fetch them with: make prometheus" if missing else None
 
 
 @pytest.fixture

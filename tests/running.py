@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 from jsonschema import Draft202012Validator
@@ -21,6 +23,11 @@ PATIENCE_S = 60.0
 """Bound on every wait of a test; what takes this long has failed."""
 
 _VALIDATORS = {name: Draft202012Validator(schema) for name, schema in schemas().items()}
+
+
+def find_program(name):
+    """Return where a program is: on the PATH, or beside this Python, where make puts what it fetches; else None."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def wait_for(condition, what, timeout_s=PATIENCE_S):

@@ -60,6 +60,7 @@ class Reporter:
         condition: Callable[[], Condition],
         connections: Callable[[], int],
         look: Callable[[Readings], None],
+        restraint: Callable[[], int],
         refresh: Callable[[], None],
         watches: Callable[[], tuple[WatchReading, ...]],
         say: Callable[[Publication], None],
@@ -77,6 +78,7 @@ class Reporter:
         self._condition = condition
         self._connections = connections
         self._look = look
+        self._restraint = restraint
         self._refresh = refresh
         self._watches = watches
         self._say = say
@@ -130,6 +132,7 @@ class Reporter:
             uptime_s=round(time.monotonic() - self._begun_s, 1),
             health=condition.health,
             reasons=condition.reasons,
+            restraint=self._restraint(),
             queue=queue.unfinished,
             queue_oldest_s=queue.oldest_s,
             engines=tuple(self._reading(engine, counts) for engine in self._engines()),

@@ -310,8 +310,9 @@ class WatchReading(Payload):
 class Telemetry(MachineReading):
     """How the agent is, every few seconds. What cannot be read is absent, never 0.
 
-    `counters` count from the agent's start and are absent while 0; `lifetime` counts from the making of the queue and
-    survives restarts.
+    `restraint` says how far the agent holds back: 0 not at all, 1 fewer lanes, 2 out of its pools, 3 with pauses
+    between steps, 4 models unloaded. `counters` count from the agent's start and are absent while 0; `lifetime` counts
+    from the making of the queue and survives restarts.
     """
 
     agent: str
@@ -320,6 +321,7 @@ class Telemetry(MachineReading):
     uptime_s: float
     health: str
     reasons: tuple[str, ...] = ()
+    restraint: int = 0
     queue: Mapping[str, int] = {}
     queue_oldest_s: float | None = None
     engines: tuple[EngineReading, ...] = ()

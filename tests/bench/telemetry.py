@@ -66,6 +66,7 @@ def reporting(snapshots: Snapshots, folder: Path, seconds: float) -> list[Figure
         condition=lambda: Condition("ready"),
         connections=lambda: 1,
         look=lambda _seen: None,
+        restraint=lambda: 0,
         refresh=lambda: None,
         say=lambda publication: sizes.append(len(publication.payload)),
     )

@@ -57,7 +57,11 @@ APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.broker")
 """Parts that know nothing of the rest; any layer may use them."""
 
 BACKENDS = frozenset({"llguidance", "onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai"})
-HEAVY = BACKENDS | {"numpy", "PIL", "huggingface_hub", "httpx2", "typer", "rich", "onnx", "tokenizers"}
+HEAVY = (
+    BACKENDS
+    | {"http.server", "prometheus_client"}
+    | {"numpy", "PIL", "huggingface_hub", "httpx2", "typer", "rich", "onnx", "tokenizers"}
+)
 
 
 def module_name(file):
@@ -131,6 +135,7 @@ def test_parts_that_stand_apart_import_nothing_of_ours(part):
         ("typer", {name for name in FILES if inside(name, "edge_agent.cli", "edge_agent.synth")}),
         ("rich", {name for name in FILES if inside(name, "edge_agent.cli")}),
         ("PIL", {"edge_agent.jobs.images", "edge_agent.engine.pixels"}),
+        ("prometheus_client", {"edge_agent.integrations.prometheus"}),
         ("huggingface_hub", {"edge_agent.models.remote"}),
         ("httpx2", {"edge_agent.models.remote"}),
     ],

@@ -1,0 +1,1 @@
+"""What other people's monitoring reads of an agent."""
