@@ -27,6 +27,7 @@ from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import Snapshots, free_bytes
 from edge_agent.health.systemd import Notifier
 from edge_agent.health.tally import Counts, Tally
+from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers
 from edge_agent.jobs import rules
 from edge_agent.jobs.darkroom import Darkroom
 from edge_agent.jobs.job import Failure, Job
@@ -131,6 +132,7 @@ class Agent:
                 Subscription(topics.commands),
                 Subscription(topics.event("presence"), retained="always"),
                 *(Subscription(topics.pool_cancels(name)) for name in settings.agent.pools),
+                *((Subscription(f"{settings.homeassistant.prefix}/status"),) if settings.homeassistant.enabled else ()),
             ),
             callbacks=Callbacks(
                 receive=self._receive,
@@ -148,6 +150,19 @@ class Agent:
             pace=self._pace,
             keep_text=settings.privacy.keep_text,
             chance=random.random,
+        )
+        self._home = HomeAssistant(
+            topics,
+            prefix=settings.homeassistant.prefix if settings.homeassistant.enabled else None,
+            model=self._machine.board.model,
+            period_s=settings.telemetry.period_s,
+            watches=[
+                WatchAnswers(rule.section.name, rules.shape(rule.answer, topic), rule.section.answer_format == "json")
+                for rule in self._rules
+                for topic in rule.section.topics[:1]
+            ],
+            mark=state_dir / "homeassistant",
+            say=self._outbox.say,
         )
         self._restraint = Restraint(
             policy(settings),
@@ -328,11 +343,8 @@ class Agent:
         self._hand_back()
         self._await_rows()
         self._announcer.farewell("stopped")
-        if self._link.connected and not self._outbox.settle(SETTLE_S):
-            log.warning(
-                "agent.unsettled",
-                next="results that did not reach the broker are published after the next start",
-            )
+        if self._link.connected:
+            self._settle()
         if self._http is not None:
             self._http.stop()
         self._link.stop()
@@ -340,6 +352,15 @@ class Agent:
         self._supervisor.stop()
         self._store.stop()
         log.info("agent.stopped")
+
+    def _settle(self) -> None:
+        if self._outbox.settle(SETTLE_S):
+            self._home.settled()
+        else:
+            log.warning(
+                "agent.unsettled",
+                next="results that did not reach the broker are published after the next start",
+            )
 
     def _hand_back(self) -> None:
         """Let other agents have the jobs of pools that did not end here."""
@@ -448,8 +469,11 @@ class Agent:
 
     def _receive(self, inbound: Inbound, receipt: Receipt) -> None:
         acknowledge = partial(self._link.ack, receipt)
-        if inbound.topic == self._topics.event("presence"):
-            self._announcer.seen(inbound)
+        if inbound.topic in (self._topics.event("presence"), self._home.status_topic):
+            if inbound.topic == self._home.status_topic:
+                self._home.heard(inbound.payload)
+            else:
+                self._announcer.seen(inbound)
             # Nothing to store, but acknowledged in its turn: MQTT 5 wants the order of arrival.
             self._store.put(
                 Operation(lambda _queue: None, lambda _none: acknowledge(), refuse=lambda _error: acknowledge())
@@ -460,6 +484,7 @@ class Agent:
     def _up(self, conn_seq: int) -> None:
         self._pools.reset()
         self._announcer.birth(conn_seq)
+        self._home.announce()
         self._outbox.wake()
 
     def _down(self, reason: str) -> None:

@@ -284,6 +284,13 @@ class GovernorSection(Section):
     )
 
 
+class HomeAssistantSection(Section):
+    """Being found by Home Assistant."""
+
+    enabled: bool = Field(False, description="announce this agent to Home Assistant, through the same broker")
+    prefix: Root = Field("homeassistant", description="its discovery prefix")
+
+
 class PrometheusSection(Section):
     """What Prometheus reads."""
 
@@ -309,6 +316,7 @@ class Settings(BaseSettings):
     telemetry: TelemetrySection = Field(default_factory=TelemetrySection)
     governor: GovernorSection = Field(default_factory=GovernorSection)
     prometheus: PrometheusSection = Field(default_factory=PrometheusSection)
+    homeassistant: HomeAssistantSection = Field(default_factory=HomeAssistantSection)
     watch: tuple[WatchSection, ...] = Field(
         (), max_length=64, description="[[watch]] tables: rules from topics to prompts"
     )
