@@ -199,12 +199,15 @@ def _openvino(spec: ModelSpec) -> Loop:
         told = {"INFERENCE_NUM_THREADS": spec.threads, **PLAIN_OPENVINO}
     elif spec.device == "npu":  # it is compiled for a longest prompt, and takes no longer one
         told = importlib.import_module("edge_agent.engine.openvino_npu").properties(spec, spec.context_tokens)
-    pipeline = genai.LLMPipeline(str(spec.path), spec.device.upper(), **{**told, **spec.options})
+    sees = (spec.path / "openvino_language_model.xml").is_file()
+    kind = genai.VLMPipeline if sees else genai.LLMPipeline
+    pipeline = kind(str(spec.path), spec.device.upper(), **{**told, **spec.options})
 
     def loop(prompt: str, max_tokens: int) -> BareSpell:
         begun_s = time.perf_counter()
-        # a list, for only then figures come with the text
-        figures = pipeline.generate([prompt], max_new_tokens=max_tokens, do_sample=False).perf_metrics
+        # a list, for only then figures come with the text; from what sees they always do
+        asked = prompt if sees else [prompt]
+        figures = pipeline.generate(asked, max_new_tokens=max_tokens, do_sample=False).perf_metrics
         seconds = time.perf_counter() - begun_s
         tokens = int(figures.get_num_generated_tokens())
         first_s = figures.get_ttft().mean / 1000

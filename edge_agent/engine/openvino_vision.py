@@ -10,6 +10,7 @@ import openvino as ov
 
 from edge_agent.engine.picture import Album, Features, Picture
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.tiles import TILE_PIXELS
 
 _MODEL_TYPE = "phi3_v"
 _SIDE_TOKENS = 12
@@ -22,7 +23,8 @@ class Eyes:
     That would be half a minute for one image, in which no cancel is heard. A model that never runs takes 20 MB. What
     was seen of late is kept, up to `kept_tokens`.
 
-    Raises EdgeAgentError: MODEL_ERROR when settings cannot be read, UNSUPPORTED for models other than Phi-3.5-vision.
+    Raises EdgeAgentError: MODEL_ERROR when settings cannot be read or a tile does not come out as it should,
+    UNSUPPORTED for models other than Phi-3.5-vision.
     """
 
     def __init__(self, folder: Path, *, device: str, properties: Mapping[str, Any], kept_tokens: int) -> None:
@@ -33,6 +35,8 @@ class Eyes:
             for part in ("text_embeddings", "vision_embeddings", "vision_projection")
         )
         self._album = Album(kept_tokens)
+
+        self._look_at_nothing()
 
     def embed(self, tokens: Sequence[int]) -> Features:
         """Return what the decoder reads for token ids."""
@@ -53,6 +57,17 @@ class Eyes:
             features: Features = self._projector(self._joined(picture)[None])[0][0]
             self._album.put(picture, features)
             picture.keep(features)
+
+    def _look_at_nothing(self) -> None:
+        """Encode an empty image: the first is slower, for weights are repacked."""
+        blank = np.zeros((1, 3, TILE_PIXELS, TILE_PIXELS), np.float32)
+        patches = self._encoder(blank)[0]
+        expected = (1, 4 * _SIDE_TOKENS**2, self._row_end.size // 4)
+        if patches.shape != expected:
+            raise EdgeAgentError(
+                Code.MODEL_ERROR, f"the build makes {patches.shape} of a tile and not {expected}; use another"
+            )
+        self._projector(self._lines([patches], 1, 1)[None])
 
     def _joined(self, picture: Picture) -> Features:
         """Put the tiles together as the model reads them: the grid, what stands between, the overview."""
