@@ -35,7 +35,6 @@ class Eyes:
             for part in ("text_embeddings", "vision_embeddings", "vision_projection")
         )
         self._album = Album(kept_tokens)
-
         self._look_at_nothing()
 
     def embed(self, tokens: Sequence[int]) -> Features:

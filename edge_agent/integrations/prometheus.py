@@ -102,7 +102,8 @@ def server(host: str, port: int, sources: Sources) -> HttpServer:
 
 def metrics(sources: Sources) -> bytes:
     """Return everything in the text format."""
-    return generate_latest(cast(Any, _Registry(lambda: _families(sources))))
+    text: bytes = generate_latest(cast(Any, _Registry(lambda: _families(sources))))
+    return text
 
 
 @dataclass(frozen=True, slots=True)
