@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from edge_agent.engine.grammar import circular, endless
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.errors import Code, EdgeAgentError
 
@@ -25,6 +26,8 @@ ITEMS_MAX = 1024
 """The greatest number of `maxItems` and `maxProperties`, which compile to less."""
 EXPANDED_MAX = 512
 """Repeated characters, classes and groups, written out: `([a-z]{1,8}-){1,8}` is 72."""
+RULES_MAX = 256
+"""Of a grammar: translating one from EBNF looks through all of them once for each."""
 OPTIONAL_MAX = 24
 """Question marks in one expression: each may begin at any later one."""
 
@@ -60,11 +63,25 @@ def check(guide: Guide) -> None:
         case GuideKind.REGEX:
             _check_expression(guide.text)
         case GuideKind.GRAMMAR:
-            _check_expression(guide.text, quotes=True)
+            _check_grammar(guide.text)
 
 
 def _refuse(what: str, code: Code = Code.BAD_REQUEST) -> NoReturn:
     raise EdgeAgentError(code, f"response_format: {what}")
+
+
+def _check_grammar(text: str) -> None:
+    rules = text.count("::=")
+    if not rules:
+        _refuse(
+            "grammars are written in EBNF (root ::= ...), as for llama.cpp; rewrite it, or send a regex",
+            Code.UNSUPPORTED,
+        )
+    if rules > RULES_MAX:
+        _refuse(f"more than {RULES_MAX} rules; simplify it")
+    _check_expression(text, quotes=True)
+    if endless(text):
+        _refuse("a rule of the grammar never comes to an end, or is missing; mend it")
 
 
 def _check_schema(text: str) -> None:
@@ -72,7 +89,7 @@ def _check_schema(text: str) -> None:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema is no JSON") from error
-    budget = _Budget()
+    budget, references = _Budget(), set[str]()
     waiting = [(schema, 1)]
     while waiting:
         each, depth = waiting.pop()
@@ -81,8 +98,12 @@ def _check_schema(text: str) -> None:
             continue  # anything, or nothing
         if not isinstance(each, dict):
             _refuse("a schema must be an object")
+        if isinstance(reference := each.get("$ref"), str):
+            references.add(reference)
         waiting += [(inner, depth + 1) for inner in _inner_schemas(each, budget)]
     budget.settle()
+    if circular(schema, references):
+        _refuse("a $ref leads to nothing but itself; mend it")
 
 
 def _inner_schemas(schema: Mapping[str, Any], budget: "_Budget") -> Iterator[Any]:

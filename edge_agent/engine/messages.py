@@ -64,10 +64,7 @@ class GuideKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """What a text must look like: a JSON Schema as JSON, a regular expression, or a grammar.
-
-    Grammars are in the library's own notation: Lark for onnxruntime-genai, EBNF for OpenVINO.
-    """
+    """What a text must look like: a JSON Schema as JSON, a regular expression, or a grammar in llama.cpp's EBNF."""
 
     kind: GuideKind
     text: str

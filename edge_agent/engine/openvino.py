@@ -16,6 +16,7 @@ from edge_agent.engine.messages import Limits
 from edge_agent.engine.openvino_model import Cache, OpenvinoModel, library
 from edge_agent.engine.openvino_prompt import Reader
 from edge_agent.engine.openvino_vision import Eyes
+from edge_agent.engine.openvino_vocabulary import tokenizer
 from edge_agent.engine.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MIN
 from edge_agent.engine.prompt import SpecialTokens
 from edge_agent.engine.words import Vocabulary
@@ -66,7 +67,11 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     try:
         with library():
             pipeline = genai.ContinuousBatchingPipeline(
-                spec.path, _scheduler(limits, cache), device, {**told, **sampler}
+                spec.path,
+                tokenizer(spec.path, vocabulary),
+                _scheduler(limits, cache),
+                device,
+                **{**told, **sampler},
             )
             eyes = Eyes(spec.path, device=device, properties=told, kept_tokens=context_tokens) if sees else None
     except EdgeAgentError as error:

@@ -35,16 +35,10 @@ class GuideTrial:
     def compiled(self, guide: Guide) -> Any:
         """Return the library's configuration for a guide.
 
-        Raises EdgeAgentError: BAD_REQUEST with the library's reason when it cannot be compiled, UNSUPPORTED for a
-        grammar that is not in EBNF, and as `guide.check` does.
+        Raises EdgeAgentError: BAD_REQUEST with the library's reason when it cannot be compiled, and as `guide.check`
+        does.
         """
         bounds.check(guide)
-        if guide.kind is GuideKind.GRAMMAR and "::=" not in guide.text:
-            raise EdgeAgentError(
-                Code.UNSUPPORTED,
-                "response_format: this engine takes grammars in EBNF (root ::= ...), not in Lark; "
-                "rewrite it, or use a json_schema or a regex",
-            )
         structured = genai.StructuredOutputConfig(**{_FIELDS[guide.kind]: guide.text})
         if self._pipeline is None:
             self._pipeline = _silent_pipeline(self._tokenizer, self._vocab_size)

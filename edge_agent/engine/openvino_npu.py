@@ -28,6 +28,7 @@ from edge_agent.engine.openvino_model import library
 from edge_agent.engine.openvino_prompt import Reader
 from edge_agent.engine.openvino_pull import pulled
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
+from edge_agent.engine.openvino_vocabulary import tokenizer
 from edge_agent.engine.prompt import SpecialTokens, answer_room
 from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import EdgeAgentError
@@ -58,7 +59,12 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     special_tokens, vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
     try:
         with library():
-            pipeline = genai.LLMPipeline(str(spec.path), spec.device.upper(), **properties(spec, limits.context_tokens))
+            pipeline = genai.LLMPipeline(
+                str(spec.path),
+                tokenizer(spec.path, vocabulary),
+                spec.device.upper(),
+                **properties(spec, limits.context_tokens),
+            )
     except EdgeAgentError as error:
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
     return NpuModel(

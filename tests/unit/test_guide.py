@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from edge_agent.engine import grammar as grammars
 from edge_agent.engine import guide as bounds
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.errors import Code, EdgeAgentError
@@ -78,6 +79,7 @@ def test_ordinary_guides_pass(guide):
         regex(".?" * 25),
         regex("(" * 32 + "a" + ")" * 32),
         grammar('root ::= "a"{1,100000}'),
+        grammar("\n".join(f"r{i} ::= [a]" for i in range(257))),
         schema("{not json"),
         schema("[" * 16_000),
         schema("3"),
@@ -126,3 +128,56 @@ def test_what_a_library_would_leave_unheeded_is_refused(keyword):
         bounds.check(schema({"properties": {"a": {"items": keyword}}}))
     assert raised.value.code is Code.UNSUPPORTED
     assert "secret" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ('root ::= "a"', True),
+        ('root ::= ""', True),
+        ("root ::= [a-z]+ b*\nb ::= root", True),
+        ('root ::= "(" root ")" | "x"', True),
+        ('root ::= root "x" | "x"', True),
+        ("root ::= (root)? ", True),
+        ("root ::= root{0,3}", True),
+        ('root ::= a b # "\na ::= "]"\nb ::= [^"|]', True),
+        ("root ::= root", False),
+        ("root ::= root{1,3}", False),
+        ("root ::= (root)+", False),
+        ('root ::= "x" (a | b)\na ::= b\nb ::= "y" a', False),
+        ('root ::= "x" root', False),
+        ('root ::= "x" | (("y" root) | "z") missing', True),
+        ('root ::= "x" missing', False),
+        ('a ::= "x"', False),
+    ],
+)
+def test_a_grammar_that_cannot_end_is_found(text, ends):
+    """One alternative is enough; what is optional need not end."""
+    assert grammars.endless(text) is not ends
+
+
+@pytest.mark.parametrize(
+    ("target", "circular"),
+    [
+        ({"type": "array", "items": {"$ref": "#/$defs/a"}}, False),
+        ({"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}, False),
+        ({"$ref": "#/$defs/b"}, False),
+        ({"$ref": "#/$defs/absent"}, False),
+        ({"$ref": "elsewhere"}, False),
+        ({"$ref": "#/$defs/a"}, True),
+        ({"$ref": "#/$defs/c"}, True),
+        ({"$ref": "#"}, True),
+        ({"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/c"}]}, True),
+        ({"allOf": [{"$ref": "#/$defs/a"}]}, True),
+    ],
+    ids=str,
+)
+def test_a_reference_that_leads_to_itself_is_found(target, circular):
+    """Not one that asks for something on its way."""
+    defined = {"a": target, "b": {"type": "string"}, "c": {"$ref": "#/$defs/a"}}
+    root = schema({"$ref": "#/$defs/a", "$defs": defined})
+    if circular:
+        with pytest.raises(EdgeAgentError, match="leads to nothing but itself"):
+            bounds.check(root)
+    else:
+        bounds.check(root)

@@ -321,10 +321,3 @@ def drive_on(model, generation):
                 assert event.job_id == generation.job_id
                 return text
     raise AssertionError("it did not end")
-
-
-def test_a_grammar_in_another_language_is_refused(model, ask):
-    """Lark is for other engines; it is not taken for something else."""
-    with pytest.raises(EdgeAgentError, match="EBNF") as raised:
-        model.start(ask(guide=Guide(GuideKind.GRAMMAR, 'start: "yes"')))
-    assert raised.value.code is Code.UNSUPPORTED

@@ -1,0 +1,148 @@
+"""Guided output of every backend: one notation, the same answers, and none that holds up the others."""
+
+import json
+import re
+import time
+
+import jsonschema
+import pytest
+from driving import drive
+
+from edge_agent.engine.messages import Failed, FinishReason, Generation, Guide, GuideKind, Text, Turn
+from edge_agent.errors import Code, EdgeAgentError
+
+QUESTION = (Turn("user", "is the pump on? " * 8),)
+STATE = {
+    "type": "object",
+    "properties": {"the device": {"enum": ["the pump", "caf\u00e9 \u4e16"]}, "on": {"type": "boolean"}},
+    "required": ["the device", "on"],
+    "additionalProperties": False,
+}
+
+
+def regex(text):
+    return Guide(GuideKind.REGEX, text), text
+
+
+def grammar(text, pattern):
+    return Guide(GuideKind.GRAMMAR, text), pattern
+
+
+@pytest.fixture
+def ask(job_id):
+    return lambda max_tokens=200, **options: Generation(job_id(), QUESTION, max_tokens, **options)
+
+
+@pytest.mark.parametrize(
+    ("guide", "pattern"),
+    [
+        regex("(yes|no)"),
+        regex("yes no"),
+        regex("( the){3}"),
+        regex("[a-c]{3}-[0-9]{2,9}"),
+        regex("[\u00e0-\u00ff]{3}\u4e16"),
+        regex("[a-z ]{20}[.!]"),
+        grammar('root ::= "a" "b"{2,3} "c"', "abb{1,2}c"),
+        grammar('root ::= "the " the-thing " is on"\nthe-thing ::= "pump" | "fan"', "the (pump|fan) is on"),
+        grammar('# a list\nroot ::= item ("," item)? # of\nitem ::= [a-z]{2}', "[a-z]{2}(,[a-z]{2})?"),
+        grammar('root ::= nested\nnested ::= "(" nested ")" | "x"', r"\(*x\)*"),
+        grammar('root ::= "\\u4e16" "\\x41" [\\u00e0-\\u00ff] "\\"\\\\"', '\u4e16A[\u00e0-\u00ff]"\\\\'),
+    ],
+    ids=lambda value: getattr(value, "text", None),
+)
+def test_a_text_keeps_to_its_guide_to_the_letter(model, ask, guide, pattern):
+    """Spaces, also the first, and characters that are no token of the vocabulary; greedy and sampled."""
+    for options in ({}, *({"temperature": 1.5, "seed": seed} for seed in range(4))):
+        (said,) = drive(model, ask(guide=guide, **options))
+        assert re.fullmatch(pattern, said.text)
+        assert said.end.reason is FinishReason.STOP
+
+
+def test_words_in_a_schema_are_said_to_the_letter(model, ask):
+    """Names and values with spaces and rarer characters."""
+    for seed in range(4):
+        guide = Guide(GuideKind.JSON_SCHEMA, json.dumps(STATE))
+        (said,) = drive(model, ask(400, guide=guide, temperature=1.5, seed=seed))
+        jsonschema.validate(json.loads(said.text), STATE)
+
+
+@pytest.mark.parametrize("text", ['start: "yes"', '%llguidance {}\nstart: "yes"', "yes | no"])
+def test_a_grammar_in_another_notation_is_refused(model, ask, text):
+    """Whatever the library could make of it: a job runs on any build, or on none."""
+    with pytest.raises(EdgeAgentError, match=r"EBNF \(root ::= \.\.\.\)") as raised:
+        model.start(ask(guide=Guide(GuideKind.GRAMMAR, text)))
+    assert raised.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        Guide(GuideKind.GRAMMAR, "root ::= root"),
+        Guide(GuideKind.GRAMMAR, 'root ::= "ab" a\na ::= a "x" | b\nb ::= a'),
+        Guide(GuideKind.GRAMMAR, 'root ::= "ab" a'),
+        Guide(GuideKind.GRAMMAR, 'root ::= "ab"\na ::= a'),
+        Guide(GuideKind.JSON_SCHEMA, '{"$ref":"#"}'),
+        Guide(GuideKind.JSON_SCHEMA, '{"$ref":"#/$defs/a","$defs":{"a":{"anyOf":[{"$ref":"#/$defs/a"}]}}}'),
+        Guide(GuideKind.JSON_SCHEMA, '{"enum":[]}'),
+    ],
+    ids=lambda guide: guide.text,
+)
+def test_a_guide_that_leads_nowhere_is_refused(model, ask, guide):
+    """openvino-genai dies where nothing may come next, seen with a sampled answer; so none gets as far as that."""
+    with pytest.raises(EdgeAgentError, match=r"^response_format: ") as raised:
+        model.start(ask(guide=guide, temperature=1.0, seed=1))
+    assert raised.value.code is Code.BAD_REQUEST
+    assert not list(model.step())
+
+
+HOSTILE = {
+    "many optional properties": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(900)}},
+    "deep": json.loads('{"items":' * 30 + '{"type":"string"}' + "}" * 30),
+    "long strings": {"type": "array", "items": {"type": "string", "maxLength": 128}, "maxItems": 1024},
+    "many choices": {"anyOf": [{"type": "string", "maxLength": length % 128} for length in range(500)]},
+    "back to back": {"type": "string", "pattern": "^(a?){24}a{24}$"},
+}
+HOSTILE_EXPRESSIONS = ["((a|b|ab)*c){1,128}", "(.*a){1,24}.{100}", "([^x]{1,100}x){1,5}"]
+HOSTILE_GRAMMARS = [
+    'root ::= a\na ::= a a a | ""',
+    'root ::= a*\na ::= "x"* a | "x"*',
+    'root ::= a\na ::= b "x" | "x"\nb ::= a "y" | a',
+    "\n".join(["root ::= r0", *(f"r{i} ::= r{i + 1}" for i in range(250)), 'r250 ::= "x"']),
+]
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        *(Guide(GuideKind.JSON_SCHEMA, json.dumps(schema)) for schema in HOSTILE.values()),
+        *(Guide(GuideKind.REGEX, text) for text in HOSTILE_EXPRESSIONS),
+        *(Guide(GuideKind.GRAMMAR, text) for text in HOSTILE_GRAMMARS),
+    ],
+    ids=[*HOSTILE, *HOSTILE_EXPRESSIONS, *(text[:30] for text in HOSTILE_GRAMMARS)],
+)
+def test_a_hostile_guide_takes_no_time(model, ask, guide):
+    """Refused or followed: neither its start nor a step of it holds up the others for a second."""
+    neighbour = ask(400)
+    model.start(neighbour)
+    slowest_s, begun_s = 0.0, time.process_time()
+    refused = None
+    try:
+        model.start(hostile := ask(40, guide=guide, temperature=1.0, seed=1))
+    except EdgeAgentError as error:
+        hostile, refused = None, error
+    slowest_s = time.process_time() - begun_s
+    for _ in range(60):
+        if hostile is None:
+            break
+        begun_s = time.process_time()
+        events = [event for event in model.step() if event.job_id == hostile.job_id]
+        slowest_s = max(slowest_s, time.process_time() - begun_s)
+        assert all(event.code is Code.BAD_REQUEST for event in events if isinstance(event, Failed))
+        if any(not hasattr(event, "text") and not hasattr(event, "unprocessed_tokens") for event in events):
+            hostile = None
+    assert slowest_s < 1
+    assert refused is None or refused.message.startswith("response_format: ")
+    (end,) = (event for event in model.cancel(neighbour.job_id) if not isinstance(event, Text))
+    assert end.reason is FinishReason.CANCELED
+    if hostile is not None:
+        list(model.cancel(hostile.job_id))
