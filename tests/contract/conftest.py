@@ -1,5 +1,6 @@
 """The backends under contract, and beside each the bare library's own loop to compare with."""
 
+import itertools
 import json
 
 import pytest
@@ -225,3 +226,19 @@ def demo_seeing(sees, load, backend_name, tmp_path_factory):
     from edge_agent.synth import build_demo
 
     return load(build_demo(tmp_path_factory.mktemp("vision") / "demo", backend=backend_name, vision=True))
+
+
+@pytest.fixture
+def load_slow(backend_name):
+    """Load a folder on a device where whatever takes a moment takes a second."""
+    models = []
+
+    def load(folder):
+        seconds = itertools.count()
+        spec = ModelSpec(folder, backend_name, 4096, 2, threads=1)
+        models.append(load_of(backend_name)(spec, now_s=lambda: float(next(seconds))))
+        return models[-1]
+
+    yield load
+    for model in models:
+        model.close()

@@ -8,6 +8,7 @@ import pytest
 from driving import drive, outcome
 
 from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Limits, Progress, Text, Turn
+from edge_agent.engine.prefill import PIECE_S, PIECE_TOKENS_MIN
 from edge_agent.errors import Code, EdgeAgentError
 
 CONVERSATIONS = {
@@ -226,6 +227,29 @@ def test_a_long_prompt_stalls_no_stream_longer_than_a_piece(model, bare, job_id,
     assert steps >= 5
     for generation in (running, waiting):
         list(model.cancel(generation.job_id))
+
+
+def test_a_piece_takes_no_longer_than_the_stated_bound(load_slow, folder, bare, job_id, side_by_side):
+    """On a device that computes as many tokens a second as the smallest piece has, by a clock that says so.
+
+    While another stream runs a piece is what fits into PIECE_S; with nobody to stall it grows.
+    """
+    slow = load_slow(folder)
+    running, waiting = ask(job_id, CONVERSATIONS["one turn"], 200), ask(job_id, digits(bare, 1000, seed=5))
+    slow.start(running)
+    while not any(isinstance(event, Text) for event in list(slow.step())):
+        pass
+    slow.start(waiting)
+    pieces = []
+    while len(pieces) < 8:
+        events = list(slow.step())
+        pieces += [event.prefill_tokens for event in events if isinstance(event, Progress) and event.prefill_tokens]
+        assert sum(isinstance(event, Text) and event.job_id == running.job_id for event in events) == 1
+    assert max(pieces) <= PIECE_TOKENS_MIN * PIECE_S
+    list(slow.cancel(running.job_id))
+    alone = [event.prefill_tokens for event in list(slow.step()) if isinstance(event, Progress)]
+    assert max(alone) > PIECE_TOKENS_MIN
+    list(slow.cancel(waiting.job_id))
 
 
 def test_a_cancel_is_heard_within_one_piece(model, bare, job_id, side_by_side):
