@@ -1,4 +1,4 @@
-"""`edge-agent demo`: a broker, the daemon and three jobs on this machine, nothing left behind."""
+"""`edge-agent demo`: a broker, the daemon and four jobs on this machine, nothing left behind."""
 
 import contextlib
 import os
@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from edge_agent.cli.drawing import red_circle
 from edge_agent.cli.follow import follow
 from edge_agent.errors import BackendMissingError
 from edge_agent.mqtt.access import Access
@@ -33,6 +34,7 @@ QUESTIONS = (
     "Status: temperature 85 C, pump off, door open. Is the temperature too high?",
     "Turn on the fan.",
 )
+ABOUT_IMAGE = "What is shown in this image?"
 
 SETTINGS = """\
 [agent]
@@ -59,7 +61,7 @@ def demo(
     *,
     chat: Annotated[bool, typer.Option("--chat", help="Go on asking at a prompt.")] = False,
 ) -> None:
-    """Run a broker, an agent with a tiny trained model and three jobs, all on this machine."""
+    """Run a broker, an agent with a tiny trained model and four jobs, all on this machine."""
     try:
         with tempfile.TemporaryDirectory(prefix="edge-agent-demo-") as name:
             _demo(Path(name), chat=chat)
@@ -75,7 +77,7 @@ class DemoError(Exception):
 def _demo(folder: Path, *, chat: bool) -> None:
     from edge_agent.synth import build_demo  # noqa: PLC0415 - needs numpy and onnx, which other verbs do without
 
-    build_demo(folder / "model")
+    build_demo(folder / "model", vision=True)
     with PrivateBroker(folder=folder / "broker") as broker:
         _step(f"mosquitto listens on {broker.host}:{broker.port}")
         begun_s = time.monotonic()
@@ -88,6 +90,8 @@ def _demo(folder: Path, *, chat: bool) -> None:
             _ask(QUESTIONS[0], handle)
             for question in QUESTIONS[1:]:
                 _ask(question, client.submit(AGENT, prompt=question))
+            about = f"{ABOUT_IMAGE} (a red circle)"
+            _ask(about, client.submit(AGENT, prompt=ABOUT_IMAGE, images=[red_circle()]))
             if chat:
                 _chat(client)
         _step("edge-agent has stopped in order")

@@ -62,6 +62,8 @@ class _Plain:
                 self._finish(update)
             case Status(state="queued", queue_position=position) if position and position > 1:
                 errors.print(f"[dim]queued, place {position}[/dim]")
+            case Status(state="waiting", missing=missing):
+                errors.print(f"[dim]sending {'an image' if len(missing or ()) == 1 else 'images'}[/dim]")
             case _:
                 pass
 
@@ -87,6 +89,10 @@ def summary(result: Result) -> str:
     parts = [f"{result.agent}: {result.model}"]
     if result.usage:
         parts.append(f"{result.usage.completion_tokens} tokens")
+    if result.images:
+        tokens = sum(image.tokens for image in result.images)
+        about = "the image" if len(result.images) == 1 else f"{len(result.images)} images"
+        parts.append(f"{tokens} prompt tokens for {about}")
     timings = result.timings
     if timings and timings.generate_per_second:
         parts.append(f"{timings.generate_per_second:.1f} tokens/s")

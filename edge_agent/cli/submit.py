@@ -1,6 +1,7 @@
 """`edge-agent submit`: send one job and follow it."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,10 @@ def submit(
     *,
     agent: Annotated[str | None, typer.Option(help="Id of the agent that shall answer.")] = None,
     pool: Annotated[str | None, typer.Option(help="Name of a pool, any of whose agents may answer.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="An image the prompt is about; may be repeated.", exists=True, dir_okay=False, readable=True),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.", rich_help_panel=PANEL)] = None,
     model: Annotated[str, typer.Option(help="Which of its models.", rich_help_panel=PANEL)] = "auto",
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", rich_help_panel=PANEL)] = 256,
@@ -54,7 +59,7 @@ def submit(
     tls_cert_file: broker.TlsCertFile = None,
     tls_key_file: broker.TlsKeyFile = None,
 ) -> None:
-    """Send a prompt to an agent and print its answer as it comes.
+    """Send a prompt, and images it is about, to an agent and print its answer as it comes.
 
     The answer goes to standard output, everything else to standard error. Ends with 0 when the job succeeded.
     """
@@ -99,7 +104,7 @@ def submit(
             errors.print(Text(f"no broker at {section.host}:{section.port}: {found}", style="red"))
             raise typer.Exit(1)
         try:
-            handle = client.submit(agent, pool=pool, **job)
+            handle = client.submit(agent, pool=pool, images=image or (), **job)
         except EdgeAgentError as error:
             raise typer.BadParameter(error.message) from None
         if not follow(handle, json=json):
