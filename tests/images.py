@@ -121,6 +121,7 @@ def bad():
         "jpeg-half": jpeg[: len(jpeg) // 2],
         "png-head": whole[:30],
         "png-half": whole[: len(whole) // 2],
+        "png-flipped": whole[:60] + bytes([whole[60] ^ 0xFF]) + whole[61:],
         "png-30000": png(30_000, 30_000, rows=zlib.compress(bytes(90_001))),
         "png-zip-bomb": png(2**31 - 1, 2**31 - 1, rows=bomb[:1000]),
         "png-text-bomb": png(8, 8, chunks=[(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000), 9))], rows=b""),
@@ -138,15 +139,16 @@ def odd():
     """Files that are strange but show something; an answer is right, and so is a refusal."""
     exif = Image.Exif()
     exif[0x0112] = 77
+    garbage = b"\xff\xe1\x00\x12Exif\0\0no such file"[:20]
     frames = [Image.new("P", (300, 300), number) for number in range(100)]
-    jpeg, flipped = encoded(picture(), "JPEG"), encoded(picture(400, 300))
+    jpeg = encoded(picture(), "JPEG")
     loop = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 3000, 0x0112, 3, 1, 6) + struct.pack("<I", 8) * 2000
     app1 = b"\xff\xe1" + struct.pack(">H", len(loop) + 2) + loop
     return {
         "exif-unknown-turn": encoded(picture(), "JPEG", exif=exif),
+        "exif-garbage": jpeg[:2] + garbage + jpeg[2:],
         "exif-loop": jpeg[:2] + app1 + jpeg[2:],
         "gif-100-frames": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        "png-flipped": flipped[:60] + bytes([flipped[60] ^ 0xFF]) + flipped[61:],
         "jpeg-then-html": jpeg + b"<script>alert(1)</script>" * 100,
         "gif-or-script": encoded(picture().convert("P"), "GIF") + b"/*<script>*/",
         "png-then-zip": encoded(picture()) + b"PK\x05\x06" + bytes(18),

@@ -82,7 +82,7 @@ class Darkroom:
         return self._child.pid if self._child else None
 
     def measure(self, file: Path) -> tuple[int, int]:
-        """Return an image's width and height in pixels, upright. Raises BadImageError."""
+        """Return an image's width and height in pixels, upright as far as its beginning tells. Raises BadImageError."""
         answer = self._ask({"path": str(file)})
         return answer["width"], answer["height"]
 

@@ -3,11 +3,10 @@
 Run as `python -m edge_agent.jobs.images --pixels N`. Reads an order per line of JSON on standard input, answers each
 with a line on standard output, and ends when its input does:
 
-    {"path": …}                        → {"width": …, "height": …}: the size upright
-    {"path": …, "long_side": …, "out": …}  → also {"used_width": …, "used_height": …, "sha256": …}: written to `out` as
-                                         RGB bytes, rows from the top, scaled down until no side is over `long_side`
-    {"fault": …}                       ← when it is no image that can be taken: why, in words
-    {"full": …}                        ← when `out` cannot be written
+    {"path": …}  →  {"width": …, "height": …}: the size, upright as far as the beginning of the file tells
+    {"path": …, "long_side": …, "out": …}  →  the size and {"used_width": …, "used_height": …, "sha256": …}: written to
+        `out` as RGB bytes, rows from the top, scaled down until no side is over `long_side`
+    either  →  {"fault": …}, why it is no image that can be taken, or {"full": …}, why `out` cannot be written
 
 How long an answer may take is the parent's to say, see darkroom.py.
 """
@@ -106,34 +105,37 @@ def _spend(seconds: int) -> None:
 def take(order: dict[str, Any], *, pixels: int) -> dict[str, Any]:
     """Return the answer to an order."""
     try:
-        with _open(order["path"], pixels=pixels) as (image, orientation):
-            width, height = upright(image.size, orientation)
-            answer: dict[str, Any] = {"width": width, "height": height}
-            if "out" in order:
-                rgb = develop(image, orientation, long_side=order["long_side"])
-                answer |= {"used_width": rgb.width, "used_height": rgb.height}
-                content = rgb.tobytes()
+        with _open(order["path"], pixels=pixels) as image:
+            size = image.size
+            if "out" not in order:
+                return _size(size, 1 if _noted_late(image) else _orientation(image))
+            rgb, orientation = develop(image, long_side=order["long_side"])
+            content = rgb.tobytes()
     except Fault as fault:
         return {"fault": str(fault)}
-    if "out" in order:
-        try:
-            Path(order["out"]).write_bytes(content)
-        except OSError as error:
-            return {"full": error.strerror}
-        answer["sha256"] = hashlib.sha256(content).hexdigest()
-    return answer
+    try:
+        Path(order["out"]).write_bytes(content)
+    except OSError as error:
+        return {"full": error.strerror}
+    used = {"used_width": rgb.width, "used_height": rgb.height}
+    return _size(size, orientation) | used | {"sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _size(size: tuple[int, int], orientation: int) -> dict[str, Any]:
+    width, height = upright(size, orientation)
+    return {"width": width, "height": height}
 
 
 @contextmanager
-def _open(path: str, *, pixels: int) -> Iterator[tuple[Image.Image, int]]:
-    """Open an image, of which only the beginning is read, and say how it lies.
+def _open(path: str, *, pixels: int) -> Iterator[Image.Image]:
+    """Open an image, of which only the beginning is read.
 
     Raises Fault, also for what goes wrong inside: decoders raise nearly anything.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             check(image.size)
-            yield image, _orientation(image)
+            yield image
     except Fault:
         raise
     except UnidentifiedImageError:
@@ -153,6 +155,11 @@ def check(size: tuple[int, int]) -> None:
         raise Fault(f"has {width} x {height} pixels; no side may be over {RATIO_MAX} times the other")
 
 
+def _noted_late(image: Image.Image) -> bool:
+    """Return whether how a camera was held may stand behind the pixels, as PNG allows; Pillow reads them to look."""
+    return image.format == "PNG" and "exif" not in image.info
+
+
 def _orientation(image: Image.Image) -> int:
     """Return how a camera was held, 1 … 8; 1 when it is not said or the note cannot be read."""
     try:
@@ -168,15 +175,21 @@ def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (height, width) if orientation in _ON_THEIR_SIDE else (width, height)
 
 
-def develop(image: Image.Image, orientation: int, *, long_side: int) -> Image.Image:
-    """Return the first frame in RGB, upright, on white where it is transparent, no side over `long_side`."""
+def develop(image: Image.Image, *, long_side: int) -> tuple[Image.Image, int]:
+    """Return the first frame in RGB, upright, on white where it is transparent, and how it lay.
+
+    No side is over `long_side`.
+    """
+    orientation = None if _noted_late(image) else _orientation(image)  # some files are closed once they are read
     size = scaled(image.size, long_side=long_side)
     image.draft(None, (int(size[0] * SCALE_FACTOR), int(size[1] * SCALE_FACTOR)))
     plain = _eight_bits(image)
     if plain.size != size:
         plain = plain.resize(size, Image.Resampling.BICUBIC, reducing_gap=SCALE_FACTOR)
     rgb = _on_white(plain)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    if orientation is None:
+        orientation = _orientation(image)
+    return (rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb), orientation
 
 
 def scaled(size: tuple[int, int], *, long_side: int) -> tuple[int, int]:

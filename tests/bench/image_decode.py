@@ -65,7 +65,7 @@ def measure(folder, *, repeat):
     for kind, size, options in CASES:
         photos[size].save(file, kind, **options)
         times, memory_bytes = one(file, folder / "out", repeat=repeat)
-        name = f"{kind}{', progressive' if 'progressive' in options else ''}, {size} MP, {file.stat().st_size / 1e6:.1f} MB"
+        name = f"{kind}{' progressive' if 'progressive' in options else ''}, {size} MP"
         figures += [
             median(name, times, "ms"),
             median(f"{name}, per megapixel", [took_ms / size for took_ms in times], "ms"),

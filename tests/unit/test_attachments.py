@@ -62,7 +62,14 @@ def test_a_hash_is_looked_up(spool):
 
 @pytest.mark.parametrize(
     "url",
-    ["data:,hello", "data:image/png;base64,%%%", "data:image/png;base64,AAA", data_url(b""), data_url(b"<svg></svg>")],
+    [
+        "data:,hello",
+        "data:image/png;base64,%%%",
+        "data:image/png;base64,AAA",
+        data_url() + "!!!!",
+        data_url(b""),
+        data_url(b"<svg></svg>"),
+    ],
 )
 def test_what_holds_no_image_is_refused_by_field(spool, url):
     assert refusal(spool, url).code is Code.BAD_IMAGE

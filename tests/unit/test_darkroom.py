@@ -5,14 +5,16 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import images
 import pytest
 from PIL import Image
 
 from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError
+from edge_agent.jobs.images import BASE_BYTES, BYTES_PER_PIXEL
 
-GOOD, BAD = images.good(), images.bad()
+GOOD, BAD, ODD = images.good(), images.bad(), images.odd()
 PIXELS = 64_000_000
 
 
@@ -82,6 +84,17 @@ def test_sixteen_bits_become_eight(darkroom, shelf, name):
     assert [image.getpixel((0, y))[0] for y in (0, 128, 255)] == [0, 128, 255]
 
 
+def test_a_png_that_says_late_how_it_lies_is_turned(darkroom, shelf):
+    """The chunk may stand behind the pixels."""
+    early = images.turned(6, "PNG")
+    begin = early.index(b"eXIf") - 4
+    end = begin + 12 + int.from_bytes(early[begin : begin + 4], "big")
+    late = early[:begin] + early[end:-12] + early[begin:end] + early[-12:]
+    file = shelf(late)
+    done = darkroom.develop(file, long_side=336, out=file.with_name("out"))
+    assert (done.width, done.height) == (64, 48)
+
+
 def test_of_several_frames_the_first_is_taken(darkroom, shelf):
     _, image = develop(darkroom, shelf(GOOD["gif-frames"]))
     assert near(image, (10, 10), (255, 0, 0))
@@ -108,6 +121,24 @@ def test_what_is_no_image_is_told_so_and_the_child_lives(darkroom, shelf, name):
         darkroom.develop(file, long_side=336, out=file.with_name("out"))
     assert str(refused.value).startswith(("is ", "has ", "holds ", "takes "))
     assert darkroom.pid == pid
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_odd_is_shown_all_the_same(darkroom, shelf, name):
+    """A note that cannot be read turns nothing, further frames and what follows the image are not looked at."""
+    done, _ = develop(darkroom, shelf(ODD[name]), long_side=336)
+    assert max(done.used_width, done.used_height) <= 336
+
+
+def test_the_child_is_bounded_in_memory_processor_time_and_files(darkroom, shelf):
+    """By the kernel, as proc(5) shows it: what holds however a decoder behaves."""
+    darkroom.measure(shelf(GOOD["png"]))
+    lines = Path(f"/proc/{darkroom.pid}/limits").read_text().splitlines()
+    soft = {line[:26].strip(): line[26:].split()[0] for line in lines[1:]}
+    assert int(soft["Max address space"]) == BASE_BYTES + BYTES_PER_PIXEL * PIXELS
+    assert 10 <= int(soft["Max cpu time"]) < 60
+    assert (soft["Max file size"], soft["Max core file size"]) == (str(64 * 2**20), "0")
+    assert Path(f"/proc/{darkroom.pid}/oom_score_adj").read_text().strip() == "1000"
 
 
 def test_an_image_cut_anywhere_is_told_so_or_shown(darkroom, shelf):
@@ -137,6 +168,12 @@ def test_a_child_that_hangs_is_killed_at_the_bound(shelf):
         with pytest.raises(BadImageError, match="was not decoded after"):
             darkroom.measure(shelf(b""))
         assert darkroom.pid is None
+
+
+def test_a_child_that_computes_too_long_is_ended_by_the_kernel(shelf):
+    program = "import os, signal; input(); os.kill(os.getpid(), signal.SIGXCPU)"
+    with scripted(program) as darkroom, pytest.raises(BadImageError, match="takes too long to decode"):
+        darkroom.measure(shelf(b""))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from running import wait_for
 
 from edge_agent.mqtt.broker import PrivateBroker
 from edge_agent.mqtt.link import (
+    HELD_BYTES_MAX,
     RETRY_MAX_S,
     RETRY_MIN_S,
     STEADY_S,
@@ -271,3 +272,21 @@ def test_messages_of_qos_0_do_not_pile_up_on_a_slow_connection(broker, monkeypat
             sent = [one.link.publish(Publication("jobs/0", b"x", qos=0)) for _ in range(UNSENT_MAX + 5)]
         assert sent.count(None) <= 5 + UNSENT_MAX
         wait_for(lambda: one.link.publish(Publication("jobs/0", b"y", qos=0)), "room again", PATIENCE_S)
+
+
+@pytest.mark.broker
+def test_large_messages_that_wait_to_be_dealt_with_are_bounded(broker):
+    """No more is read from the broker meanwhile; it all comes in the end."""
+    size_bytes, count = HELD_BYTES_MAX // 4, 12
+    with Peer(broker, "sender", filters=("other",)) as sender, Peer(broker) as slow:
+        for _ in range(count):
+            sender.publish(bytes(size_bytes))
+        receipts = [slow.get()[1] for _ in range(4)]
+        sender.answered.get(timeout=PATIENCE_S)
+        with pytest.raises(queue.Empty):
+            slow.received.get(timeout=0.5)  # shorter than HELD_S
+        slow.ack = True
+        for receipt in receipts:
+            slow.link.ack(receipt)
+        for _ in range(count - 4):
+            slow.get()
