@@ -24,12 +24,13 @@ from edge_agent.engine.messages import Start, encode
 from edge_agent.errors import Code
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue
+from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import GROUP_MAX, Store
 from edge_agent.mqtt import intake
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.topics import CLIENT, Topics
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, UNREADABLE, Inbound, Speech
-from edge_agent.settings import QueueSection, RequestersSection
+from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
 
 CASES = int(os.environ.get("FUZZ_CASES", "20000"))
 WIRE_CASES = int(os.environ.get("FUZZ_WIRE_CASES", "1500"))
@@ -51,6 +52,17 @@ BODIES = (
     {
         "messages": [
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
+        ]
+    },
+    {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": "data:;base64,iVBORw0KGgo=", "detail": "low"}},
+                    {"type": "image_sha256", "sha256": "9f" * 32},
+                ],
+            }
         ]
     },
 )
@@ -110,7 +122,15 @@ NAMES = ("job-1", "job_2", "a" * 64, "0198f3c2-7d5e-7abc-8def-000000000000")
 BAD_NAMES = (f"{MARK}!", f"{MARK}/#", "", "a" * 65, f"{MARK}\x00", f"{MARK}\n", "job-1\n", f"é{MARK}", "+", "../../etc")
 CLIENTS = ("line-3", "a", "0_-", "b" * 63)
 BAD_CLIENTS = (MARK, "", "-a", "a" * 64, f"{MARK}\x00", "a b", "line-3\n", "é", "+", "#", f"line-3/{MARK}")
-COMMANDS = ("job",) * 12 + ("cancel", "status") * 2 + ("", "delete", "Job", "image", "job\x00", "jobs/job")
+USER_PROPERTIES = (
+    {},
+    {"sha256": "9f" * 32, "part": "1", "parts": "2"},
+    {"sha256": "9f" * 32, "part": "2", "parts": "2"},
+    {"sha256": MARK},
+    {"sha256": "9F" * 32, "part": DIGITS},
+    {"parts": MARK, "else": DIGITS},
+)
+COMMANDS = ("job",) * 12 + ("cancel", "status", "image") * 2 + ("", "delete", "Job", "job\x00", "jobs/job")
 
 
 DEFORMATIONS = (
@@ -163,7 +183,7 @@ class Fuzz:
         payload = RAW.sub(lambda found: json.loads(f'"{found[1]}"'), json.dumps(body)).encode()
         if self.one_in(4):
             payload, field = self.deform(payload), None
-        return Case(self.envelope(command, payload), field)
+        return Case(self.envelope(command, payload), None if command == "image" else field)
 
     def damage(self, body):
         """Put a strange value somewhere; return the field of the body it stands in."""
@@ -210,6 +230,7 @@ class Fuzz:
             response_topic=self.random.choice([None] * 20 + [inbox] * 20 + ["", "a/#", inbox + "/", MARK, "edge/v1/+"]),
             correlation=self.random.choice([None, b"", b"c", b"\xff" * 64] * 9 + [b"c" * 65, MARK.encode() * 9_000]),
             traceparent=self.random.choice([None, "", "00-ab-cd-01"] * 12 + [MARK * 40, "\ufeff\u202e" * 100]),
+            user=self.random.choice(USER_PROPERTIES),
         )
 
 
@@ -267,11 +288,12 @@ def judge(case, said, stored):
     assert len(said) <= 1
     if not said:
         # Taken in without a word: the store tells of a job by its row, and a cancel is obeyed or remembered.
-        assert command in ("job", "cancel")
+        assert command in ("job", "cancel", "image")
         if command == "job":
             job = stored[client, json.loads(inbound.payload)["job_id"]]
             attempt = Attempt(job, stream=None, begun_s=0.0, deadline_s=0.0, progress_s=0.0, load_ms=0.0)
-            encode(Start(attempt.generation))
+            if not job.unprepared:
+                encode(Start(attempt.generation))
             result = SPEECH.result(job, packet_bytes_max=1024)
             check_schema(result.topic, json.loads(result.payload))
         return
@@ -302,6 +324,8 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
 ):
     """Each of thousands of damaged messages is acknowledged once, and answered by field and never by value."""
     recorder, fuzz = Recorder(), Fuzz(SEED)
+    spool = Spool(tmp_path / "images", quota_bytes=2**30, image_bytes=2**20)
+    spool.open()
     store = Store(
         Queue(tmp_path / "queue.db"), tell=recorder.tell, keep_finished_s=86_400.0, keep_finished_jobs=100_000
     )
@@ -312,7 +336,9 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
         requesters=RequestersSection(),
         store=store,
         outbox=recorder,
-        roster=FakeRoster("phi"),
+        images=ImagesSection(),
+        spool=spool,
+        roster=FakeRoster("phi", images=2),
         pace=Pace(),
         cancel_running=lambda _job: None,
         free_bytes=lambda: 2**40,
@@ -342,7 +368,7 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
     assert recorder.twice == []
     assert log.leaks == []
     expected = {"", "bad_request", "payload_too_large", "retained", "bad_response_topic", "duplicate_id"}
-    assert expected | {"unknown_job", "unsupported"} <= codes.keys(), codes
+    assert expected | {"unknown_job", "unsupported", "bad_image"} <= codes.keys(), codes
     record_testsuite_property("fuzz_answers", codes)
 
 

@@ -17,6 +17,7 @@ ACL = """\
 pattern write edge/v1/agents/+/cmd/job/%u
 pattern write edge/v1/agents/+/cmd/cancel/%u
 pattern write edge/v1/agents/+/cmd/status/%u
+pattern write edge/v1/agents/+/cmd/image/%u
 pattern read edge/v1/clients/%u/inbox/#
 pattern read edge/v1/agents/+/evt/presence
 pattern read edge/v1/agents/+/evt/info

@@ -80,10 +80,11 @@ def spooled(agent):
     return [file for file in (agent.state_dir / "images").rglob("*") if file.is_file()]
 
 
-def test_an_image_is_answered_told_what_it_cost_and_gone_afterwards(broker, tmp_path, demo_vision, demo_model):
+@pytest.mark.parametrize("sees", ["demo_vision", "demo_openvino_vision"])
+def test_an_image_is_answered_told_what_it_cost_and_gone_afterwards(broker, tmp_path, sees, demo_model, request):
     """`auto` finds the model that sees, and the one that reads; the latter says who would see."""
     with (
-        daemon(tmp_path, broker, demo_vision, text_model=demo_model) as agent,
+        daemon(tmp_path, broker, request.getfixturevalue(sees), text_model=demo_model) as agent,
         requester(broker) as client,
     ):
         red = images.encoded(drawn("circle", "red"))

@@ -2,8 +2,18 @@
 
 import pytest
 
-from edge_agent.engine.supervisor import LOAD_S, PROMPT_SLACK, SILENCE_S, Act, Phase, View, plan
-from edge_agent.errors import Code
+from edge_agent.engine.supervisor import (
+    LOAD_S,
+    PROMPT_SLACK,
+    SILENCE_S,
+    Act,
+    Phase,
+    View,
+    automatic,
+    check_images,
+    plan,
+)
+from edge_agent.errors import Code, EdgeAgentError
 
 MIB = 2**20
 
@@ -77,3 +87,38 @@ def test_the_reason_and_the_code_are_those_its_jobs_are_told():
 
 def test_patience_with_a_prompt_is_four_times_its_measured_time():
     assert PROMPT_SLACK == 4.0
+
+
+TEXT_AND_VISION = {"reads": 0, "sees": 4, "loads": None}
+
+
+@pytest.mark.parametrize(
+    ("most", "images", "name"),
+    [
+        (TEXT_AND_VISION, 0, "reads"),
+        (TEXT_AND_VISION, 1, "sees"),
+        (TEXT_AND_VISION, 5, "loads"),
+        ({"sees": 4}, 0, "sees"),
+        ({"sees": 4, "loads": None}, 0, "loads"),
+        ({"reads": 0}, 1, "reads"),
+        ({"first": None, "second": None}, 1, "first"),
+    ],
+)
+def test_auto_is_the_first_that_does_or_may_do(most, images, name):
+    """For text a text model, so that the one that sees is free for images."""
+    assert automatic(most, images=images) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "sentence"),
+    [
+        ("reads", 1, "messages: reads is a text model and takes no images; this agent's sees would"),
+        ("sees", 5, "messages: sees takes at most 4 images; no model of this agent does"),
+    ],
+)
+def test_too_many_images_are_refused_with_who_would_take_them(name, images, sentence):
+    with pytest.raises(EdgeAgentError) as refused:
+        check_images(name, TEXT_AND_VISION, images=images)
+    assert (refused.value.code, refused.value.message) == (Code.UNSUPPORTED, sentence)
+    check_images("sees", TEXT_AND_VISION, images=4)
+    check_images("loads", TEXT_AND_VISION, images=99)
