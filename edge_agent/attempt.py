@@ -21,7 +21,8 @@ def job_id(job: Job) -> JobId:
 class Attempt:
     """Kept by the dispatcher; times in `_s` are monotonic seconds.
 
-    `over`: the outcome is decided, but the engine has not let go of the job yet.
+    `over`: the outcome is decided, but the engine has not let go of the job yet. `begun_lane_s`: the lane seconds its
+    engine had worked when it began.
     """
 
     job: Job
@@ -30,6 +31,7 @@ class Attempt:
     deadline_s: float
     progress_s: float
     load_ms: float
+    begun_lane_s: float = 0.0
     texts: list[str] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0

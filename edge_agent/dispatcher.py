@@ -17,7 +17,7 @@ from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, Jo
 from edge_agent.engine.supervisor import Supervisor
 from edge_agent.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome
-from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.pace import Pace, Took, Work
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Store
 from edge_agent.log import get_logger
@@ -32,11 +32,18 @@ log = get_logger()
 
 @dataclass(slots=True)
 class Lanes:
-    """What one model's engine is doing."""
+    """What one model's engine is doing. `lane_s` are the seconds of work of all its lanes together."""
 
     running: dict[JobId, Attempt] = field(default_factory=dict)
     claiming: bool = False
     ready_s: float = 0.0
+    lane_s: float = 0.0
+    counted_s: float = 0.0
+
+    def count(self, now_s: float) -> None:
+        """Add up the lane seconds; to be called before any job comes or goes."""
+        self.lane_s += len(self.running) * (now_s - self.counted_s)
+        self.counted_s = now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +249,7 @@ class Dispatcher:
             return
         lanes = self._lanes[model]
         now_s = self._now_s()
+        lanes.count(now_s)
         waited_s = max(0.0, lanes.ready_s - job.accepted_s)
         run = Attempt(
             job=job,
@@ -250,6 +258,7 @@ class Dispatcher:
             deadline_s=now_s + min(job.timeout_s, max(0.0, job.expires_s - self._store.now_s())),
             progress_s=now_s + PROGRESS_S,
             load_ms=waited_s * 1000,
+            begun_lane_s=lanes.lane_s,
         )
         lanes.running[run.id] = run
         process.start(Start(run.generation))
@@ -259,6 +268,7 @@ class Dispatcher:
         run = lanes.running.get(event.job_id)
         if run is None:
             return
+        lanes.count(self._now_s())
         match event:
             case Progress(_, unprocessed, _, _) if not run.tokens:  # later ones speak of a sequence computed anew
                 run.prompt_tokens = max(run.prompt_tokens, unprocessed)
@@ -279,12 +289,24 @@ class Dispatcher:
         self._outbox.write(run.stream, text, tokens)
 
     def _finish(self, run: Attempt, finished: Finished) -> None:
-        self._pace.note(run.job.model, self._now_s() - run.begun_s, lanes=max(1, self._parallel(run.job.model)))
         if finished.reason is FinishReason.CANCELED:
             failure = Failure.because(Code.CANCELED, "canceled while it ran")
             self._end(run, JobState.CANCELED, failure=failure, finished=finished)
         else:
+            self._note_pace(run, finished)
             self._end(run, JobState.SUCCEEDED, finished=finished)
+
+    def _note_pace(self, run: Attempt, finished: Finished) -> None:
+        lanes, busy_s = self._lanes[run.job.model], self._now_s() - run.begun_s
+        took = Took(
+            work=Work(run.job.request_bytes, run.job.max_tokens),
+            completion_tokens=finished.usage.completion_tokens,
+            prompt_s=finished.prompt_ms / 1000,
+            generate_s=finished.generate_ms / 1000,
+            busy_s=busy_s,
+            beside=(lanes.lane_s - run.begun_lane_s) / busy_s - 1 if busy_s > 0 else 0.0,
+        )
+        self._pace.note(run.job.model, took, lanes=max(1, self._parallel(run.job.model)))
 
     def _parallel(self, model: str) -> int:
         limits = self._supervisor().status(model).limits
@@ -367,6 +389,7 @@ class Dispatcher:
     def _bereave(self, lanes: Lanes, failure: Failure) -> None:
         jobs = [run.job for run in lanes.running.values() if not run.over]
         others = len(lanes.running) - len(jobs)
+        lanes.count(self._now_s())
         for run in lanes.running.values():
             self._outbox.close(run.stream)
         lanes.running.clear()

@@ -126,6 +126,13 @@ SELECT DISTINCT job FROM images
 SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'queued' AND not_before_s IS NULL AND model = :model
                                            AND (rank, row) < (:rank, :row) LIMIT :limit)
 
+-- name: ahead_work
+SELECT request_bytes, max_tokens FROM jobs WHERE state = 'queued' AND not_before_s IS NULL AND model = :model
+   AND (rank, row) < (:rank, :row) ORDER BY rank, row LIMIT :limit
+
+-- name: running_work
+SELECT request_bytes, max_tokens, :now - claimed_s FROM jobs WHERE state = 'running' AND model = :model
+
 -- name: first_queued
 SELECT {job} FROM jobs WHERE state = 'queued' AND not_before_s IS NULL AND model = :model ORDER BY rank, row LIMIT :limit
 

@@ -22,6 +22,7 @@ from edge_agent.jobs.attachments import Attached
 from edge_agent.jobs.backlog import Backlog, Ledger
 from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
+from edge_agent.jobs.pace import Line, Work
 from edge_agent.jobs.request import Request
 
 SCHEMA_VERSION = 2
@@ -529,6 +530,24 @@ class Queue:
         arguments = {"model": job.model, "rank": job.rank, "row": job.row, "limit": limit}
         (ahead,) = self._db.execute(SQL["ahead"], arguments).fetchone()
         return ahead + 1 if ahead < limit else None
+
+    def line(self, job: Job, limit: int) -> Line | None:
+        """Return a waiting job's place and what is before it; None when it is beyond `limit` or waits for its time."""
+        position = self.position(job, limit) if job.not_before_s is None else None
+        if position is None:
+            return None
+        arguments = {"model": job.model, "rank": job.rank, "row": job.row, "limit": limit}
+        return Line(
+            work=Work(job.request_bytes, job.max_tokens),
+            position=position,
+            ahead=[Work(*row) for row in self._db.execute(SQL["ahead_work"], arguments)] if position > 1 else (),
+            running=self.running_work(job.model),
+        )
+
+    def running_work(self, model: str) -> list[Work]:
+        """Return what runs of a model."""
+        arguments = {"model": model, "now": self.clock.now_s()}
+        return [Work(*row) for row in self._db.execute(SQL["running_work"], arguments)]
 
     def first(self, model: str, limit: int) -> list[Job]:
         """Return the first waiting jobs of a model, in order."""

@@ -37,6 +37,8 @@ UNCONFIRMED_MAX = 2048
 """Messages that may wait to be stored. QoS 1 ones are bounded by the link's receive maximum; QoS 0 ones end here."""
 RETRY_AFTER_DEFAULT_S = 10.0
 """What a full queue tells a requester before any job was measured."""
+RETRY_AFTER_LEAST_S = 1.0
+"""Sooner nobody needs to come back, however fast jobs are: many are told the same."""
 
 _Afterwards = Callable[[], None]
 """What to do once a message is stored; nothing is said, and nobody told, before it is true."""
@@ -239,7 +241,10 @@ class Intake:
             code, sentence = Code.QUEUE_FULL, "the queue is full; send the job again later"
         else:
             return
-        retry_after_s = self._pace.eta_s(model, 1) or RETRY_AFTER_DEFAULT_S
+        retry_after_s = self._pace.room_s(model, queue.running_work(model))
+        if retry_after_s is None:
+            retry_after_s = RETRY_AFTER_DEFAULT_S
+        retry_after_s = max(RETRY_AFTER_LEAST_S, retry_after_s)
         raise EdgeAgentError(code, sentence, retry_after_s=retry_after_s)
 
     def _confirm(

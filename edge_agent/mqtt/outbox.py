@@ -191,10 +191,12 @@ class Outbox:
             self.say(self._speech.status(job, tokens=tokens))
 
     def _status(self, queue: Queue, job: Job) -> Publication:
-        position = queue.position(job, POSITIONS_TOLD) if job.state is JobState.QUEUED else None
-        eta_s = self._pace.eta_s(job.model, position) if position else None
+        line = queue.line(job, POSITIONS_TOLD) if job.state is JobState.QUEUED else None
         missing = queue.missing(job) if job.state is JobState.WAITING else None
-        return self._speech.status(job, position=position, eta_s=eta_s, missing=missing)
+        if line is None:
+            return self._speech.status(job, missing=missing)
+        eta_s = self._pace.eta_s(job.model, line)
+        return self._speech.status(job, position=line.position, eta_s=eta_s)
 
     # The thread
 

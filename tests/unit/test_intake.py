@@ -10,7 +10,7 @@ from fakes import ANSWER, ENGINE_DIED, PATIENCE_S, FakeRoster, FullDisk, Time, c
 
 from edge_agent.errors import Code
 from edge_agent.jobs.job import JobState, Outcome
-from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.pace import Pace, Took, Work
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
@@ -226,15 +226,18 @@ def test_a_request_without_readable_id_is_answered_all_the_same(desk):
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path):
-    """By number or by bytes; as long as a job takes, or a guess before any was measured."""
+    """By number or by bytes; when a running job may end, or a guess before any was measured."""
     with Desk(tmp_path, high_water_jobs=1) as desk:
         desk.submit()
         _, error = refusal(desk.submit("job-2"))
         assert (error["code"], error["retryable"], error["retry_after_s"]) == (Code.QUEUE_FULL, True, 10.0)
-        desk.pace.note("phi", 3.0, lanes=1)
-        _, error = refusal(desk.submit("job-2"))
-        assert error["retry_after_s"] == 6.0
-        desk.finish()
+        took = Took(Work(50, 256), completion_tokens=256, prompt_s=0.0, generate_s=6.0, busy_s=6.0, beside=0)
+        desk.pace.note("phi", took, lanes=1)
+        job = desk.claim()
+        for elapsed_s, retry_after_s in ((2.0, 4.0), (3.5, 1.0)):
+            desk.machine.pass_s(elapsed_s)
+            assert refusal(desk.submit("job-2"))[1]["retry_after_s"] == retry_after_s
+        desk.ask(lambda queue: queue.end(job, JobState.SUCCEEDED, ANSWER))
         assert desk.submit("job-2")[0][0] == "acked"
 
 
