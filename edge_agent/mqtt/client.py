@@ -440,6 +440,8 @@ class EdgeClient:
             self._link.subscribe(Topics(self._root, agent).event("presence"))
         if agent == job.agent:
             job.holders.add(agent)
+            if status.state != "queued" and status.state_seq > job.state_seq:
+                self._taps[job.handle.pool or ""].stir(self._now_s())
             return True
         if not ended:
             job.dismissed.add(agent)

@@ -11,6 +11,8 @@ ANSWER_S = 1.0
 PAUSE_FIRST_S = 0.2
 PAUSE_MOST_S = 2.0
 """When no agent had room, the next job is sent after 0.2 s, 0.4 s …: agents come back before they run dry."""
+STIR_S = 0.05
+"""How long an agent that has room again needs to come back."""
 
 
 class Tap:
@@ -43,6 +45,11 @@ class Tap:
             self._window = 1
             self._opens_s = now_s + min(PAUSE_MOST_S, PAUSE_FIRST_S * 2**self._pauses)
             self._pauses = min(self._pauses + 1, 8)
+
+    def stir(self, now_s: float) -> None:
+        """Note that an agent may have room now: a job of ours began there, or ended."""
+        self._pauses = 0
+        self._opens_s = min(self._opens_s, now_s + STIR_S)
 
     def forget(self, job_id: str) -> None:
         """Note that it does not matter any more."""

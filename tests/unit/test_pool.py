@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.mqtt.pool import View, absence, full
-from edge_agent.mqtt.tap import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, WINDOW_MOST, Tap
+from edge_agent.mqtt.tap import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, STIR_S, WINDOW_MOST, Tap
 
 
 def view(unfinished=0, *, lanes=4, member=False, connected=True, healthy=True):
@@ -81,6 +81,17 @@ def test_when_no_agent_has_room_one_job_asks_now_and_then():
     tap.sent("a", now_s)
     tap.taken("a")
     assert tap.open(now_s)
+
+
+def test_when_a_job_begins_there_may_be_room_again():
+    tap = Tap()
+    for _ in range(5):
+        tap.sent("a", 0.0)
+        tap.full("a", 0.0)
+    assert not tap.open(STIR_S)
+    tap.stir(0.0)
+    assert not tap.open(0.0)
+    assert sent(tap, *NAMES, now_s=STIR_S) == 1
 
 
 def test_a_job_nobody_answers_does_not_keep_the_others_back():
