@@ -1,11 +1,16 @@
 """When an agent is in its pools, and how many jobs a requester lets be on their way to one."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.mqtt.pool import View, absence, full
+from edge_agent.mqtt import pool as pool_module
+from edge_agent.mqtt.link import Access
+from edge_agent.mqtt.pool import Pools, View, absence, full
 from edge_agent.mqtt.tap import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, STIR_S, WINDOW_MOST, Tap
+from edge_agent.mqtt.topics import Topics
 
 
 def view(unfinished=0, *, lanes=4, member=False, connected=True, healthy=True):
@@ -37,6 +42,90 @@ def test_no_agent_in_a_pool_refuses_its_jobs(unfinished, lanes, member):
 def test_who_is_not_well_is_in_no_pool(fields):
     for member in (False, True):
         assert absence(view(member=member, **fields))
+
+
+class Membership:
+    """Pools on a scripted connection; `journal` holds what became of it."""
+
+    def __init__(self, monkeypatch):
+        self.journal, self.woken = [], 0
+        self.connected, self.healthy, self.unfinished = True, True, 0
+        monkeypatch.setattr(pool_module, "Link", self.link)
+        self.pools = Pools(
+            Access("127.0.0.1", 1883, client_id="edge-01", session_expiry_s=3600),
+            names=["hall", "yard"],
+            topics=Topics("edge/v1", "edge-01"),
+            receive=lambda *_: None,
+            connected=lambda: self.connected,
+            healthy=lambda: self.healthy,
+            unfinished=lambda: self.unfinished,
+            lanes=lambda: 1,
+            wake=self.wake,
+        )
+
+    def wake(self):
+        self.woken += 1
+
+    def link(self, access, *, filters, callbacks):
+        self.access, self.filters, self.callbacks = access, filters, callbacks
+        start, stop = (lambda step=step: self.journal.append(step) for step in ("joined", "left"))
+        return SimpleNamespace(start=start, stop=stop)
+
+    def attend(self, **facts):
+        """Look after it once, things being so; return what became of the connection."""
+        vars(self).update(facts)
+        before = len(self.journal)
+        self.pools.attend()
+        return self.journal[before:]
+
+
+@pytest.fixture
+def membership(monkeypatch):
+    return Membership(monkeypatch)
+
+
+def test_the_connection_to_the_pools_is_one_of_its_own_that_leaves_nothing_behind(membership):
+    assert membership.attend() == ["joined"]
+    access = membership.access
+    assert (access.client_id, access.clean_start, access.session_expiry_s, access.receive_max) == (
+        "edge-01.pool",
+        True,
+        0,
+        1,
+    )
+    assert membership.filters == ("$share/hall/edge/v1/pools/hall/job/+", "$share/yard/edge/v1/pools/yard/job/+")
+
+
+def test_it_leaves_by_disconnecting_and_comes_back_with_room(membership):
+    assert membership.attend() == ["joined"]
+    assert membership.attend(unfinished=1) == []
+    assert membership.attend(unfinished=2) == ["left"]
+    assert membership.attend() == []
+    assert membership.attend(unfinished=1) == ["joined"]
+    for fact in ("connected", "healthy"):
+        assert membership.attend(**{fact: False}) == ["left"]
+        assert membership.attend(**{fact: True}) == ["joined"]
+    membership.pools.stop()
+    assert membership.journal[-1] == "left"
+
+
+def test_the_main_thread_is_woken_when_it_is_time_and_only_then(membership):
+    membership.attend()
+    for unfinished, woken in ((1, 0), (2, 1), (1, 1)):
+        membership.unfinished = unfinished
+        membership.pools.look()
+        assert membership.woken == woken
+
+
+def test_what_the_broker_refuses_is_not_asked_for_before_the_agent_connects_anew(membership):
+    membership.attend()
+    membership.callbacks.subscribed(("$share/hall/edge/v1/pools/hall/job/+",))
+    assert membership.woken == 1
+    assert membership.attend() == ["left"]
+    assert membership.attend() == []
+    assert membership.pools.refused
+    membership.pools.reset()
+    assert membership.attend() == ["joined"]
 
 
 # Requesters
