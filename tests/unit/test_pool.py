@@ -66,8 +66,9 @@ class Membership:
     def wake(self):
         self.woken += 1
 
-    def link(self, access, *, filters, callbacks):
-        self.access, self.filters, self.callbacks = access, filters, callbacks
+    def link(self, access, *, subscriptions, callbacks):
+        self.access, self.callbacks = access, callbacks
+        self.filters = tuple(each.topic for each in subscriptions)
         start, stop = (lambda step=step: self.journal.append(step) for step in ("joined", "left"))
         return SimpleNamespace(start=start, stop=stop)
 
