@@ -23,6 +23,7 @@ class ScriptedLink:
 
     def __init__(self, _access, **_settings):
         self.connected, self.connections, self.published, self.heard = True, 1, [], []
+        self.packet_bytes_max = None
 
     def publish(self, publication):
         self.published.append(publication)
