@@ -47,13 +47,13 @@ check: $(VENV)/.dev ## set up, then lint, formatting and types
 
 .PHONY: bench
 bench: $(VENV)/.dev broker ## measure, for about 45 minutes, on a machine with nothing else to do
-	for name in idle telemetry first_chunk intake claim restart dispatch throughput memory batch onnx_batch images image_decode; do \
+	for name in idle telemetry first_chunk intake claim eta restart dispatch throughput memory batch onnx_batch images image_decode; do \
 		$(VENV)/bin/python -m tests.bench.$$name; \
 	done
 
 .PHONY: chaos
 chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad messages, half an hour of load
-	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 SOAK_S=1800 \
+	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 POOL_JOBS=300 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 SOAK_S=1800 \
 		$(VENV)/bin/python -m pytest -s tests/chaos
 
 .PHONY: schemas

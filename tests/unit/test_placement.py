@@ -9,9 +9,9 @@ import pytest
 
 from edge_agent.errors import Code
 from edge_agent.mqtt import client as client_module
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.client import CANCEL_GRACE_S, LAST_WORD_S, RESEND_FIRST_S, EdgeClient
 from edge_agent.mqtt.handle import JobRejectedError
-from edge_agent.mqtt.link import Access
 from edge_agent.mqtt.wire import Inbound
 
 JOBS = "edge/v1/pools/hall/job/me"

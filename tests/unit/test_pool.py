@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.mqtt import pool as pool_module
-from edge_agent.mqtt.link import Access
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.pool import Pools, View, absence, full
 from edge_agent.mqtt.tap import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, STIR_S, WINDOW_MOST, Tap
 from edge_agent.mqtt.topics import Topics
