@@ -248,8 +248,8 @@ class EdgeClient:
                     self._send_cancel(job)
             case _Up():
                 for job in self._open.values():
-                    if job.connection != self._link.connections:
-                        job.tries, job.next_s = 0, 0.0
+                    if job.connection != self._link.connections and not job.offered:
+                        job.tries, job.next_s = 0, 0.0  # what was offered to a pool may be accepted: hear that first
                     if job.canceled_s is not None:
                         self._send_cancel(job)
             case _Answered(mid, reason):

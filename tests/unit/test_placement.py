@@ -283,6 +283,18 @@ def test_an_agent_that_was_told_to_drop_a_job_does_not_end_it(desk):
     assert handle.agent is None
 
 
+def test_after_a_reconnect_an_accepted_job_is_asked_after_and_an_offered_one_keeps_its_time(desk):
+    """The word of an agent may be on its way; offered at once, the job would be done by two."""
+    desk.submit("placed")
+    desk.submit("offered")
+    desk.step()
+    desk.accept("a", "placed")
+    desk.link.connections = 2
+    desk.client._notes.put(client_module._Up())
+    assert desk.step() == ["edge/v1/agents/a/cmd/status/me"]
+    assert desk.step(RESEND_FIRST_S) == [JOBS]
+
+
 def test_nobody_speaks_for_another(desk):
     """The broker vouches for the agent in the topic."""
     handle = desk.submit()
