@@ -59,7 +59,7 @@ def submit(
     tls_cert_file: broker.TlsCertFile = None,
     tls_key_file: broker.TlsKeyFile = None,
 ) -> None:
-    """Send a prompt, and images it is about, to an agent and print its answer as it comes.
+    """Send a prompt, and images it is about, to an agent or a pool of them, and print the answer as it comes.
 
     The answer goes to standard output, everything else to standard error. Ends with 0 when the job succeeded.
     """
