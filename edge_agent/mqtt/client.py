@@ -63,7 +63,8 @@ class _Open:
     """What the client knows of an open job. Times are monotonic seconds.
 
     Of a job of a pool: `agent` is the one that is followed, None while nobody has accepted it; `holders` are all that
-    have; `dismissed` those that were told to drop it because another was first; `refusal` is why it was last refused.
+    have, `offers` the messages that offered it; `dismissed` are those that were told to drop it because another was
+    first; `refusal` is why it was last refused.
     `uploading` are parts of its images that the broker has not answered.
     """
 
@@ -78,6 +79,7 @@ class _Open:
     state_seq: int = -1
     attempt: int = 0
     chunk_seqs: set[int] = field(default_factory=set)
+    offers: set[int] = field(default_factory=set)
     holders: set[str] = field(default_factory=set)
     dismissed: set[str] = field(default_factory=set)
     refusal: JobRejectedError | None = None
@@ -337,6 +339,8 @@ class EdgeClient:
         mid = self._link.publish(Publication(topic, payload, qos=1, expiry_s=expiry_s))
         if mid is not None:
             self._asked[mid] = job
+            if job.offered:
+                job.offers.add(mid)
 
     def _answered(self, mid: int, reason: int) -> None:
         job = self._asked.pop(mid, None)
@@ -344,7 +348,9 @@ class EdgeClient:
             return
         uploaded = mid in job.uploading
         job.uploading.discard(mid)
-        if uploaded and reason < REFUSED:
+        offer = mid in job.offers
+        job.offers.discard(mid)
+        if (uploaded or (offer and not job.offered)) and reason < REFUSED:
             return
         job.handle.unheard = reason == NO_SUBSCRIBERS
         if job.handle.unheard:
@@ -355,11 +361,12 @@ class EdgeClient:
             self._close(job, error=JobRejectedError(Code.BAD_REQUEST, sentence))
 
     def _unheard(self, job: _Open, now_s: float) -> None:
-        if job.handle.pool is None:
-            job.next_s = now_s + min(RESEND_MOST_S, UNHEARD_FIRST_S * 2**job.tries)
+        """Try again what nobody heard; an agent of a pool may still be on its way back after the broker was."""
+        if job.offered:
+            job.tries, job.next_s = 0, now_s
+            self._taps[job.handle.pool or ""].full(job.handle.job_id, now_s)
         else:
-            job.lose(now_s)  # the agent is gone with its session, or none is in the pool now
-            self._taps[job.handle.pool].full(job.handle.job_id, now_s)
+            job.next_s = now_s + min(RESEND_MOST_S, UNHEARD_FIRST_S * 2**job.tries)
 
     def _hear(self, inbound: Inbound) -> None:
         levels = inbound.topic.rsplit("/", 3)

@@ -241,6 +241,28 @@ def test_an_agent_that_answers_no_question_any_more_is_as_good_as_gone(desk):
     assert asked == [["edge/v1/agents/a/cmd/status/me"]] * 3 + [[JOBS]]
 
 
+def test_an_agent_the_broker_does_not_know_is_asked_again_before_it_counts_as_gone(desk):
+    """After a restart of the broker it may be on its way back, with the job."""
+    handle = desk.submit()
+    desk.step()
+    desk.accept("a")
+    asked = []
+    for pause_s in (31.0, 1.0, 2.0, 4.0):
+        asked += desk.step(pause_s + 0.1)
+        desk.broker(UNHEARD)
+    assert asked == ["edge/v1/agents/a/cmd/status/me"] * 3 + [JOBS]
+    assert handle.agent is None
+
+
+def test_that_nobody_heard_an_offer_does_not_matter_once_another_offer_was_accepted(desk):
+    handle = desk.submit()
+    desk.step()
+    desk.step(RESEND_FIRST_S)
+    desk.accept("a")
+    desk.broker(UNHEARD, mid=2)
+    assert handle.agent == "a"
+
+
 def test_an_agent_that_lost_the_job_does_not_keep_it(desk):
     desk.submit()
     desk.step()
