@@ -63,8 +63,7 @@ class _Open:
     """What the client knows of an open job. Times are monotonic seconds.
 
     Of a job of a pool: `agent` is the one that is followed, None while nobody has accepted it; `holders` are all that
-    have, `offers` the messages that offered it; `dismissed` are those that were told to drop it because another was
-    first; `refusal` is why it was last refused.
+    have, `dismissed` those that were told to drop it because another was first; `refusal` is why it was last refused.
     `uploading` are parts of its images that the broker has not answered.
     """
 
@@ -79,7 +78,6 @@ class _Open:
     state_seq: int = -1
     attempt: int = 0
     chunk_seqs: set[int] = field(default_factory=set)
-    offers: set[int] = field(default_factory=set)
     holders: set[str] = field(default_factory=set)
     dismissed: set[str] = field(default_factory=set)
     refusal: JobRejectedError | None = None
@@ -339,8 +337,6 @@ class EdgeClient:
         mid = self._link.publish(Publication(topic, payload, qos=1, expiry_s=expiry_s))
         if mid is not None:
             self._asked[mid] = job
-            if job.offered:
-                job.offers.add(mid)
 
     def _answered(self, mid: int, reason: int) -> None:
         job = self._asked.pop(mid, None)
@@ -348,9 +344,7 @@ class EdgeClient:
             return
         uploaded = mid in job.uploading
         job.uploading.discard(mid)
-        offer = mid in job.offers
-        job.offers.discard(mid)
-        if (uploaded or (offer and not job.offered)) and reason < REFUSED:
+        if uploaded and reason < REFUSED:
             return
         job.handle.unheard = reason == NO_SUBSCRIBERS
         if job.handle.unheard:
