@@ -37,6 +37,8 @@ HELD_BYTES_MAX = 4 * 2**20
 HELD_S = 5.0
 """No longer than this: the broker wants to hear of us."""
 WILL_DELAY_S = 10
+FILTERS_AT_ONCE = 8
+"""Topic filters in one SUBSCRIBE; hosted brokers take no more (aws/aws-iot-device-sdk-js#219)."""
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 60.0
 NEXT_ADDRESS_S = 0.5
@@ -143,6 +145,7 @@ class Link:
         self._access = access
         self._subscriptions = subscriptions
         self._subscriptions_lock = threading.Lock()
+        self._refused: tuple[str, ...] = ()
         self._subscribing: dict[int | None, tuple[Subscription, ...]] = {}
         self._callbacks = callbacks
         self._chance = chance
@@ -397,8 +400,9 @@ class Link:
         self._drop_too_large(client)
         with self._subscriptions_lock:
             self._subscribing.clear()
-            if self._subscriptions:
-                self._ask_for(*self._subscriptions)
+            self._refused = ()
+            for first in range(0, len(self._subscriptions), FILTERS_AT_ONCE):
+                self._ask_for(*self._subscriptions[first : first + FILTERS_AT_ONCE])
             self._connected.set()
         log.info("link.up", **self._where(), connection=self._epoch)
         self._callbacks.up(self._epoch)
@@ -414,13 +418,14 @@ class Link:
         with self._subscriptions_lock:
             asked = self._subscribing.pop(mid, ())
         refused = tuple(each.topic for each, reason in zip(asked, reasons, strict=False) if reason.is_failure)
+        self._refused += refused
         if refused:
             log.error(
                 "link.subscription_refused",
                 filters=refused,
                 next="let the agent read these topics in the broker's ACL",
             )
-        self._callbacks.subscribed(refused)
+        self._callbacks.subscribed(self._refused)
 
     def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
         error = sys.exception()  # paho tells in its except clause

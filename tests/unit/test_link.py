@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import PATIENCE_S, Time
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 from running import wait_for
 
 from edge_agent.mqtt.broker import PrivateBroker
@@ -262,6 +264,23 @@ def test_a_refused_subscription_is_told(tmp_path):
         peer.link.start()
         assert peer.refused.get(timeout=PATIENCE_S) in ((), ("forbidden/1",))  # mosquitto grants and delivers nothing
         peer.link.stop()
+
+
+def test_many_subscriptions_are_asked_for_eight_at_a_time_and_refusals_add_up(monkeypatch):
+    """Hosted brokers take no more in one message; each message is answered by itself."""
+    told, asked = [], []
+    link = Link(
+        Access("127.0.0.1", 1, client_id="edge-01"),
+        subscriptions=tuple(Subscription(f"topic/{number}") for number in range(20)),
+        callbacks=Callbacks(receive=lambda *_: None, subscribed=told.append),
+    )
+    monkeypatch.setattr(link._client, "subscribe", lambda topics: asked.append(topics) or (0, len(asked)))
+    link._on_connect(link._client, None, None, ReasonCode(PacketTypes.CONNACK), None)
+    assert [len(topics) for topics in asked] == [8, 8, 4]
+    granted, refused = (ReasonCode(PacketTypes.SUBACK, identifier=code) for code in (0x01, 0x87))
+    for mid, reasons in ((2, [refused] + [granted] * 7), (1, [granted] * 8), (3, [granted] * 3 + [refused])):
+        link._on_subscribe(link._client, None, mid, reasons, None)
+    assert told == [("topic/8",), ("topic/8",), ("topic/8", "topic/19")]
 
 
 @pytest.mark.broker
