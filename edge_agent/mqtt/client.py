@@ -38,7 +38,7 @@ UNHEARD_FIRST_S = 0.5
 ASK_S = 30.0
 """An accepted job nothing was heard of for so long is asked after."""
 ASKS_MOST = 3
-"""An agent of a pool that is asked so often in vain is as good as offline."""
+"""An agent of a pool that is asked so often in vain, every 5 s, is as good as offline: its will may be lost."""
 CANCEL_GRACE_S = 2.0
 """How long a canceled job of a pool may still be accepted by an agent it was on its way to."""
 CLOSED_MOST = 10_000
@@ -290,7 +290,7 @@ class EdgeClient:
             self._offer(job, now_s, shut)
             return
         if job.accepted or now_s >= job.ends_s:
-            job.next_s = now_s + (ASK_S if job.accepted else RESEND_FIRST_S)
+            job.next_s = now_s + (ASK_S if job.accepted and job.handle.pool is None else RESEND_FIRST_S)
             self._ask(job, Command.STATUS, _ref(job), expiry_s=STATUS_EXPIRY_S)
         else:
             job.next_s = now_s + min(RESEND_MOST_S, RESEND_FIRST_S * 2**job.tries)
@@ -480,7 +480,7 @@ class EdgeClient:
     def _hear_chunk(self, job: _Open, chunk: Chunk) -> None:
         if job.agent != chunk.agent:
             return
-        job.accepted, job.next_s = True, self._now_s() + ASK_S
+        job.accepted, job.tries, job.next_s = True, 0, self._now_s() + ASK_S
         if chunk.attempt > job.attempt:
             job.attempt = chunk.attempt
             job.chunk_seqs.clear()

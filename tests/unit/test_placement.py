@@ -233,11 +233,11 @@ def test_an_agent_that_comes_back_first_keeps_the_job(desk):
 
 
 def test_an_agent_that_answers_no_question_any_more_is_as_good_as_gone(desk):
-    """Also where the broker lets a requester hear no presence."""
+    """Also where the broker lets a requester hear no presence, or lost the will when it died."""
     desk.submit(ttl_s=86_400)
     desk.step()
     desk.accept("a")
-    asked = [desk.step(30.1) for _ in range(4)]
+    asked = [desk.step(pause_s) for pause_s in (30.1, 5.1, 5.1, 5.1)]
     assert asked == [["edge/v1/agents/a/cmd/status/me"]] * 3 + [[JOBS]]
 
 
@@ -314,6 +314,7 @@ def test_after_a_reconnect_an_accepted_job_is_asked_after_and_an_offered_one_kee
     desk.link.connections = 2
     desk.client._notes.put(client_module._Up())
     assert desk.step() == ["edge/v1/agents/a/cmd/status/me"]
+    desk.accept("a", "placed")
     assert desk.step(RESEND_FIRST_S) == [JOBS]
 
 
