@@ -62,7 +62,8 @@ class Rates:
 
 RATES: Mapping[tuple[str, str], Rates] = {
     # Weights are repacked, not mapped; keys and values are 32-bit. Predicted / measured: 1.01, 1.02 and 1.00 with
-    # 1,024, 4,096 and 8,192 tokens of context (onnxruntime-genai 0.18: 3692, 5989 and 10640 MiB).
+    # 1,024, 4,096 and 8,192 tokens of context (onnxruntime-genai 0.18: 3692, 5989 and 10640 MiB). With an image of 16
+    # tiles in 2,543 tokens of Phi-3.5-vision 1.01 (5530 MiB).
     ("onnx", "cpu"): Rates(1.0, 4.0, 215_000, 1.7, 168 * MIB),
     # Weights are repacked beside the mapped file, keys and values are 8-bit with a scale per token and head.
     # Predicted / measured: 1.06 and 1.04 with 1,024 and 4,096 tokens (openvino-genai 2026.4: 2368 and 3078 MiB).

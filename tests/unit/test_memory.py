@@ -96,6 +96,7 @@ def test_a_build_that_sees_needs_more(tmp_path, backend):
     assert build_of(variant, catalogue.family_of(variant)).hidden_size == 3072
 
 
+FULL_VISION = Build("onnx", 3_218_366_095, 196_608, 32, 4096, hidden_size=3072)
 FULL_OPENVINO = Build("openvino", 2_315_483_180, 196_608, 32, 4096)
 SEEING_OPENVINO = Build("openvino", 2_336_000_000, 196_608, 32, 4096, 3072)
 
@@ -106,6 +107,7 @@ SEEING_OPENVINO = Build("openvino", 2_336_000_000, 196_608, 32, 4096, 3072)
         (FULL, 1024, 3692),
         (FULL, 4096, 5989),
         (FULL, 8192, 10_640),
+        (FULL_VISION, 2543, 5530),
         (FULL_OPENVINO, 1024, 2368),
         (FULL_OPENVINO, 4096, 3078),
         (SEEING_OPENVINO, 4096, 3913),
