@@ -50,6 +50,7 @@ bench: $(VENV)/.dev broker ## measure, for about 45 minutes, on a machine with n
 	for name in idle telemetry first_chunk intake claim eta restart dispatch throughput memory batch onnx_batch images image_decode; do \
 		$(VENV)/bin/python -m tests.bench.$$name; \
 	done
+	$(VENV)/bin/python -m tests.bench.images --model full-vision-openvino
 
 .PHONY: chaos
 chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad messages, half an hour of load

@@ -32,6 +32,7 @@ MODELS = {
     "demo": build_demo,
     "full": lambda out: build_text(out, shape=FULL),
     "full-vision": lambda out: build_text(out, shape=FULL_VISION),
+    "full-vision-openvino": lambda out: build_text(out, shape=FULL_VISION, backend="openvino", block_size=128),
     "full-openvino": lambda out: build_text(out, shape=FULL, backend="openvino", block_size=128),
 }
 """What `--model` may be besides a folder: built once (full: 2.8 to 3.2 GB, a minute) and kept in the user's cache."""
