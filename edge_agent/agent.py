@@ -299,7 +299,11 @@ class Agent:
                 receive_max=watcher.RECEIVE_MAX,
             ),
             subscriptions=wanted,
-            callbacks=Callbacks(receive=self._watcher.receive, subscribed=self._watch_subscribed),
+            callbacks=Callbacks(
+                receive=self._watcher.receive,
+                subscribed=self._watch_subscribed,
+                down=lambda _reason: self._announcer.refresh(),
+            ),
         )
 
     # Order of start and stop
@@ -398,6 +402,8 @@ class Agent:
         while not event.is_set():
             self._supervisor.attend()
             self._link.attend()
+            if self._watch_link:
+                self._watch_link.attend()
             self._pools.attend()
             self._feed()
             self._wake.wait(TICK_S)
@@ -532,6 +538,7 @@ class Agent:
             disk_full=self._store.disk_full,
             duplicate=self._announcer.duplicate,
             deaf=(*self._deaf, *self._unwatched, *self._pools.refused),
+            blind=bool(self._link.connected and self._watch_link and self._watch_link.trouble),
             strained=self._restraint.reasons if strained is None else strained,
         )
 

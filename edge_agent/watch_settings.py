@@ -88,7 +88,7 @@ class WatchSection(BaseModel):
         "skip", description="what was published before we subscribed and the broker retains: skip it, or take it once"
     )
     answer_topic: str | None = Field(
-        None, description="where answers are published, a template; `{root}/agents/{agent}/evt/watch/{name}` when unset"
+        None, description="where answers are published, a template; `{root}/agents/{agent}/watch/{name}` when unset"
     )
     answer_format: Literal["text", "json"] = Field(
         "text", description="text: what the model said; json: that with topic, model, timings and more"

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from edge_agent import settings
-from edge_agent.mqtt.acl import AgentRole, Fleet, meets, render
+from edge_agent.mqtt.acl import AgentRole, Fleet, render
+from edge_agent.mqtt.filters import intersect
 from edge_agent.mqtt.topics import CLIENT
 
 PANEL = "Users"
@@ -122,7 +123,7 @@ def _watches(given: list[str] | None, root: str, option: str) -> list[tuple[str,
             or len(topic.encode()) > FILTER_BYTES_MAX
         ):
             raise typer.BadParameter(f"{each!r}: write AGENT=FILTER", param_hint=option)
-        if meets(topic, f"{root}/#"):
+        if intersect(topic, f"{root}/#"):
             raise typer.BadParameter(
                 f"{each!r} reaches below {root}, where it would hear or say what is others'", param_hint=option
             )

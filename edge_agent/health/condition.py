@@ -13,11 +13,13 @@ def condition(
     disk_full: bool,
     duplicate: bool,
     deaf: tuple[str, ...] = (),
+    blind: bool = False,
     strained: tuple[str, ...] = (),
 ) -> Condition:
     """Return how the agent is.
 
-    `strained` says why it holds back, and unloads models if it does; `deaf` what the broker does not let it hear.
+    `strained` says why it holds back, and unloads models if it does; `deaf` what the broker does not let it hear;
+    `blind` whether the connection that watches is refused or lost while the other is not.
     """
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
@@ -29,6 +31,8 @@ def condition(
     if duplicate:
         reasons.append("another agent has this id")
     reasons += [f"the broker refuses {topic}" for topic in deaf]
+    if blind:
+        reasons.append("watched topics have no connection")
     reasons += strained
     if draining:
         return Condition("draining", tuple(reasons))

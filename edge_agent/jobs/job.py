@@ -136,12 +136,16 @@ class Outcome(Frozen):
 
 
 class Destination(Frozen):
-    """Where a watch's answer goes: `text` is what the model said, `json` that with what belongs to it."""
+    """Where a watch's answer goes: `text` is what the model said, `json` that with what belongs to it.
+
+    `hops` counts the answers of agents that it came from, itself included.
+    """
 
     topic: str
     qos: Literal[0, 1]
     retain: bool
     format: Literal["text", "json"]
+    hops: int = 1
 
 
 @dataclass(frozen=True, slots=True)

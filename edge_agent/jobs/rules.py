@@ -159,7 +159,7 @@ class _Reader:
 
     def _answer(self, section: WatchSection) -> Template:
         if section.answer_topic is None:
-            return Template((self._topics.event(f"watch/{section.name}"),))
+            return Template((self._topics.watch(section.name),))
         template = self._template("answer_topic", section.answer_topic, section)
         literal = "".join(part for part in template.parts if isinstance(part, str))
         if any(letter in literal for letter in "+#\0") or section.answer_topic.startswith("$"):

@@ -22,6 +22,8 @@ from edge_agent.watch_settings import Bounds, Wanted, WatchSection
 
 PROMPT_BYTES_MAX = 65_536
 TOPIC_BYTES_MAX = 1024
+HOPS_MAX = 4
+"""An answer that came of so many answers, of several agents, is watched no more: they may feed each other."""
 TOPICS_REMEMBERED = 1024
 """Topics of one rule whose last job and last value are remembered; of more the longest silent is forgotten."""
 
@@ -39,6 +41,7 @@ class Reason(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     ANSWER_TOPIC = "answer_topic"
     BEHIND = "behind"
+    HOPS = "hops"
 
 
 WANTED = frozenset({Reason.RETAINED, Reason.WHEN, Reason.UNCHANGED, Reason.EVERY})

@@ -72,6 +72,8 @@ def _agent(root: str, agent: AgentRole) -> Iterator[Right]:
     yield Right("read", topics.event("presence"))
     yield Right("write", topics.event("#"))
     yield Right("write", topics.inbox("+", "+", "+"))
+    if agent.reads:
+        yield Right("write", topics.watch("+"))
     for each in agent.reads:
         yield Right("read", each)
     for each in agent.writes:
@@ -98,18 +100,6 @@ def _admin(root: str, name: str) -> Iterator[Right]:
     yield Right("write", anybody.admin(name))
     yield Right("read", f"{anybody.inbox_root(name)}/#")
     yield Right("read", anybody.event("#"))
-
-
-def meets(one: str, other: str) -> bool:
-    """Return whether some topic is under both filters."""
-    ours, theirs = one.split("/"), other.split("/")
-    for mine, yours in zip(ours, theirs, strict=False):
-        if "#" in (mine, yours):
-            return True
-        if mine != yours and "+" not in (mine, yours):
-            return False
-    longer = ours if len(ours) > len(theirs) else theirs
-    return len(ours) == len(theirs) or longer[min(len(ours), len(theirs)) :] == ["#"]
 
 
 def render(fleet: Fleet) -> str:

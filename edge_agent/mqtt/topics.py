@@ -98,6 +98,10 @@ class Topics:
         """Where the agent tells of itself: `presence`, `info`, `decision`, `telemetry`."""
         return f"{self.root}/agents/{self.agent}/evt/{leaf}"
 
+    def watch(self, name: str) -> str:
+        """Where a rule's answers go that names no topic; apart from events, which never hold a text."""
+        return f"{self.root}/agents/{self.agent}/watch/{name}"
+
     def job_event(self, job_id: str) -> str:
         """Where monitors see a job's states."""
         return f"{self.root}/agents/{self.agent}/evt/jobs/{job_id}/status"

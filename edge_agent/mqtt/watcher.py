@@ -20,13 +20,13 @@ from edge_agent.jobs.request import Request
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.jobs.template import Seen
-from edge_agent.jobs.watch import WANTED, Drop, Memory, Reason, Rule, Take, decide
+from edge_agent.jobs.watch import HOPS_MAX, WANTED, Drop, Memory, Reason, Rule, Take, decide
 from edge_agent.log import get_logger
 from edge_agent.mqtt.filters import apart, intersect
 from edge_agent.mqtt.link import Receipt, Subscription
 from edge_agent.mqtt.payloads import WatchReading
 from edge_agent.mqtt.topics import watch_client, watch_of
-from edge_agent.mqtt.wire import TRACEPARENT_BYTES_MAX, Inbound, decode_seen
+from edge_agent.mqtt.wire import TRACEPARENT_BYTES_MAX, Inbound, decode_seen, hops
 
 SESSION_S = 300
 """How long the broker keeps messages of QoS 1 for us while we are away. Photos are large, and old ones of no use."""
@@ -116,6 +116,10 @@ class Watcher:
                 self._drop(rule, Drop(Reason.BEHIND))
             self._ack(receipt)
             return
+        if hops(inbound) >= HOPS_MAX:
+            for rule in concerned:
+                self._drop(rule, Drop(Reason.HOPS))
+            concerned = []
         seen = decode_seen(inbound) if concerned else Seen(inbound.topic)
         orders = [order for rule in concerned if (order := self._judge(rule, seen, inbound))]
         # Also without orders: acknowledged in its turn, as MQTT 5 wants it.
@@ -175,6 +179,7 @@ class Watcher:
             qos=section.answer_qos,
             retain=section.answer_retain,
             format=section.answer_format,
+            hops=hops(inbound) + 1,
         )
         traced = inbound.traceparent is not None and len(inbound.traceparent.encode()) <= TRACEPARENT_BYTES_MAX
         return _Order(

@@ -29,6 +29,9 @@ UNREADABLE = "unreadable"
 HEADER_BYTES = 512
 """Room for everything but topic and payload in a packet: fixed header, lengths, our properties."""
 
+HOPS = "edge-agent-hops"
+"""The user property of a watch's answer that counts the answers it came from."""
+
 STATUS_EXPIRY_S = 3600
 CHUNK_EXPIRY_S = 30
 RESULT_EXPIRY_S = 86_400
@@ -117,6 +120,12 @@ def _count(inbound: Inbound, name: str) -> int:
     if not _COUNT.fullmatch(text):
         raise EdgeAgentError(Code.BAD_REQUEST, f"{name}: must be a whole number from 1")
     return int(text)
+
+
+def hops(inbound: Inbound) -> int:
+    """Return of how many answers of agents a message came, one after the other."""
+    count = inbound.user.get(HOPS, "0")
+    return int(count) if _COUNT.fullmatch(count) else 0
 
 
 def decode_seen(inbound: Inbound) -> Seen:
@@ -296,6 +305,7 @@ class Speech:
             retain=destination.retain,
             expiry_s=None if destination.retain else RESULT_EXPIRY_S,
             traceparent=job.traceparent,
+            user={HOPS: str(destination.hops)},
         )
         return publication, result
 

@@ -8,7 +8,7 @@ from running import PATIENCE_S
 from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
-from edge_agent.mqtt.acl import Fleet, meets, rights
+from edge_agent.mqtt.acl import Fleet, rights
 from edge_agent.mqtt.broker import PrivateBroker, random_port
 
 USERS = (
@@ -229,20 +229,3 @@ def test_what_would_give_more_than_it_says_is_refused(tmp_path, arguments):
     run = CliRunner().invoke(app, ["acl", str(tmp_path / "edge.acl"), *arguments])
     assert run.exit_code == 2
     assert not (tmp_path / "edge.acl").exists()
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "met"),
-    [
-        ("edge/v1/#", "#", True),
-        ("edge/v1/#", "edge/v1", True),
-        ("edge/v1/#", "+/+/clients/#", True),
-        ("edge/v1/#", "edge/v2/#", False),
-        ("edge/v1/#", "plant/#", False),
-        ("edge/v1/#", "edge", False),
-        ("a/+", "a/b", True),
-        ("a/+", "a/b/c", False),
-    ],
-)
-def test_filters_meet_where_a_topic_is_under_both(one, other, met):
-    assert meets(one, other) is meets(other, one) is met

@@ -64,7 +64,7 @@ def test_what_a_sensor_publishes_is_answered_where_its_rule_says(agent, broker):
         (text,) = answers.wait_on("answers/front")
         assert text
         assert text == text.strip()
-        (body,) = answers.wait_on("edge/v1/agents/edge-01/evt/watch/house")
+        (body,) = answers.wait_on("edge/v1/agents/edge-01/watch/house")
         answer = json.loads(body)
         assert (answer["watch"], answer["topic"], answer["model"]) == ("house", "zigbee2mqtt/front", "demo")
         assert answer["timings"]["total_ms"] > 0

@@ -28,6 +28,7 @@ READY = engine(Phase.READY)
         ({"disk_full": True}, "unhealthy", "the disk is full"),
         ({"duplicate": True}, "degraded", "another agent has this id"),
         ({"deaf": ("edge/v1/x",)}, "degraded", "the broker refuses edge/v1/x"),
+        ({"blind": True}, "degraded", "watched topics have no connection"),
         ({"strained": ("heat: 78 °C",)}, "degraded", "heat: 78 °C"),
         (
             {"engines": [engine(Phase.UNLOADED)], "strained": ("models unloaded: heat",)},

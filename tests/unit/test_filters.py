@@ -85,3 +85,20 @@ def test_what_is_no_filter_is_refused(wrong):
 def test_the_brokers_own_topics_are_never_taken():
     assert not matches("#", "$SYS/uptime")
     assert not matches("+/uptime", "$SYS/uptime")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "met"),
+    [
+        ("edge/v1/#", "#", True),
+        ("edge/v1/#", "edge/v1", True),
+        ("edge/v1/#", "+/+/clients/#", True),
+        ("edge/v1/#", "edge/v2/#", False),
+        ("edge/v1/#", "plant/#", False),
+        ("edge/v1/#", "edge", False),
+        ("a/+", "a/b", True),
+        ("a/+", "a/b/c", False),
+    ],
+)
+def test_filters_meet_where_a_topic_is_under_both(one, other, met):
+    assert intersect(one, other) is intersect(other, one) is met

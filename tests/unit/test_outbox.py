@@ -458,6 +458,7 @@ def test_a_watchs_answer_goes_where_its_rule_says_and_the_row_goes_with_it(tmp_p
         (answer,) = sender.link.of("door")
         body = json.loads(answer.payload)
         assert (answer.topic, answer.qos, answer.retain, answer.expiry_s) == ("answers/door", 1, True, None)
+        assert answer.user == {"edge-agent-hops": "1"}
         assert (body["watch"], body["topic"], body["text"]) == ("door", "sensors/door", ANSWER.text)
         assert "error" not in body
         assert [each.topic for each in sender.link.published if "/clients/" in each.topic] == []

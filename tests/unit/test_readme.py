@@ -60,10 +60,10 @@ FRIGATE_EVENT = {
         ("photos/desk", JPEG, "answers/desk"),
         ("frigate/front_door/person/snapshot", JPEG, "answers/front_door/person"),
         ("frigate/events", json.dumps(FRIGATE_EVENT).encode(), "answers/front_door/event"),
-        ("esp32-cam/meter", JPEG, "edge/v1/agents/edge-01/evt/watch/meter"),
-        ("esp32-cam/yard", b'{"image": "%b"}' % base64.b64encode(JPEG), "edge/v1/agents/edge-01/evt/watch/yard"),
+        ("esp32-cam/meter", JPEG, "edge/v1/agents/edge-01/watch/meter"),
+        ("esp32-cam/yard", b'{"image": "%b"}' % base64.b64encode(JPEG), "edge/v1/agents/edge-01/watch/yard"),
         ("zigbee2mqtt/cellar", b'{"battery":97,"contact":false,"linkquality":72}', "answers/cellar"),
-        ("homeassistant/sensor/attic/state", b"31.5", "edge/v1/agents/edge-01/evt/watch/heat"),
+        ("homeassistant/sensor/attic/state", b"31.5", "edge/v1/agents/edge-01/watch/heat"),
     ],
 )
 def test_the_readmes_watch_rules_work_as_pasted(tmp_path, topic, payload, answer_topic):

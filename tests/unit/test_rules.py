@@ -106,7 +106,7 @@ def test_a_wrong_key_is_named_when_the_file_is_read(tmp_path, table, sentence):
 def test_without_an_answer_topic_answers_go_below_the_agents_own_events():
     (rule,) = read({"name": "door"})
     decision = decide(rule, Seen("a/b", image=b"\xff\xd8\xff"), Memory(), retained=False, now_s=0.0)
-    assert decision.answer_topic == "edge/v1/agents/edge-01/evt/watch/door"
+    assert decision.answer_topic == "edge/v1/agents/edge-01/watch/door"
 
 
 PIECES = st.sampled_from(

@@ -100,7 +100,7 @@ def test_a_message_is_acknowledged_after_its_job_is_stored_and_so_is_one_that_ma
         assert (reading.taken, reading.dropped) == (1, {"when": 1})
         (job,) = tower.queue.first("phi", 9)
         assert (job.client, job.source, job.stream) == ("watch:sensor", "a/b", False)
-        assert json.loads(job.answer)["topic"] == "edge/v1/agents/edge-01/evt/watch/sensor"
+        assert json.loads(job.answer)["topic"] == "edge/v1/agents/edge-01/watch/sensor"
 
 
 def test_the_newest_takes_the_place_of_the_oldest_of_its_topic(tmp_path):
@@ -140,6 +140,17 @@ def test_what_did_not_succeed_leaves_nothing(tmp_path, capsys):
         assert tower.queue.backlog == Backlog(0, 0)
         assert tower.queue.owed(9) == []
     assert "watch.failed" in capsys.readouterr().out
+
+
+def test_answers_that_came_of_answers_end(tmp_path):
+    """Rules of several agents may feed each other, which nobody's settings tell."""
+    with Tower(tmp_path, SENSOR | {"pending": 9}) as tower:
+        for count in ("0", "3", "4", "99", "no number"):
+            tower.see("a/b", count.encode(), user={"edge-agent-hops": count})
+        assert tower.waiting() == ["0", "3", "no number"]
+        assert tower.reading().dropped == {"hops": 2}
+        assert [json.loads(job.answer)["hops"] for job in tower.queue.first("phi", 9)] == [1, 4, 1]
+        assert len(tower.link.acked) == 5
 
 
 def test_two_rules_may_take_one_message(tmp_path):
