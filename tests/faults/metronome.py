@@ -6,6 +6,7 @@ import threading
 from edge_agent.engine.messages import Finished, FinishReason, Limits, Progress, Text, Usage
 
 PERIOD_S = float(os.environ.get("METRONOME_S", "0.05"))
+IMAGES = int(os.environ.get("METRONOME_IMAGES", "0"))
 
 
 class Metronome:
@@ -15,7 +16,7 @@ class Metronome:
     device = "cpu"
 
     def __init__(self, spec):
-        self.limits = Limits(spec.context_tokens, spec.parallel)
+        self.limits = Limits(spec.context_tokens, spec.parallel, IMAGES)
         self._left, self._asked, self._begun = {}, {}, set()
         self._pause = threading.Event()
 
