@@ -1,5 +1,6 @@
 """A real daemon on a recorded machine that heats up: it holds back, step by step, gives its engine up, and recovers."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def test_a_pi_that_heats_up_is_held_back_unloaded_and_back_when_it_is_cool(broke
         why = "cpu-thermal is at 76 °C, its limit is 80 °C"
         monitor.wait("presence", health="degraded", reason=f"fewer lanes: {why}")
         agent.wait_said("pool.left")
+        told = [json.loads(line)["event"] for line in agent.log.read_text().splitlines() if line.startswith("{")]
+        assert told[: told.index("pool.left")].count("governor.step") == 2
         monitor.wait("telemetry", reasons=[f"pauses between steps: {why}"])
 
         (engine,) = agent.engines()

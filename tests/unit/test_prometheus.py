@@ -213,6 +213,7 @@ def test_health_and_readiness(made, path, status, body):
 def test_connections_are_few_and_end(monkeypatch):
     """Who says nothing, or a byte now and then, holds a connection no longer than anybody."""
     monkeypatch.setattr(http, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(http, "CONNECTION_S", 60.0)
     with listening(sources()) as server:
         idle = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(2)]
         for each in idle:
