@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hardware import cgroup, files
-from hardware.hwmon import awake
+from hardware.heat import COLDEST_C, HOTTEST_C
+from hardware.hwmon import Chip, awake
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 KIB_BYTES = 1024
@@ -51,12 +52,16 @@ class Activity:
     name: of its folder: `card0`, `accel0`, `17000000.gpu`.
     busy_percent: in the last moment, as its driver says; AMD's and Jetson's do.
     busy_us: time spent working since it started; Intel NPUs count it, `worked_share` makes a share of two.
+    memory_used_bytes: of its own memory; AMD's driver tells.
+    celsius: the hottest of its own sensors.
     """
 
     name: str
     busy_percent: float | None = None
     busy_us: int | None = None
     clock: Clock | None = None
+    memory_used_bytes: int | None = None
+    celsius: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +177,22 @@ def _cards(folder: Path) -> Iterator[Activity]:
         clock = _clock(card, "gt_act_freq_mhz", "gt_max_freq_mhz", "gt_RP0_freq_mhz") or _clock(
             device / "tile0/gt0/freq0", "act_freq", "max_freq", "rp0_freq"
         )
-        if busy is not None or clock is not None:
-            yield Activity(card.name, busy_percent=busy, clock=clock)
+        # https://docs.kernel.org/gpu/amdgpu/driver-misc.html
+        memory_bytes = files.number(files.text(device / "mem_info_vram_used"))
+        celsius = _hottest(device / "hwmon")
+        if any(known is not None for known in (busy, clock, memory_bytes, celsius)):
+            yield Activity(card.name, busy_percent=busy, clock=clock, memory_used_bytes=memory_bytes, celsius=celsius)
+
+
+def _hottest(folder: Path) -> float | None:
+    """Read the hottest sensor of the chips in a device's own folder."""
+    chips = (Chip("", each) for each in files.numbered(folder, "hwmon"))
+    found = (
+        chip.amount(f"temp{number}", "input", per=1000, low=COLDEST_C, high=HOTTEST_C)
+        for chip in chips
+        for number in chip.channels("temp")
+    )
+    return max((celsius for celsius in found if celsius is not None), default=None)
 
 
 def _npus(folder: Path) -> Iterator[Activity]:

@@ -130,6 +130,8 @@ def _accelerators(before: Readings, after: Readings, elapsed_s: float) -> tuple[
             name=each.name,
             busy_percent=_busy_percent(earlier.get(each.name), each, elapsed_s),
             clock_mhz=each.clock and _rounded(each.clock.now_mhz),
+            memory_used_bytes=each.memory_used_bytes,
+            celsius=_rounded(each.celsius),
         )
         for each in after.usage.accelerators
     )

@@ -177,6 +177,10 @@ def _told(telemetry: Telemetry) -> Iterator[Any]:
     yield _gauge("accelerator_busy_ratio", "Share of time an accelerator worked.", busy, "accelerator")
     clocks = {(a.name,): a.clock_mhz * 1e6 for a in accelerators if a.clock_mhz is not None}
     yield _gauge("accelerator_clock_hertz", "Its clock.", clocks, "accelerator")
+    used = {(a.name,): a.memory_used_bytes for a in accelerators if a.memory_used_bytes is not None}
+    yield _gauge("accelerator_memory_used_bytes", "Its own memory in use.", used, "accelerator")
+    heat = {(a.name,): a.celsius for a in accelerators if a.celsius is not None}
+    yield _gauge("accelerator_temperature_celsius", "Its hottest sensor.", heat, "accelerator")
     yield from _engines(telemetry.engines)
 
 

@@ -255,6 +255,8 @@ class AcceleratorReading(Payload):
     name: str
     busy_percent: float | None = None
     clock_mhz: float | None = None
+    memory_used_bytes: int | None = None
+    celsius: float | None = None
 
 
 class MachineReading(Payload):

@@ -46,7 +46,9 @@ FULL = Telemetry(
     undervoltage=False,
     network_received_bytes=7,
     network_sent_bytes=8,
-    accelerators=(AcceleratorReading(name="card0", busy_percent=50.0, clock_mhz=900.0),),
+    accelerators=(
+        AcceleratorReading(name="card0", busy_percent=50.0, clock_mhz=900.0, memory_used_bytes=12, celsius=55.0),
+    ),
     queue={"queued": 3, "running": 1},
     queue_oldest_s=12.0,
     engines=(
@@ -117,6 +119,8 @@ def test_every_value_of_telemetry_has_its_sample_in_base_units():
         ("network_sent_bytes_total",): 8,
         ("accelerator_busy_ratio", "card0"): 0.5,
         ("accelerator_clock_hertz", "card0"): 9e8,
+        ("accelerator_memory_used_bytes", "card0"): 12,
+        ("accelerator_temperature_celsius", "card0"): 55,
         ("queue_jobs", "queued"): 3,
         ("queue_jobs", "running"): 1,
         ("queue_oldest_seconds",): 12,

@@ -95,8 +95,18 @@ def test_an_npu_that_counts_its_work(tmp_path):
     write(tmp_path, npu + "npu_current_frequency_mhz", "950")
     seen = told(*two(tmp_path, change=lambda root: write(root, npu + "npu_busy_time_us", "3500000")))
     assert [each.model_dump() for each in seen.accelerators] == [
-        {"name": "accel0", "busy_percent": 25.0, "clock_mhz": 950.0}
+        {"name": "accel0", "busy_percent": 25.0, "clock_mhz": 950.0, "memory_used_bytes": None, "celsius": None}
     ]
+
+
+def test_a_graphics_card_with_memory_and_sensors_of_its_own(tmp_path):
+    card = "sys/class/drm/card0/device/"
+    write(tmp_path, card + "gpu_busy_percent", "97")
+    write(tmp_path, card + "mem_info_vram_used", "4096")
+    for number, celsius in ((1, 51), (2, 63), (3, 999)):  # the third is off
+        write(tmp_path, card + f"hwmon/hwmon4/temp{number}_input", f"{celsius}000")
+    (seen,) = told(*two(tmp_path)).accelerators
+    assert (seen.busy_percent, seen.memory_used_bytes, seen.celsius) == (97.0, 4096, 63.0)
 
 
 def test_a_processor_slowed_for_heat_says_so(tree):
