@@ -8,6 +8,7 @@ is on the disk, so that a row may speak of it.
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ PARTS_MAX = 4096
 PIECE_BYTES = 2**20
 PREPARED = "prepared"
 _NEW = ".new"
+_IMAGE = re.compile(r"[0-9a-f]{64}")
+_PARTS = re.compile(r"([0-9a-f]{64})\.([1-9][0-9]{0,3})")
+"""Our files and folders; others' that somebody put there are left alone."""
 
 
 class Spool:
@@ -46,17 +50,16 @@ class Spool:
             for entry in self._folder.iterdir():
                 if entry.name.endswith(_NEW):
                     entry.unlink()
-                elif entry.is_file():
+                elif _IMAGE.fullmatch(entry.name):
                     self._sizes[entry.name] = entry.stat().st_size
-                elif entry.name != PREPARED:
-                    self._recall_parts(entry)
+                elif parts := _PARTS.fullmatch(entry.name):
+                    self._recall_parts(entry, parts[1], int(parts[2]))
 
-    def _recall_parts(self, folder: Path) -> None:
-        sha256, _, parts = folder.name.partition(".")
+    def _recall_parts(self, folder: Path, sha256: str, parts: int) -> None:
         for file in folder.iterdir():
             if file.name.endswith(_NEW):
                 file.unlink()
-        self._parts[sha256, int(parts)] = {int(file.name): file.stat().st_size for file in folder.iterdir()}
+        self._parts[sha256, parts] = {int(file.name): file.stat().st_size for file in folder.iterdir()}
 
     @property
     def used_bytes(self) -> int:

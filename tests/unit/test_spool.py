@@ -94,6 +94,15 @@ def test_a_sweep_removes_what_no_job_needs(spool, tmp_path):
     assert files(tmp_path) == [other]
 
 
+def test_what_is_not_ours_is_left_alone(spool, tmp_path):
+    (tmp_path / "images" / "lost+found").mkdir()
+    (tmp_path / "images" / "note").write_text("mine")
+    again = opened(tmp_path)
+    again.sweep((), ())
+    assert files(tmp_path) == ["note"]
+    assert again.used_bytes == 0
+
+
 def test_a_disk_that_takes_nothing_is_told(spool, tmp_path):
     (tmp_path / "images" / "image.new").mkdir()
     with pytest.raises(EdgeAgentError, match="cannot store the image") as refused:
