@@ -14,7 +14,7 @@ pytestmark = pytest.mark.broker
 
 JOBS = number("POOL_JOBS", 30)
 TOKENS = 20
-PERIOD_S = number("POOL_TOKEN_MS", 25) / 1000
+PERIOD_S = number("POOL_TOKEN_MS", 15) / 1000
 """A fast agent needs TOKENS * PERIOD_S for a job, the slow one ten times as long."""
 SLOWNESS = {"fast-1": 1, "fast-2": 1, "slow": 10}
 POOL = 'pools = ["hall"]\n'
