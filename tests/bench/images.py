@@ -120,6 +120,9 @@ class Engine:
     def __init__(self, model: LoadedModel, folder: Path) -> None:
         self._model, self._folder = model, folder
         self._jobs = 0
+        model.start(Generation(JobId("warm-up"), (Turn("user", "Hello"),), 4))  # as the child does before it is ready
+        while list(model.step()):
+            pass
 
     def run(self, picture: Pillow.Image, answer_tokens: int, *, tiles: int) -> tuple[float, float, Finished]:
         """Run a job; return its seconds, those of computing its prompt's pieces, and how it ended."""
