@@ -27,6 +27,7 @@ from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import Snapshots, free_bytes
 from edge_agent.health.systemd import Notifier
 from edge_agent.health.tally import Counts, Tally
+from edge_agent.health.window import AgentState, Window
 from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers
 from edge_agent.jobs import rules
 from edge_agent.jobs.darkroom import Darkroom
@@ -73,8 +74,8 @@ class Agent:
 
     `root` is where the machine's own files (proc, sys, …) are read from.
 
-    Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`, paho's
-    (two while in pools), two per engine.
+    Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`, `status`,
+    paho's (two while in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
@@ -267,6 +268,7 @@ class Agent:
             watches=self._watcher.readings,
             say=self._report,
         )
+        self._window = Window(state_dir, state=self._state)
         self._http = self._build_http()
 
     def _build_http(self) -> "HttpServer | None":
@@ -324,6 +326,7 @@ class Agent:
         if self._watch_link:
             self._watch_link.start()
         self._reporter.start()
+        self._window.start()
         if self._http is not None:
             self._http.start()
         self._provision.start()
@@ -349,6 +352,7 @@ class Agent:
         self._announcer.farewell("stopped")
         if self._link.connected:
             self._settle()
+        self._window.stop()
         if self._http is not None:
             self._http.stop()
         self._link.stop()
@@ -540,6 +544,18 @@ class Agent:
             deaf=(*self._deaf, *self._unwatched, *self._pools.refused),
             blind=bool(self._link.connected and self._watch_link and self._watch_link.trouble),
             strained=self._restraint.reasons if strained is None else strained,
+        )
+
+    def _state(self) -> AgentState:
+        condition = self._condition()
+        return AgentState(
+            agent=self._settings.agent.id,
+            version=__version__,
+            pid=os.getpid(),
+            health=condition.health,
+            reasons=condition.reasons,
+            connected=self._link.connected,
+            telemetry=self._reporter.latest,
         )
 
     def _lanes(self) -> int:

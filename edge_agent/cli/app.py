@@ -10,6 +10,7 @@ from edge_agent.cli.explain import explain
 from edge_agent.cli.models import models
 from edge_agent.cli.probe import probe
 from edge_agent.cli.run import run
+from edge_agent.cli.status import status
 from edge_agent.cli.submit import submit
 from edge_agent.cli.synth import synth
 
@@ -36,6 +37,6 @@ def _options(
     log.configure(format="console", level="error")  # a command speaks for itself; the daemon has settings for this
 
 
-for verb in (run, demo, submit, probe, explain, bench, synth, acl):
+for verb in (run, demo, submit, probe, explain, bench, synth, acl, status):
     app.command()(verb)
 app.add_typer(models, name="models")

@@ -1,0 +1,141 @@
+"""`edge-agent status`: what a person sees of a running agent, of a machine in trouble, and of none."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+from running import AgentProcess, requester, wait_for
+
+from edge_agent.cli.status import shown
+from edge_agent.health.window import AgentState
+from edge_agent.mqtt.payloads import AcceleratorReading, EngineReading, Telemetry
+
+
+def command(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "edge_agent", "status", "--state-dir", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": "/usr/bin", "COLUMNS": "100"},
+    )
+
+
+def test_where_no_agent_runs_it_says_so(tmp_path):
+    done = command(tmp_path)
+    assert (done.returncode, "no agent runs on" in done.stdout) == (3, True)
+
+
+@pytest.mark.broker
+@pytest.mark.engine
+def test_a_running_agent(broker, tmp_path, tiny_model):
+    models = [{"name": "tiny", "path": str(tiny_model), "parallel": 2}]
+    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=models) as agent, requester(broker) as client:
+        agent.wait_said("engine.ready")
+        client.submit("edge-01", prompt="How is the pump?", max_tokens=8).result(60)
+
+        def told():
+            found = json.loads(command(agent.state_dir, "--json").stdout)
+            return found if found and found.get("telemetry", {}).get("counters", {}).get("succeeded") else None
+
+        state = wait_for(told, "a report of the job")
+        assert (state["health"], state["connected"], state["pid"]) == ("ready", True, agent.pid)
+        done = command(agent.state_dir)
+        assert done.returncode == 0
+        for part in ("edge-01  ready", "1 succeeded", "1 accepted, 1 succeeded, 8 tokens", "tiny", "0/2"):
+            assert part in done.stdout
+        assert agent.stop() == 0
+    assert command(agent.state_dir).returncode == 3
+
+
+def printed(state, width):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    with console.file:
+        console.print(shown(state, None))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_everything_that_is_known_is_shown_and_fits(width):
+    engine = EngineReading(
+        model="phi-3.5-mini",
+        state="ready",
+        device="cpu",
+        running=1,
+        lanes=2,
+        anonymous_bytes=5 * 2**30,
+        mapped_bytes=2**30,
+        prompt_per_second=120.0,
+        generate_per_second=12.34,
+        first_token_p50_ms=810.0,
+        first_token_p95_ms=12_000.0,
+        cached_share=0.42,
+    )
+    telemetry = Telemetry(
+        agent="edge-01",
+        version="0.1.0",
+        boot_id="b",
+        uptime_s=7200.0,
+        health="degraded",
+        cpu_percent=97.0,
+        load_1m=3.5,
+        memory_total_bytes=8 * 2**30,
+        memory_available_bytes=2**30,
+        memory_stall_percent=4.0,
+        disk_free_bytes=9 * 2**30,
+        hottest="cpu-thermal",
+        hottest_celsius=78.0,
+        heat_margin_c=2.0,
+        slowed=("cooled by cpufreq-cpu0",),
+        power_watts=8.3,
+        power_of="machine",
+        joules_per_token=0.7,
+        battery_percent=41.0,
+        on_battery=True,
+        undervoltage=True,
+        accelerators=(AcceleratorReading(name="accel0", busy_percent=25.0, clock_mhz=950.0),),
+        queue={"waiting": 0, "queued": 3, "running": 1},
+        queue_oldest_s=75.0,
+        counters={"succeeded": 12, "completion_tokens": 99},
+        lifetime={"accepted": 20, "succeeded": 15, "completion_tokens": 1234},
+        outbox_waiting=2,
+        outbox_dropped=1,
+        reconnects=1,
+        engines=(engine,),
+    )
+    state = AgentState(
+        agent="edge-01",
+        version="0.1.0",
+        pid=7,
+        health="degraded",
+        reasons=("fewer lanes: cpu-thermal is at 78 °C, its limit is 80 °C",),
+        connected=False,
+        telemetry=telemetry,
+    )
+    text = printed(state, width)
+    assert max(map(len, text.splitlines())) <= width
+    for part in (
+        "edge-01  degraded  edge-agent 0.1.0, pid 7, up 2.0 h",
+        "fewer lanes: cpu-thermal",
+        "no connection",
+        "3 queued, 1 running, the oldest for 1.2 min",
+        "12 succeeded",
+        "20 accepted, 15 succeeded, 1,234 tokens",
+        "2 waiting, 1 dropped",
+        "97 %, load 3.50",
+        "1.0 GiB free of 8.0 GiB, 4 % waiting",
+        "9.0 GiB free",
+        "78 °C (cpu-thermal, 2 K below its limit), cooled by cpufreq-cpu0",
+        "8.3 W (machine), 0.7 J a token",
+        "in use, 41 %",
+        "gives way",
+        "25 % 950 MHz",
+        "phi-3.5-mini",
+        "810 ms",
+        "42 %",
+        "6.0 GiB",
+    ):
+        assert part in text, part
