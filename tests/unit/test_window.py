@@ -2,6 +2,7 @@
 
 import socket
 import stat
+import threading
 
 import pytest
 
@@ -47,11 +48,9 @@ def test_a_visitor_who_hangs_up_harms_nobody(tmp_path):
 
 
 def test_an_answer_that_is_none_is_said(tmp_path):
-    with socket.create_server(str(tmp_path / NAME), family=socket.AF_UNIX) as other, pytest.raises(EdgeAgentError):
-        import threading
-
-        def hang_up():
-            other.accept()[0].close()
-
-        threading.Thread(target=hang_up).start()
-        look(tmp_path)
+    with socket.create_server(str(tmp_path / NAME), family=socket.AF_UNIX) as other:
+        rude = threading.Thread(target=lambda: other.accept()[0].close())
+        rude.start()
+        with pytest.raises(EdgeAgentError, match="did not answer"):
+            look(tmp_path)
+        rude.join()
