@@ -49,7 +49,11 @@ def test_a_visitor_who_hangs_up_harms_nobody(tmp_path):
 
 def test_an_answer_that_is_none_is_said(tmp_path):
     with socket.create_server(str(tmp_path / NAME), family=socket.AF_UNIX) as other:
-        rude = threading.Thread(target=lambda: other.accept()[0].close())
+
+        def hang_up():
+            other.accept()[0].close()
+
+        rude = threading.Thread(target=hang_up)
         rude.start()
         with pytest.raises(EdgeAgentError, match="did not answer"):
             look(tmp_path)
