@@ -74,8 +74,8 @@ class Agent:
 
     `root` is where the machine's own files (proc, sys, …) are read from.
 
-    Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`, `status`,
-    paho's (two while in pools), two per engine.
+    Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`,
+    `status`, paho's (two while in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
