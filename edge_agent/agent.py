@@ -15,6 +15,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from edge_agent import __version__
+from edge_agent.control.desk import Desk
+from edge_agent.control.messages import Standing
+from edge_agent.control.server import ControlServer
 from edge_agent.dispatcher import IDLE_S, Dispatcher
 from edge_agent.engine.messages import Event, Ready
 from edge_agent.engine.supervisor import EngineStatus, Listener, Served, Supervisor
@@ -41,6 +44,7 @@ from edge_agent.models import catalogue
 from edge_agent.models.provision import Provision, sources
 from edge_agent.mqtt import watcher
 from edge_agent.mqtt.access import Access, CredentialError
+from edge_agent.mqtt.client import job_id
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.outbox import Outbox
@@ -75,7 +79,7 @@ class Agent:
     `root` is where the machine's own files (proc, sys, …) are read from.
 
     Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`,
-    `status`, paho's (two while in pools), two per engine.
+    `control`, `status`, paho's (two while in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
@@ -269,6 +273,17 @@ class Agent:
             say=self._report,
         )
         self._window = Window(state_dir, state=self._state)
+        self._control = ControlServer(
+            state_dir,
+            store=self._store,
+            desk=Desk(
+                speech=speech,
+                cancel_running=self._dispatcher.cancel,
+                resolve=self._supervisor.resolve,
+                new_id=job_id,
+            ),
+            state=self._standing,
+        )
         self._http = self._build_http()
 
     def _build_http(self) -> "HttpServer | None":
@@ -330,12 +345,14 @@ class Agent:
         if self._http is not None:
             self._http.start()
         self._provision.start()
+        self._control.start()
         self._notifier.ready()
         log.info("agent.started", agent=self._settings.agent.id, version=__version__, boot_id=self._boot_id)
 
     def _stop(self) -> None:
         """Stop in the order of the flow: let jobs end, say so and good-bye, then close what they stood on."""
         self._draining = True
+        self._control.stop()
         self._pools.stop()
         self._notifier.stopping()
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
@@ -556,6 +573,19 @@ class Agent:
             reasons=condition.reasons,
             connected=self._link.connected,
             telemetry=self._reporter.latest,
+        )
+
+    def _standing(self) -> Standing:
+        condition, trouble = self._condition(), self._link.trouble
+        return Standing(
+            agent=self._settings.agent.id,
+            version=__version__,
+            pid=os.getpid(),
+            boot_id=self._boot_id,
+            health=condition.health,
+            reasons=condition.reasons,
+            connected=self._link.connected,
+            trouble=None if trouble is None else str(trouble),
         )
 
     def _lanes(self) -> int:

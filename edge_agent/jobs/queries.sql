@@ -193,3 +193,11 @@ SELECT boot_id, offset_s, queue_s, wall_s FROM clock
 INSERT INTO clock (one, boot_id, offset_s, queue_s, wall_s) VALUES (1, :boot_id, :offset_s, :queue_s, :wall_s)
 ON CONFLICT DO UPDATE SET boot_id = excluded.boot_id, offset_s = excluded.offset_s, queue_s = excluded.queue_s,
                           wall_s = excluded.wall_s
+
+-- name: newest
+SELECT {brief} FROM jobs WHERE (:client IS NULL OR client = :client)
+                           AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))
+ ORDER BY row DESC LIMIT :limit
+
+-- name: named
+SELECT {job} FROM jobs WHERE job_id = :job_id AND (:client IS NULL OR client = :client) ORDER BY row LIMIT :limit

@@ -38,6 +38,9 @@ RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 """A failed attempt is tried again after 1 s, after 2 s, 4 s …: what was wrong with the engine may have passed then."""
 
+NAMED_MAX = 6
+"""Clients that are told of when several used one job id."""
+
 
 class SchemaTooNewError(Exception):
     """The database was written by a newer version; the message says what to do."""
@@ -78,12 +81,17 @@ class Envelope:
 
 
 def _load_queries() -> dict[str, str]:
-    columns = ", ".join(field.name for field in dataclasses.fields(Job))
+    names = [field.name for field in dataclasses.fields(Job)]
+    columns = ", ".join(names)
+    # Without what may be long, and is nobody's business in a list.
+    brief = ", ".join(
+        {"request": "NULL", "outcome": "json_remove(outcome, '$.text')"}.get(name, name) for name in names
+    )
     to_queued = ", ".join(f"'{state}'" for state in sources(JobState.QUEUED))
     text = SCRIPTS.joinpath("queries.sql").read_text(encoding="utf-8")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
     pairs = zip(parts[::2], parts[1::2], strict=True)
-    return {name: sql.strip().format(job=columns, to_queued=to_queued) for name, sql in pairs}
+    return {name: sql.strip().format(job=columns, brief=brief, to_queued=to_queued) for name, sql in pairs}
 
 
 SQL = _load_queries()
@@ -569,7 +577,24 @@ class Queue:
         """Return how many jobs were accepted and ended how, and their tokens, since the file was made."""
         return dict(self._db.execute(SQL["totals"]).fetchall())
 
+    def newest(self, *, states: Sequence[JobState], client: str | None, limit: int) -> list[Job]:
+        """Return the last accepted jobs, of some states or all, of one client or all; without any text."""
+        wanted = to_json(states).decode() if states else None
+        return [
+            _job(row) for row in self._db.execute(SQL["newest"], {"states": wanted, "client": client, "limit": limit})
+        ]
+
+    def named(self, job_id: str, *, client: str | None = None) -> list[Job]:
+        """Return the jobs of an id, one for each client that used it; at most NAMED_MAX."""
+        arguments = {"job_id": job_id, "client": client, "limit": NAMED_MAX}
+        return [_job(row) for row in self._db.execute(SQL["named"], arguments)]
+
     # Housekeeping
+
+    def forget_ended(self, older_s: float) -> int:
+        """Forget jobs that ended longer ago, but those whose result is owed; return how many, at most ROWS_AT_ONCE."""
+        arguments = {"before_s": self.clock.now_s() - older_s, "limit": ROWS_AT_ONCE}
+        return self._db.execute(SQL["prune_age"], arguments).rowcount
 
     def prune(self, *, keep_s: float, keep_jobs: int) -> bool:
         """Forget finished jobs beyond age and number, and old cancels, at most ROWS_AT_ONCE rows a statement.

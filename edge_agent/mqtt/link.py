@@ -96,6 +96,15 @@ _HANDLING = {
 
 
 @dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the broker said of itself as it welcomed us; a session it keeps as long as we asked has no `expiry`."""
+
+    session_expiry_s: int | None
+    retain: bool
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What acknowledges a message, on the connection it came on; `size_bytes` is its payload's."""
 
@@ -161,6 +170,7 @@ class Link:
         self._next_look_s = 0.0
         self._files_used = self._files_seen = self._files_unusable = access.files()
         self.trouble: Trouble | None = None
+        self.welcome: Welcome | None = None
         self._taken_over = 0
         self._unsent: deque[MQTTMessageInfo] = deque()
         self._unsent_lock = threading.Lock()
@@ -397,6 +407,11 @@ class Link:
         self.trouble = None
         self._up_s = self._now_s()
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
+        self.welcome = Welcome(
+            session_expiry_s=getattr(properties, "SessionExpiryInterval", None),
+            retain=bool(getattr(properties, "RetainAvailable", True)),
+            shared=bool(getattr(properties, "SharedSubscriptionAvailable", True)),
+        )
         self._drop_too_large(client)
         with self._subscriptions_lock:
             self._subscribing.clear()

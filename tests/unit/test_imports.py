@@ -27,6 +27,7 @@ LAYERS = (
         "edge_agent.state_dir",
         "edge_agent.health",
         "edge_agent.mqtt.access",
+        "edge_agent.mqtt.certificate",
         "edge_agent.mqtt.trouble",
         "edge_agent.mqtt.sockets",
         "edge_agent.mqtt.link",
@@ -35,6 +36,7 @@ LAYERS = (
     ),
     (
         "edge_agent.attempt",
+        "edge_agent.control",
         "edge_agent.dispatcher",
         "edge_agent.preparation",
         "edge_agent.mqtt.intake",
@@ -48,7 +50,7 @@ LAYERS = (
         "edge_agent.integrations",
     ),
     ("edge_agent.agent",),
-    ("edge_agent.daemon", "edge_agent.fleet"),
+    ("edge_agent.daemon", "edge_agent.fleet", "edge_agent.doctor"),
     ("edge_agent.cli", "edge_agent.__main__"),
 )
 """From the bottom up; a module belongs where its longest name here is. It may import from its own layer and below."""

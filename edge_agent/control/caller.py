@@ -1,0 +1,101 @@
+"""The asking end: a running agent through its socket, or the queue itself while no agent has it."""
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_agent.control.desk import Desk
+from edge_agent.control.messages import Ask, Reply, decode_reply
+from edge_agent.control.server import beside
+from edge_agent.errors import Code, EdgeAgentError, SettingsError
+from edge_agent.jobs.queue import DamagedError, Queue, SchemaTooNewError, StorageError
+from edge_agent.state_dir import locked
+
+ANSWER_S = 30.0
+"""More than the agent takes at most."""
+PAUSE_S = 0.1
+REPLY_BYTES_MAX = 64 * 2**20
+
+
+def ask_agent(folder: Path, ask: Ask) -> Reply | None:
+    """Ask the agent that has a state folder; None when none listens there.
+
+    Raises EdgeAgentError when we may not ask or get no answer.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(ANSWER_S)
+        try:
+            _connect(sock, folder)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except PermissionError:
+            raise _not_ours(folder) from None
+        try:
+            sock.sendall(ask.model_dump_json().encode() + b"\n")
+            line = _everything(sock)
+        except OSError as error:
+            raise EdgeAgentError(Code.INTERNAL, f"the agent did not answer ({error}); try again, see its log") from None
+    if not line:
+        raise EdgeAgentError(
+            Code.INTERNAL, "the agent hung up: it takes questions of its own user and root, and few at a time"
+        )
+    return decode_reply(line)
+
+
+def ask_queue(folder: Path, ask: Ask, *, desk: Desk, age_step_s: float) -> Reply:
+    """Do what is asked on the queue itself, which no agent may have meanwhile.
+
+    Raises EdgeAgentError when there is no queue, somebody has it, or it cannot be used.
+    """
+    file = folder / "queue.db"
+    try:
+        if not file.is_file():
+            raise EdgeAgentError(Code.UNKNOWN_JOB, f"{folder} holds no queue; name the agent's settings with --config")
+        with locked(folder), Queue(file, age_step_s=age_step_s) as queue, queue.transaction():
+            reply, _ = desk.answer(queue, ask)
+    except PermissionError:
+        raise _not_ours(folder) from None
+    except SettingsError as error:
+        raise EdgeAgentError(Code.INTERNAL, f"{error}; it does not answer on its control socket: see its log") from None
+    except (SchemaTooNewError, DamagedError, StorageError) as error:
+        raise EdgeAgentError(Code.INTERNAL, f"{file} cannot be used: {error}") from None
+    return reply
+
+
+def reach(folder: Path, *, desk: Desk, age_step_s: float) -> Callable[[Ask], Reply]:
+    """Return how to ask: whoever answers, the agent or its queue. A refusal raises EdgeAgentError."""
+
+    def asking(ask: Ask) -> Reply:
+        reply = ask_agent(folder, ask) or ask_queue(folder, ask, desk=desk, age_step_s=age_step_s)
+        if reply.error is not None:
+            raise EdgeAgentError(reply.error.code, reply.error.message, retry_after_s=reply.error.retry_after_s)
+        return reply
+
+    return asking
+
+
+def _connect(sock: socket.socket, folder: Path) -> None:
+    """Connect, waiting for a place while others have them all. Raises OSError, EdgeAgentError when none gets free."""
+    end_s = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            with beside(folder) as address:
+                return sock.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > end_s:
+                raise EdgeAgentError(Code.INTERNAL, "too many ask the agent at once; try again") from None
+            time.sleep(PAUSE_S)
+
+
+def _everything(sock: socket.socket) -> bytes:
+    end_s, heard = time.monotonic() + ANSWER_S, bytearray()
+    while piece := sock.recv(65_536):
+        heard += piece
+        if len(heard) > REPLY_BYTES_MAX or time.monotonic() > end_s:
+            raise EdgeAgentError(Code.INTERNAL, "the agent's answer has no end; ask for fewer jobs (--limit)")
+    return bytes(heard)
+
+
+def _not_ours(folder: Path) -> EdgeAgentError:
+    return EdgeAgentError(Code.INTERNAL, f"{folder} is another user's; run this as the agent's user or with sudo")

@@ -1,0 +1,196 @@
+"""The control socket: one question a connection, for root and the agent's own user.
+
+One thread with few connections, little memory and little time for each: who sends rubbish, or nothing, or reads
+nothing, costs a slot for seconds and nobody else anything. A question is answered on the store's thread like any other.
+"""
+
+import contextlib
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_agent.control.desk import Desk
+from edge_agent.control.messages import ASK_BYTES_MAX, AskState, Reply, Standing, decode_ask
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.job import Failure
+from edge_agent.jobs.store import Store
+from edge_agent.log import get_logger
+
+NAME = "control.sock"
+CONNECTIONS_MAX = 8
+"""At once; the next waits, unseen, until one of them is done or its time is over."""
+WAITING_MAX = 64
+"""Connections the kernel keeps for us; it refuses more."""
+PATIENCE_S = 5.0
+"""From connection to question, and from answer to its last byte."""
+STORE_S = 10.0
+"""How long a full disk may keep a question; the asker is told then."""
+STEP_BYTES = 65_536
+
+log = get_logger()
+
+
+@contextlib.contextmanager
+def beside(folder: Path) -> Iterator[str]:
+    """Give the socket's address in a folder: short, however long the folder's name (an address holds 107 bytes)."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{NAME}"
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Caller:
+    """A connection: what has come of the question, what is still to go of the reply, and how long it may take."""
+
+    ends_s: float
+    heard: bytearray = field(default_factory=bytearray)
+    reply: memoryview | None = None
+
+
+class ControlServer:
+    """Listens in the agent's state folder, which it has for itself. `state` tells how the agent is."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: Store,
+        desk: Desk,
+        state: Callable[[], Standing],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._store = store
+        self._desk = desk
+        self._state = state
+        self._now_s = now_s
+        self._callers: dict[socket.socket, _Caller] = {}
+        self._selector = selectors.DefaultSelector()
+        self._waking, self._wakened = socket.socketpair()
+        self._listener: socket.socket | None = None
+        self._thread = threading.Thread(target=self._run, name="control")
+
+    def start(self) -> None:
+        """Begin to listen. What lies there is of a dead agent: the folder is ours alone."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        with beside(self._folder) as address:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address)  # noqa: PTH108 - of the folder that is open
+            listener.bind(address)
+            os.chmod(address, 0o600)  # noqa: PTH101 - see above; nobody can connect before it listens
+        listener.listen(WAITING_MAX)
+        self._listener = listener
+        self._selector.register(self._wakened, selectors.EVENT_READ)
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hang up on everybody, remove the socket and end."""
+        self._waking.close()
+        self._thread.join()
+        with contextlib.suppress(FileNotFoundError), beside(self._folder) as address:
+            os.unlink(address)  # noqa: PTH108 - see start
+
+    # The thread
+
+    def _run(self) -> None:
+        assert self._listener is not None  # noqa: S101 - start made it
+        with self._wakened, self._listener, self._selector:
+            while True:
+                for key, _ in self._selector.select(self._wait_s()):
+                    if key.fileobj is self._wakened:
+                        for caller in list(self._callers):
+                            self._hang_up(caller)
+                        return
+                    if key.fileobj is self._listener:
+                        self._welcome(self._listener)
+                    elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._callers:
+                        self._attend(key.fileobj)
+                self._hang_up_late()
+
+    def _wait_s(self) -> float | None:
+        ends_s = min((caller.ends_s for caller in self._callers.values()), default=None)
+        return None if ends_s is None else max(0.0, ends_s - self._now_s())
+
+    def _welcome(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:  # it was gone before we looked, or there is no descriptor for it now
+            return
+        uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1]
+        if not allowed(uid, own_uid=os.geteuid()):
+            log.warning("control.refused", uid=uid)
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._callers[sock] = _Caller(self._now_s() + PATIENCE_S)
+        self._selector.register(sock, selectors.EVENT_READ)
+        if len(self._callers) == CONNECTIONS_MAX:
+            self._selector.unregister(listener)
+
+    def _attend(self, sock: socket.socket) -> None:
+        caller = self._callers[sock]
+        try:
+            if caller.reply is None:
+                self._hear(sock, caller)
+            else:
+                caller.reply = caller.reply[sock.send(caller.reply[:STEP_BYTES]) :]
+                if not caller.reply:
+                    self._hang_up(sock)
+        except BlockingIOError:
+            return
+        except OSError:  # it hung up
+            self._hang_up(sock)
+
+    def _hear(self, sock: socket.socket, caller: _Caller) -> None:
+        piece = sock.recv(ASK_BYTES_MAX)
+        caller.heard += piece
+        line, end, _ = bytes(caller.heard).partition(b"\n")
+        if not end and len(caller.heard) <= ASK_BYTES_MAX:
+            if not piece:
+                self._hang_up(sock)
+            return
+        reply = self._answer(line).encode() + b"\n"
+        caller.reply = memoryview(reply)
+        caller.ends_s = self._now_s() + PATIENCE_S
+        self._selector.modify(sock, selectors.EVENT_WRITE)
+
+    def _answer(self, line: bytes) -> Reply:
+        try:
+            ask = decode_ask(line)
+            if isinstance(ask, AskState):
+                return Reply(state=self._state())
+            reply, afterwards = self._store.ask(lambda queue: self._desk.answer(queue, ask), timeout_s=STORE_S)
+        except EdgeAgentError as error:
+            return Reply(error=Failure.of(error))
+        except TimeoutError:
+            full = EdgeAgentError(Code.STORAGE_FULL, "the disk is full; it may still be done when there is room")
+            return Reply(error=Failure.of(full))
+        log.info("control.answered", op=ask.op)
+        afterwards()
+        return reply
+
+    def _hang_up_late(self) -> None:
+        now_s = self._now_s()
+        for sock in [sock for sock, caller in self._callers.items() if caller.ends_s <= now_s]:
+            self._hang_up(sock)
+
+    def _hang_up(self, sock: socket.socket) -> None:
+        if len(self._callers) == CONNECTIONS_MAX and self._listener is not None:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        del self._callers[sock]
+        self._selector.unregister(sock)
+        sock.close()
+
+
+def allowed(uid: int, *, own_uid: int) -> bool:
+    """Return whether a user may ask: root and the agent's own."""
+    return uid in (0, own_uid)

@@ -1,0 +1,55 @@
+"""The builds on the disk: are those there that are served, and are they whole."""
+
+from collections.abc import Callable, Iterator
+
+from edge_agent.doctor.finding import Finding, failed, ok, warning
+from edge_agent.errors import EdgeAgentError
+from edge_agent.models import catalogue
+from edge_agent.models.store import Store
+from edge_agent.settings import ServeSection, Settings
+
+
+def look(settings: Settings, *, full: bool, told: Callable[[int], None] = lambda _bytes: None) -> Iterator[Finding]:
+    """Look at every build by the sizes of its files; with `full` read and hash them all, telling of each piece."""
+    try:
+        store = Store.of(settings)
+        installed = {each.name for each in store.installed()}
+        known = catalogue.read(settings.models.catalogue)
+    except EdgeAgentError as error:
+        yield failed("models", error.message, "edge-agent models list")
+        return
+    for serve in settings.models.serve:
+        if serve.path is not None:
+            yield _folder(serve)
+        elif not installed & {serve.wanted, *(each.name for each in known.builds_of(serve.wanted))}:
+            yield _missing(serve, settings)
+    for name in sorted(installed):
+        yield _build(store, name, full=full, told=told)
+
+
+def _folder(serve: ServeSection) -> Finding:
+    assert serve.path is not None  # noqa: S101 - the caller looked
+    about = f"model {serve.name}"
+    if not serve.path.is_dir() or not any(serve.path.iterdir()):
+        return failed(about, f"{serve.path} is no folder with a build", "mend path in its [[models.serve]] table")
+    return ok(about, f"{serve.path} is there; nobody vouches for it")
+
+
+def _missing(serve: ServeSection, settings: Settings) -> Finding:
+    about, said = f"model {serve.name}", f"no build of {serve.wanted} is here"
+    if settings.models.pull == "missing":
+        return warning(about, f"{said}; the agent fetches one", "nothing to do but wait, see: edge-agent models list")
+    return failed(about, said, f"edge-agent explain {serve.wanted}, then edge-agent models pull the build it names")
+
+
+def _build(store: Store, name: str, *, full: bool, told: Callable[[int], None]) -> Finding:
+    about = f"build {name}"
+    try:
+        if full:
+            store.verify(name, told)
+        else:
+            store.path(name)
+    except EdgeAgentError as error:
+        said, _, mend = error.message.partition("; ")
+        return failed(about, said, mend or f"edge-agent models remove {name}; edge-agent models pull {name}")
+    return ok(about, "is whole, every hash is right" if full else "has all its files in their size; --full reads them")

@@ -1,0 +1,371 @@
+"""The control socket: what an operator may do, and what rubbish, silence and strangers cost."""
+
+import json
+import os
+import socket
+import stat
+import struct
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from fakes import PATIENCE_S, FullDisk, flush
+from hypothesis import given
+from hypothesis import strategies as st
+from running import wait_for
+
+from edge_agent.control import server as server_module
+from edge_agent.control.caller import ask_agent, ask_queue, reach
+from edge_agent.control.desk import Desk
+from edge_agent.control.messages import (
+    ASK_BYTES_MAX,
+    AskState,
+    CancelJob,
+    ListJobs,
+    PruneJobs,
+    RetryJob,
+    ShowJob,
+    Standing,
+    decode_ask,
+)
+from edge_agent.control.server import CONNECTIONS_MAX, NAME, ControlServer, allowed, beside
+from edge_agent.control.server import PATIENCE_S as CALLER_S
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.queue import Envelope, Queue
+from edge_agent.jobs.request import Request
+from edge_agent.jobs.store import Store
+from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.wire import Speech
+from edge_agent.state_dir import locked
+
+STATE = Standing(agent="edge-01", version="1", pid=1, boot_id="b", health="ready", connected=True)
+
+
+def desk(canceled=None, new_id=lambda: "again-1"):
+    return Desk(
+        speech=Speech(Topics("edge/v1", "edge-01")),
+        cancel_running=(lambda job: None) if canceled is None else canceled.append,
+        resolve=lambda model: model,
+        new_id=new_id,
+    )
+
+
+def accept(queue, job_id="job-1", client="line-3", **fields):
+    request = Request.model_validate_json(json.dumps({"job_id": job_id, "prompt": "a secret"} | fields))
+    return queue.accept(request, Envelope(client, 600.0), model="tiny")
+
+
+def end(queue, job, state=JobState.SUCCEEDED, text="an answer", *, delivered=True):
+    running = queue.claim("tiny", idle=True)
+    assert running.job_id == job.job_id
+    ended = queue.end(running, state, Outcome(text=text))
+    if delivered:
+        for owed in queue.owed(10):
+            queue.delivered(owed)
+    return ended
+
+
+class Running:
+    """A store and a control socket on it, as in a running agent."""
+
+    def __init__(self, folder, *, now_s=None):
+        self.folder, self.canceled = folder, []
+        self.queue = Queue(folder / "queue.db")
+        self.store = Store(self.queue, tell=lambda changes: None, keep_finished_s=1e6, keep_finished_jobs=10**6)
+        clock = {} if now_s is None else {"now_s": now_s}
+        self.server = ControlServer(folder, store=self.store, desk=desk(self.canceled), state=lambda: STATE, **clock)
+
+    def __enter__(self):
+        self.store.start()
+        self.server.start()
+        return self
+
+    def __exit__(self, *raised):
+        self.server.stop()
+        self.store.stop()
+
+    def do(self, act):
+        return self.store.ask(act, timeout_s=PATIENCE_S)
+
+    def ask(self, ask):
+        return ask_agent(self.folder, ask)
+
+
+@pytest.fixture
+def running(tmp_path):
+    with Running(tmp_path) as agent:
+        yield agent
+
+
+def connect(folder):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(PATIENCE_S)
+    with beside(folder) as address:
+        sock.connect(address)
+    return sock
+
+
+def everything(sock):
+    with sock:
+        return b"".join(iter(lambda: sock.recv(65_536), b""))
+
+
+# What an operator may do
+
+
+def test_jobs_are_listed_newest_first_without_their_text(running):
+    running.do(lambda queue: [end(queue, accept(queue, "a")), accept(queue, "b", priority=9), accept(queue, "c")])
+    reply = running.ask(ListJobs(limit=2))
+    assert [(line.job_id, line.client, line.state) for line in reply.jobs] == [
+        ("c", "line-3", "queued"),
+        ("b", "line-3", "queued"),
+    ]
+    assert reply.more is True
+    reply = running.ask(ListJobs(states=(JobState.SUCCEEDED,)))
+    assert [line.job_id for line in reply.jobs] == ["a"]
+    assert not reply.more
+    assert running.ask(ListJobs(client="nobody")).jobs == ()
+    assert "secret" not in reply.model_dump_json()
+    assert "answer" not in reply.model_dump_json()
+
+
+def test_text_is_shown_only_when_it_is_asked_for(running):
+    running.do(lambda queue: end(queue, accept(queue, metadata={"who": "secret"}, max_tokens=7)))
+    shown = running.ask(ShowJob(job_id="job-1"))
+    assert "secret" not in shown.model_dump_json()
+    assert "an answer" not in shown.model_dump_json()
+    assert shown.request["max_tokens"] == 7
+    assert shown.result.state == "succeeded"
+    told = running.ask(ShowJob(job_id="job-1", text=True))
+    assert told.request["prompt"] == "a secret"
+    assert told.result.text == "an answer"
+
+
+def test_a_job_id_of_several_clients_wants_the_client_too(running):
+    running.do(lambda queue: [accept(queue, client="line-3"), accept(queue, client="line-4")])
+    refused = running.ask(CancelJob(job_id="job-1")).error
+    assert (refused.code, "line-3, line-4" in refused.message) == (Code.BAD_REQUEST, True)
+    assert running.ask(CancelJob(job_id="job-1", client="line-4")).jobs[0].state == "canceled"
+    assert running.ask(ShowJob(job_id="job-1", client="line-3")).jobs[0].state == "queued"
+    assert running.ask(ShowJob(job_id="job-2")).error.code == Code.UNKNOWN_JOB
+
+
+def test_a_cancel_ends_what_waits_stops_what_runs_and_leaves_what_has_ended(running):
+    running.do(accept)
+    running.do(lambda queue: queue.claim("tiny", idle=True))
+    assert "told to stop" in running.ask(CancelJob(job_id="job-1")).said
+    assert [job.job_id for job in running.canceled] == ["job-1"]
+    running.do(lambda queue: queue.end(queue.named("job-1")[0], JobState.CANCELED, Outcome()))
+    owed = running.do(lambda queue: queue.owed(10))
+    running.do(lambda queue: [queue.delivered(each) for each in owed])
+    assert "had ended already: canceled" in running.ask(CancelJob(job_id="job-1")).said
+    assert running.do(lambda queue: queue.owed(10)) == []  # its requester is not told twice
+
+
+def test_a_retry_is_a_new_job_and_the_first_keeps_its_one_result(running):
+    """Exactly one result for each agent, client and job id is what the protocol promises."""
+    first = running.do(lambda queue: end(queue, accept(queue, metadata={"n": 1}), JobState.FAILED))
+    reply = running.ask(RetryJob(job_id="job-1"))
+    assert reply.jobs[0].job_id == "again-1"
+    (again,) = running.do(lambda queue: queue.named("again-1"))
+    assert (again.client, again.state) == ("line-3", JobState.QUEUED)
+    assert json.loads(again.metadata) == {"n": 1, "retry_of": "job-1"}
+    assert json.loads(again.request)["prompt"] == "a secret"
+    assert running.do(lambda queue: queue.named("job-1")) == [first]
+
+
+@pytest.mark.parametrize("state", ["queued", "erased"])
+def test_what_cannot_run_again_is_said(running, state):
+    def prepare(queue):
+        job = accept(queue)
+        if state == "erased":
+            queue.erase(end(queue, job))
+
+    running.do(prepare)
+    assert running.ask(RetryJob(job_id="job-1")).error.code in (Code.BAD_REQUEST, Code.UNSUPPORTED)
+    assert len(running.ask(ListJobs()).jobs) == 1
+
+
+def test_prune_forgets_what_ended_but_not_what_is_still_owed(running):
+    running.do(lambda queue: end(queue, accept(queue, "a")))
+    running.do(lambda queue: [end(queue, accept(queue, "b"), delivered=False), accept(queue, "c")])
+    assert running.ask(PruneJobs(older_s=3600)).pruned == 0
+    assert running.ask(PruneJobs(older_s=0)).pruned == 1
+    assert [line.job_id for line in running.ask(ListJobs()).jobs] == ["c", "b"]
+
+
+def test_the_agents_state_is_told(running):
+    assert running.ask(AskState()).state == STATE
+
+
+def test_a_full_disk_is_told(running, monkeypatch):
+    monkeypatch.setattr(server_module, "STORE_S", 0.1)
+    disk = FullDisk(running.queue, monkeypatch)
+    disk.full = True
+    assert running.ask(CancelJob(job_id="job-1")).error.code == Code.STORAGE_FULL
+    disk.full = False
+    flush(running.store)
+
+
+# While the agent is down
+
+
+def test_without_an_agent_the_queue_itself_is_asked(tmp_path):
+    with Queue(tmp_path / "queue.db") as queue, queue.transaction():
+        accept(queue)
+    asking = reach(tmp_path, desk=desk(), age_step_s=60.0)
+    assert asking(CancelJob(job_id="job-1")).jobs[0].state == "canceled"
+    assert asking(RetryJob(job_id="job-1")).jobs[0].job_id == "again-1"
+    assert [line.job_id for line in asking(ListJobs()).jobs] == ["again-1", "job-1"]
+    with pytest.raises(EdgeAgentError, match="no agent runs"):
+        asking(AskState())
+
+
+def test_a_queue_an_agent_has_is_left_alone(tmp_path):
+    """An agent that does not answer on its socket, an old one for instance, still has its queue for itself."""
+    Queue(tmp_path / "queue.db").close()
+    with locked(tmp_path), pytest.raises(EdgeAgentError, match="in use by another agent"):
+        ask_queue(tmp_path, ListJobs(), desk=desk(), age_step_s=60.0)
+
+
+def test_a_folder_without_a_queue_gets_none(tmp_path):
+    with pytest.raises(EdgeAgentError, match="holds no queue"):
+        ask_queue(tmp_path / "typo", ListJobs(), desk=desk(), age_step_s=60.0)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_the_wish_to_cancel_a_job_that_ran_when_the_agent_died_is_kept(tmp_path):
+    with Queue(tmp_path / "queue.db") as queue, queue.transaction():
+        accept(queue)
+        queue.claim("tiny", idle=True)
+    reach(tmp_path, desk=desk(), age_step_s=60.0)(CancelJob(job_id="job-1"))
+    with Queue(tmp_path / "queue.db") as queue, queue.transaction():
+        queue.recover()
+        assert queue.named("job-1")[0].state is JobState.CANCELED
+
+
+# Who may ask, and what others cost
+
+
+def test_the_socket_is_its_owners_alone(running):
+    found = (running.folder / NAME).stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o600
+    assert (allowed(0, own_uid=1000), allowed(1000, own_uid=1000), allowed(1001, own_uid=1000)) == (True, True, False)
+
+
+def test_another_user_is_hung_up_on_unheard(running, monkeypatch):
+    """A child of another user, with the folder open to it; its question is not even read."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    running.folder.chmod(0o755)
+    (running.folder / NAME).chmod(0o666)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - in the child
+        code = 1
+        try:
+            with beside(running.folder) as address:
+                os.setgid(65_534)
+                os.setuid(65_534)
+                sock.connect(address)
+            sock.sendall(b'{"op":"state"}\n')
+            code = 0 if sock.recv(100) == b"" else 2
+        except (BrokenPipeError, ConnectionResetError):
+            code = 0
+        finally:
+            os.write(writer, bytes([code]))
+            os._exit(0)
+    assert os.read(reader, 1) == b"\x00"
+    os.waitpid(child, 0)
+    sock.close()
+    os.close(reader)
+    os.close(writer)
+    assert running.ask(AskState()).state == STATE
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\n",
+        b"{}\n",
+        b"\xff\xfe\x00\n",
+        b'{"op":"list","limit":1000000}\n',
+        b'{"op":"show","job_id":"../../x"}\n',
+        b'{"op":"drop"}\n',
+        b'{"op":"list","extra":1}\n',
+        b"[" * 4000 + b"\n",
+        b"x" * (ASK_BYTES_MAX + 1),
+    ],
+)
+def test_rubbish_is_answered_and_costs_nothing(running, rubbish):
+    sock = connect(running.folder)
+    sock.sendall(rubbish)
+    reply = json.loads(everything(sock))
+    assert reply["error"]["code"] in ("bad_request", "payload_too_large")
+    assert running.ask(AskState()).state == STATE
+
+
+@given(st.binary(max_size=200))
+def test_bytes_are_a_question_or_a_refusal(line):
+    """Nothing else is raised."""
+    with suppress(EdgeAgentError):
+        decode_ask(line)
+
+
+def test_who_is_silent_or_does_not_read_loses_their_place(tmp_path):
+    """All places taken by silent callers: they are hung up on when their time is over, and the next is heard."""
+    clock = [0.0]
+    with Running(tmp_path, now_s=lambda: clock[0]) as agent:
+        silent = [connect(tmp_path) for _ in range(CONNECTIONS_MAX)]
+        silent[0].sendall(b'{"op":')
+        wait_for(lambda: len(agent.server._callers) == CONNECTIONS_MAX, "the silent to be let in", PATIENCE_S)
+        asked = connect(tmp_path)  # waits outside
+        asked.sendall(b'{"op":"state"}\n')
+        clock[0] = CALLER_S
+        silent[1].close()  # wakes the thread; the clock of this test does not
+        assert json.loads(everything(asked))["state"]["health"] == "ready"
+        for sock in (silent[0], *silent[2:]):
+            assert everything(sock) == b""
+
+
+def test_an_answer_nobody_reads_holds_nobody_up(running):
+    running.do(lambda queue: [accept(queue, f"job-{n}", metadata={"x": "y" * 3000}) for n in range(1000)])
+    lazy = connect(running.folder)
+    lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    lazy.sendall(b'{"op":"list","limit":1000}\n')
+    assert len(running.ask(ListJobs(limit=1000)).jobs) == 1000
+    assert len(json.loads(everything(lazy))["jobs"]) == 1000
+
+
+def test_callers_that_vanish_leave_nothing(running):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for rudely in (False, True) * 20:
+        sock = connect(running.folder)
+        sock.sendall(b'{"op":"list"}\n')
+        if rudely:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+    assert running.ask(AskState()).state == STATE
+    wait_for(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, "descriptors to be closed", PATIENCE_S)
+    assert threading.active_count() < 50
+
+
+def test_a_socket_left_by_a_dead_agent_is_replaced_and_a_stopped_one_leaves_none(tmp_path):
+    with socket.socket(socket.AF_UNIX) as dead, beside(tmp_path) as address:
+        dead.bind(address)
+    assert ask_agent(tmp_path, AskState()) is None
+    with Running(tmp_path) as agent:
+        assert agent.ask(AskState()).state == STATE
+        assert stat.S_ISSOCK((tmp_path / NAME).stat().st_mode)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_long_folder_name_is_no_hindrance(tmp_path):
+    folder = tmp_path / ("long-" * 40)
+    folder.mkdir()
+    with Running(folder) as agent:
+        assert agent.ask(AskState()).state == STATE
