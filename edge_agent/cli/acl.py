@@ -132,10 +132,11 @@ def _watches(given: list[str] | None, root: str, option: str) -> list[tuple[str,
 
 
 _PASSWORDS = """\
-# A random password for each user. Give each the file with its own, as [mqtt] password_file with username = its name.
+# A random password for each user who has none. Give each the file with its own, as [mqtt] password_file with
+# username = its name. Who is not named here is let in no more.
 umask 077
 for name in {users}; do
-  openssl rand -hex 24 > "$name.password"
+  [ -e "$name.password" ] || openssl rand -hex 24 > "$name.password"
   echo "$name:$(cat "$name.password")"
 done > passwords
 mosquitto_passwd -U passwords
@@ -144,17 +145,24 @@ mosquitto_passwd -U passwords
 _BROKER_CERTIFICATE = """\
 # An authority of your own, and the broker's certificate. Keep ca.key away from the broker; give ca.pem to everybody, as
 # [mqtt] tls_ca_file.
+# What is there already stays: remove broker.pem to have it renewed.
 umask 077
-openssl req -x509 {curve} -keyout ca.key -out ca.pem -subj "/CN=edge-agent authority" -days 3650
-openssl req {curve} -keyout broker.key -out broker.csr -subj "/CN={broker}"
-echo "subjectAltName={alternative}" > broker.ext
-openssl x509 -req -in broker.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out broker.pem -extfile broker.ext -days 825
+if ! [ -e ca.pem ]; then
+  openssl req -x509 {curve} -keyout ca.key -out ca.pem -subj "/CN=edge-agent authority" -days 3650
+fi
+if ! [ -e broker.pem ]; then
+  openssl req {curve} -keyout broker.key -out broker.csr -subj "/CN={broker}"
+  echo "subjectAltName={alternative}" > broker.ext
+  openssl x509 -req -in broker.csr -CA ca.pem -CAkey ca.key -CAcreateserial \\
+    -out broker.pem -extfile broker.ext -days 825
+fi
 """
 
 _USER_CERTIFICATES = """\
-# A certificate for each user; its common name is the user's name. Give each its own two files, as [mqtt] tls_cert_file
-# and tls_key_file; the same two lines renew one.
+# A certificate for each user who has none; its common name is the user's name. Give each its own two files, as [mqtt]
+# tls_cert_file and tls_key_file. Remove one here to have it renewed.
 for name in {users}; do
+  [ -e "$name.pem" ] && continue
   openssl req {curve} -keyout "$name.key" -out "$name.csr" -subj "/CN=$name"
   openssl x509 -req -in "$name.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -out "$name.pem" -days 365
 done

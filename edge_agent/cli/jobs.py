@@ -177,12 +177,12 @@ _STYLES = {
 
 def _table(lines: tuple[JobLine, ...]) -> Table:
     """Return the jobs as a table; ids are whole, for they are copied."""
-    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    shown.add_column("job", overflow="fold", min_width=min(36, max(len(line.job_id) for line in lines)))
-    shown.add_column("client", overflow="fold")
-    shown.add_column("state", no_wrap=True)
-    shown.add_column("age", justify="right", no_wrap=True)
     wide = Console().width >= 120
+    shown = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
+    shown.add_column("job", overflow="fold", min_width=min(36, max(len(line.job_id) for line in lines)))
+    shown.add_column("client", overflow="fold", max_width=None if wide else 14)
+    shown.add_column("state", overflow="fold", min_width=11)
+    shown.add_column("age", justify="right", no_wrap=True, min_width=6)
     if wide:
         shown.add_column("model", overflow="fold")
         shown.add_column("priority", justify="right")

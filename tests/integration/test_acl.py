@@ -1,7 +1,10 @@
 """The generated ACL on a real mosquitto with real TLS, tried with the clients everybody has."""
 
+import subprocess
+
 import pytest
-from secured import Mosquitto
+from running import PATIENCE_S
+from secured import Mosquitto, generated
 from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
@@ -116,6 +119,26 @@ def test_everybody_hears_what_is_said_to_them(guarded, user, topic, said_by):
     session = guarded.listens(user, topic)
     assert guarded.may_write(said_by, topic, "heard")
     assert guarded.first(user, session) == "heard"
+
+
+@pytest.mark.parametrize("proof", ["passwords", "certificates"])
+def test_who_is_added_later_changes_nothing_for_the_others(tmp_path, proof):
+    """Authority, certificates and passwords that are there stay; who is not named any more is let in no more."""
+
+    def run(*names):
+        users = [word for name in names for word in ("--requester", name)]
+        script = generated(tmp_path, *users, "--proof", proof, "--broker", "127.0.0.1")
+        subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=PATIENCE_S)
+        kept = [path for path in tmp_path.iterdir() if path.suffix in {".pem", ".key", ".password"}]
+        return {path.name: path.read_bytes() for path in kept}
+
+    before = run("line-3", "line-4")
+    after = run("line-3", "line-5")
+    assert after.items() > before.items()
+    assert "user line-4" not in (tmp_path / "edge.acl").read_text()
+    if proof == "passwords":
+        names = [line.partition(":")[0] for line in (tmp_path / "passwords").read_text().splitlines()]
+        assert names == ["line-3", "line-5"]
 
 
 def test_a_name_of_several_roles_has_the_rights_of_each():
