@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from edge_agent import settings
 from edge_agent.errors import SettingsError
-from edge_agent.mqtt.access import Access, CredentialError
+from edge_agent.mqtt import certificate
+from edge_agent.mqtt.access import Access, CredentialError, located
 from edge_agent.mqtt.topics import CLIENT
 from edge_agent.mqtt.wire import faults
 from edge_agent.settings import MqttSection
@@ -61,11 +62,24 @@ def broker_section(config: Path | None, **given: Any) -> MqttSection:
 
 
 def requester(section: MqttSection) -> str:
-    """Return the requester's name in topics: the broker's user name, else one made from the login name."""
-    if section.username is not None and CLIENT.match(section.username):
-        return section.username
+    """Return the requester's name in topics.
+
+    The broker's user name, else the common name of our certificate, else one made from the login name.
+    """
+    for name in (section.username, _common_name(section)):
+        if name is not None and CLIENT.match(name):
+            return name
     login = re.sub(r"[^a-z0-9_-]", "", os.environ.get("USER", "").lower()).lstrip("-_")
     return f"cli-{login or 'user'}"[:63]
+
+
+def _common_name(section: MqttSection) -> str | None:
+    if section.tls_cert_file is None:
+        return None
+    try:
+        return certificate.read(located(section.tls_cert_file)).common_name
+    except (OSError, ValueError):
+        return None  # said in words when the connection is made
 
 
 def access(section: MqttSection, name: str) -> Access:

@@ -79,22 +79,36 @@ class ControlServer:
         self._thread = threading.Thread(target=self._run, name="control")
 
     def start(self) -> None:
-        """Begin to listen. What lies there is of a dead agent: the folder is ours alone."""
+        """Begin to listen, unless the folder's file system has no sockets: jobs go on without."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        with beside(self._folder) as address:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(address)  # noqa: PTH108 - of the folder that is open
-            listener.bind(address)
-            os.chmod(address, 0o600)  # noqa: PTH101 - see above; nobody can connect before it listens
-        listener.listen(WAITING_MAX)
+        try:
+            with beside(self._folder) as address:
+                self._settle_at(listener, address)
+        except OSError as error:
+            listener.close()
+            log.error("control.deaf", reason=error.strerror, next="edge-agent jobs works once the agent is stopped")
+            return
         self._listener = listener
         self._selector.register(self._wakened, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
         self._thread.start()
 
+    @staticmethod
+    def _settle_at(listener: socket.socket, address: str) -> None:
+        """Take the place of the socket of a dead agent, for the folder is ours alone. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(address)  # noqa: PTH108 - of the folder that is open
+        listener.bind(address)
+        os.chmod(address, 0o600)  # noqa: PTH101 - see above; nobody can connect before it listens
+        listener.listen(WAITING_MAX)
+
     def stop(self) -> None:
         """Hang up on everybody, remove the socket and end."""
         self._waking.close()
+        if self._listener is None:
+            self._wakened.close()
+            self._selector.close()
+            return
         self._thread.join()
         with contextlib.suppress(FileNotFoundError), beside(self._folder) as address:
             os.unlink(address)  # noqa: PTH108 - see start

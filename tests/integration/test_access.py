@@ -1,15 +1,20 @@
 """The agent behind TLS, passwords and the documented ACL."""
 
+import socket
 import subprocess
 
 import pytest
 from authority import Authority
 from running import AgentProcess, wait_for
 
+from edge_agent.control.caller import ask_agent
+from edge_agent.control.messages import AskState
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.broker import PrivateBroker
 from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.handle import JobRejectedError
+
+REFUSED = "nobody we trust has signed the broker's certificate"
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
@@ -76,13 +81,24 @@ def test_a_job_passes_through_tls_passwords_and_acl(guarded, certificates, tmp_p
 
 
 def test_a_broker_nobody_vouches_for_is_not_talked_to(guarded, certificates, tmp_path):
-    """Without the CA the certificate is refused: the agent goes on trying and says so, and never sends its password."""
-    agent = AgentProcess(folder=tmp_path / "agent", broker=guarded, models=[])
-    agent.config.write_text(agent.config.read_text().replace("[mqtt]\n", '[mqtt]\nusername = "edge-01"\ntls = true\n'))
-    with agent:
-        agent.wait_said("link.unreachable")
-        assert agent.process.poll() is None
-        assert not agent.said("link.up")
+    """Without the CA the certificate is refused: the agent goes on trying and never sends its password.
+
+    It says why, and what mends it, in the log, to the service manager and to who asks it on its machine.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        agent = AgentProcess(folder=tmp_path / "agent", broker=guarded, models=[], environ=environ)
+        config = agent.config.read_text().replace("[mqtt]\n", '[mqtt]\nusername = "edge-01"\ntls = true\n')
+        agent.config.write_text(config)
+        with agent:
+            (said, *_) = agent.wait_said("link.unreachable")
+            assert (said["reason"], "mqtt.tls_ca_file" in said["next"]) == (REFUSED, True)
+            wait_for(lambda: f"no broker ({REFUSED}: ".encode() in manager.recv(65_536), "the status line")
+            assert REFUSED in ask_agent(agent.state_dir, AskState()).state.trouble
+            assert agent.process.poll() is None
+            assert not agent.said("link.up")
 
 
 def test_a_wrong_password_is_said_in_the_log(guarded, certificates, tmp_path):

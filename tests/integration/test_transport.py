@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from dataclasses import replace
 
 import pytest
 from authority import Authority, mosquitto_tls
@@ -71,11 +72,14 @@ class Line:
         )
         self.waits_s = []
         """How long it would have stayed away each time; here it never does."""
+        self.away = threading.Event()
+        self.away.set()
         self.link._client._reconnect_wait = self._wait
 
     def _wait(self):
         self.waits_s.append(self.link._client._reconnect_min_delay)
         threading.Event().wait(0.01)
+        self.away.wait(PATIENCE_S)
 
     def _receive(self, inbound, receipt):
         self.link.ack(receipt)
@@ -153,7 +157,7 @@ def test_a_certificate_of_ours_the_broker_refuses_is_told_in_words(tmp_path, aut
 
 
 def test_a_renewed_certificate_is_picked_up_without_losing_the_session(tmp_path, authority):
-    """What was sent meanwhile arrives; no will is published; half a renewal changes nothing."""
+    """What was sent meanwhile arrives; half a renewal changes nothing."""
     own = tmp_path / "own.pem", tmp_path / "own.key"
     for file, source in zip(own, authority.issue("edge-01", file="first"), strict=True):
         file.write_bytes(source.read_bytes())
@@ -171,8 +175,16 @@ def test_a_renewed_certificate_is_picked_up_without_losing_the_session(tmp_path,
         assert line.link.connected  # the key is not this certificate's
         assert line.link.connections == 1
         own[1].write_bytes(second[1].read_bytes())
+        line.away.clear()
         line.look()
+        wait_for(lambda: line.waits_s, "the old connection to end", PATIENCE_S)
+        with Line(replace(access(broker, authority, files(authority, "edge-01")), client_id="sender")) as sender:
+            assert sender.echo(b"meanwhile") == b"meanwhile"
+        line.away.set()
         wait_for(lambda: len(line.ups) == 2, "the new connection", PATIENCE_S)
+        assert line.waits_s == [0.0]
+        while line.received.get(timeout=PATIENCE_S) != b"meanwhile":
+            pass  # what was not acknowledged before comes again
         assert line.echo(b"after") == b"after"
         line.look()
         assert line.ups == [1, 2]

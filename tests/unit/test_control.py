@@ -5,6 +5,8 @@ import os
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -259,34 +261,31 @@ def test_the_socket_is_its_owners_alone(running):
     assert (allowed(0, own_uid=1000), allowed(1000, own_uid=1000), allowed(1001, own_uid=1000)) == (True, True, False)
 
 
-def test_another_user_is_hung_up_on_unheard(running, monkeypatch):
-    """A child of another user, with the folder open to it; its question is not even read."""
+STRANGER = """
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        sock.connect(f"/proc/self/fd/{sys.argv[1]}/{sys.argv[2]}")
+        sock.sendall(b'{"op":"state"}\\n')
+        print(sock.recv(100))
+    except (BrokenPipeError, ConnectionResetError):
+        print(b"")
+"""
+
+
+def test_another_user_is_hung_up_on_unheard(running):
+    """With folder and socket open to everybody, it is still told nothing."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     running.folder.chmod(0o755)
     (running.folder / NAME).chmod(0o666)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:  # pragma: no cover - in the child
-        code = 1
-        try:
-            with beside(running.folder) as address:
-                os.setgid(65_534)
-                os.setuid(65_534)
-                sock.connect(address)
-            sock.sendall(b'{"op":"state"}\n')
-            code = 0 if sock.recv(100) == b"" else 2
-        except (BrokenPipeError, ConnectionResetError):
-            code = 0
-        finally:
-            os.write(writer, bytes([code]))
-            os._exit(0)
-    assert os.read(reader, 1) == b"\x00"
-    os.waitpid(child, 0)
-    sock.close()
-    os.close(reader)
-    os.close(writer)
+    folder = os.open(running.folder, os.O_PATH | os.O_DIRECTORY)
+    command = [sys.executable, "-c", STRANGER, str(folder), NAME]
+    done = subprocess.run(command, pass_fds=[folder], capture_output=True, text=True, timeout=60, check=False)
+    os.close(folder)
+    assert (done.stdout, done.returncode) == ("b''\n", 0), done.stderr
     assert running.ask(AskState()).state == STATE
 
 
@@ -366,6 +365,18 @@ def test_a_socket_left_by_a_dead_agent_is_replaced_and_a_stopped_one_leaves_none
         assert agent.ask(AskState()).state == STATE
         assert stat.S_ISSOCK((tmp_path / NAME).stat().st_mode)
     assert not (tmp_path / NAME).exists()
+
+
+def test_a_folder_that_takes_no_socket_keeps_no_agent_from_its_jobs(tmp_path, monkeypatch):
+    """FAT, for one, has none; the agent says so and works."""
+
+    def refuse(*_arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(server_module.os, "chmod", refuse)
+    with Running(tmp_path) as agent:
+        assert agent.do(lambda queue: queue.backlog.jobs) == 0
+        assert ask_agent(tmp_path, AskState()) is None
 
 
 def test_a_long_folder_name_is_no_hindrance(tmp_path):
