@@ -4,11 +4,13 @@ import importlib
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pytest
+import structlog
 from running import find_program
 
 from edge_agent.mqtt.broker import BrokerMissingError, PrivateBroker, find_mosquitto
@@ -46,6 +48,25 @@ def _prometheus_missing() -> str | None:
         return "prometheus-client is not installed; install it with: pip install -e ."
     missing = [name for name in ("prometheus", "promtool") if find_program(name) is None]
     return f"{' and '.join(missing)} not found; fetch them with: make prometheus" if missing else None
+
+
+class _Stderr:
+    """Standard error as it is when something is written: a test's own, which is closed after it."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_log() -> Iterator[None]:
+    """Logs go to standard error; a command run inside a test sets up none, which would last beyond it."""
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge_agent.log.configure", lambda **_settings: None)
+        yield
 
 
 @pytest.fixture

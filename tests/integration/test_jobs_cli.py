@@ -49,6 +49,11 @@ def test_an_operator_sees_cancels_repeats_and_forgets_jobs(broker, tmp_path, tin
         assert "a secret" in told.stdout
         assert inbox.of("result")[0]["text"].split()[0] in told.stdout
 
+        examined = CliRunner().invoke(app, ["doctor", "--json", "--config", str(agent.config)])
+        levels = {finding["about"]: finding["level"] for finding in json.loads(examined.stdout)["findings"]}
+        assert (levels["agent"], levels["login"], levels["speaking"]) == ("ok", "ok", "ok")
+        assert not agent.said("link.down")  # the doctor has a connection of its own
+
         assert "waiting is canceled" in jobs(agent, "cancel", "waiting").stdout
         assert "told to stop" in jobs(agent, "cancel", "long").stdout
         engine.resume()

@@ -139,7 +139,7 @@ def test_what_did_not_succeed_leaves_nothing(tmp_path, capsys):
         assert tower.reading().failed == 2
         assert tower.queue.backlog == Backlog(0, 0)
         assert tower.queue.owed(9) == []
-    assert "watch.failed" in capsys.readouterr().out
+    assert "watch.failed" in capsys.readouterr().err
 
 
 def test_answers_that_came_of_answers_end(tmp_path):
@@ -207,7 +207,7 @@ def test_drops_are_said_seldom_and_without_what_came(tmp_path, capsys):
             tower.see("a/b", b'{"b": "S3CRET"}')
             tower.see("a/c", b'{"b": "S3CRET"}')
         assert tower.reading().dropped == {"field_missing": 1000, "when": 1000}
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count("watch.dropped") == 10
     assert "S3CRET" not in said
     assert "json.a" in said
