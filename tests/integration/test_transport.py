@@ -108,6 +108,7 @@ class Line:
 
     def __exit__(self, *raised):
         self.link.stop()
+        del self.link._client._reconnect_wait  # no cycle: paho closes its own socket pair as it is collected
 
 
 @pytest.mark.parametrize(
