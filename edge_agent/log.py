@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 _rich = sys.modules.get("rich")
 sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it (6 MB) for tracebacks we never print
@@ -14,6 +14,16 @@ if _rich is not None:
 
 Format = Literal["json", "console"]
 Level = Literal["debug", "info", "warning", "error"]
+
+
+class _Stderr:
+    """Whatever stderr is when something is written: who runs us in a process of theirs may have replaced it."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def get_logger() -> Any:
@@ -36,6 +46,6 @@ def configure(*, format: Format, level: Level) -> None:  # noqa: A002 - the sett
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,
     )
