@@ -365,6 +365,8 @@ class Dispatcher:
         finished: Finished | None = None,
     ) -> None:
         outcome = self._outcome(run, state, failure=failure, finished=finished)
+        # Its end is said once it is written, which a full disk puts off.
+        log.info("job.computed", job_id=run.job.job_id, client=run.job.client, row=run.job.row, tokens=run.tokens)
         self._store.do(
             lambda queue: queue.end(run.job, state, outcome),
             partial(_log_end, run, failure.code if failure else None),

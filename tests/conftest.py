@@ -11,11 +11,14 @@ from typing import Any, TextIO, cast
 
 import pytest
 import structlog
+from hypothesis import settings
 from running import find_program
 
 from edge_agent.mqtt.broker import BrokerMissingError, PrivateBroker, find_mosquitto
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands down that it is ignored
+settings.register_profile("untimed", deadline=None)  # how long a case takes is the machine's affair
+settings.load_profile("untimed")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 

@@ -126,7 +126,7 @@ def test_a_full_disk_loses_nothing_and_stops_nobody(start, disk, broker):
         (refused,) = inbox.wait("status", state="rejected")
         assert (refused["error"]["code"], refused["error"]["retryable"]) == ("storage_full", True)
         assert refused["error"]["retry_after_s"] > 0
-        agent.wait_said("job.ended", 2)
+        agent.wait_said("job.computed", 2)
         agent.wait_said("store.full")
         inbox.wait("presence", health="unhealthy", reason="the disk is full")
         inbox.wait("telemetry", health="unhealthy")
@@ -156,7 +156,8 @@ def test_a_stop_on_a_full_disk_is_bounded_and_the_job_runs_again(start, disk, br
         running = client.submit("edge-01", prompt="Go on", max_tokens=600)
         wait_for(lambda: running.status and running.status.state == "running", "running")
         fill(disk, leave_bytes=0)
-        agent.wait_said("job.ended")
+        agent.wait_said("job.computed")
+        agent.wait_said("store.full")
         assert agent.stop(timeout_s=45) == 0
         assert agent.said("store.abandoned")
         free(disk)
