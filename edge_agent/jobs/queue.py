@@ -356,11 +356,12 @@ class Queue:
                 return self.requeue(job, give_back=False, alone=alone, not_before_s=not_before_s)
         return self.end(job, JobState.FAILED, outcome)
 
-    def bereave(self, jobs: Sequence[Job], failure: Failure, *, others: int = 0) -> None:
+    def bereave(self, jobs: Sequence[Job], failure: Failure, *, others: int = 0, at_once: bool = False) -> None:
         """Deal with the jobs that were in an engine when it died, beside `others` whose outcome was decided already.
 
         Of several nobody knows whose fault it was: each runs again alone and gets its strike back. One that was
-        alone keeps it, and fails when that was its last.
+        alone keeps it, and fails when that was its last; before that it waits a while and others pass, but for
+        `at_once`.
         """
         several = len(jobs) + others > 1
         for job in jobs:
@@ -369,6 +370,8 @@ class Queue:
                 continue
             if several or current.cancel_requested:
                 self.requeue(current, give_back=True, alone=True)
+            elif at_once and current.strikes < current.max_attempts:
+                self.requeue(current, give_back=False, alone=True)
             else:
                 timings = Timings(total_ms=self._age_ms(current))
                 self.fail(current, Outcome(error=failure, timings=timings), alone=True)
@@ -397,14 +400,14 @@ class Queue:
     def recover(self) -> None:
         """Deal with the jobs that were running when the agent died, as when their engine had. Call once, first.
 
-        What was decoded for jobs is decoded anew.
+        They keep their place: mostly it was not they who ended the agent. What was decoded for jobs is decoded anew.
         """
         self.remember_clock()
         self._db.execute(SQL["unprepare"])
         failure = Failure.because(Code.ENGINE_DIED, "the agent or its engine died each time this job ran")
         running = [_job(row) for row in self._db.execute(SQL["running"])]
         for model in {job.model for job in running}:
-            self.bereave([job for job in running if job.model == model], failure)
+            self.bereave([job for job in running if job.model == model], failure, at_once=True)
 
     def disown(self, models: Sequence[str], failure: Failure) -> list[Job]:
         """End the waiting jobs of models that are not among these: nobody would ever run them.
