@@ -49,7 +49,7 @@ LAYERS = (
         "edge_agent.health.reporter",
         "edge_agent.integrations",
     ),
-    ("edge_agent.agent",),
+    ("edge_agent.agent", "edge_agent.composition"),
     ("edge_agent.daemon", "edge_agent.fleet", "edge_agent.doctor"),
     ("edge_agent.cli", "edge_agent.__main__"),
 )

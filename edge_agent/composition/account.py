@@ -1,0 +1,144 @@
+"""What an agent says of itself: how it is and why, what it serves, decided and measured."""
+
+import os
+import time
+
+from edge_agent import __version__
+from edge_agent.composition.parts import Parts
+from edge_agent.control.messages import Standing
+from edge_agent.dispatcher import IDLE_S
+from edge_agent.engine.supervisor import EngineStatus
+from edge_agent.health.birth import birth_certificate, decision_report
+from edge_agent.health.condition import condition
+from edge_agent.health.tally import Counts
+from edge_agent.health.window import AgentState
+from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
+from edge_agent.mqtt.presence import Condition
+
+STUCK_S = IDLE_S + 60.0
+"""A thread that shows no sign of life for so long is stuck; the watchdog is not fed any more."""
+
+
+class Account:
+    """Answers whoever asks, on any thread.
+
+    `draining`: it takes leave. `deaf`, `unwatched`: filters the broker refuses to its two connections.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.draining = False
+        self.deaf: tuple[str, ...] = ()
+        self.unwatched: tuple[str, ...] = ()
+
+    def condition(self, *, strained: tuple[str, ...] | None = None) -> Condition:
+        """Return how it is; `strained` says why it holds back, in place of what is so."""
+        parts = self._parts
+        return condition(
+            engines=parts.supervisor.statuses(),
+            draining=self.draining,
+            disk_full=parts.store.disk_full,
+            duplicate=parts.announcer.duplicate,
+            deaf=(*self.deaf, *self.unwatched, *parts.pools.refused),
+            blind=bool(parts.link.connected and parts.watch_link and parts.watch_link.trouble),
+            strained=parts.restraint.reasons if strained is None else strained,
+        )
+
+    def alive(self) -> bool:
+        """Return whether the threads that say so show signs of life."""
+        return time.monotonic() - min(self._parts.dispatcher.beat_s, self._parts.store.beat_s) < STUCK_S
+
+    def line(self) -> str:
+        """Return one line for the service manager."""
+        parts, condition = self._parts, self.condition()
+        running = sum(parts.dispatcher.running(serve.name) for serve in parts.settings.models.serve)
+        where = "connected" if parts.link.connected else f"no broker ({parts.link.trouble or 'not reached yet'})"
+        return f"{condition.health}, {where}, {running} running" + "".join(f"; {each}" for each in condition.reasons)
+
+    def welcoming(self) -> bool:
+        """Return whether jobs may come that others could do as well: well, but for what is held back."""
+        return self._parts.restraint.in_pools and self.condition(strained=()).health == "ready"
+
+    def lanes(self) -> int:
+        """Return how many jobs the engines that are there run at once."""
+        limits = (engine.limits for engine in self._parts.supervisor.statuses())
+        return sum(self._parts.restraint.lanes(each.parallel) for each in limits if each)
+
+    # For the fleet
+
+    def describe(self, conn_seq: int) -> Info:
+        """Return the birth certificate for a connection."""
+        parts = self._parts
+        return birth_certificate(
+            parts.settings,
+            parts.machine,
+            parts.supervisor.statuses(),
+            self.condition(),
+            boot_id=parts.boot_id,
+            conn_seq=conn_seq,
+        )
+
+    def decisions(self) -> DecisionReport:
+        """Return what runs where and why."""
+        parts = self._parts
+        return decision_report(
+            parts.settings.models.serve,
+            parts.provision.decisions(),
+            agent=parts.settings.agent.id,
+            boot_id=parts.boot_id,
+        )
+
+    def reading(self, engine: EngineStatus, counts: Counts) -> EngineReading:
+        """Return how an engine is, and what was counted of its model."""
+        parts = self._parts
+        process = parts.supervisor.process(engine.model)
+        counted = counts.models.get(engine.model)
+        share = counted.cached_share if counted else None
+        return EngineReading(
+            model=engine.model,
+            state=engine.phase,
+            device=engine.device or None,
+            running=parts.dispatcher.running(engine.model),
+            lanes=engine.limits.parallel if engine.limits else None,
+            context_tokens=engine.limits.context_tokens if engine.limits else None,
+            anonymous_bytes=process.anonymous_bytes() if process else None,
+            mapped_bytes=process.mapped_bytes() if process else None,
+            prompt_per_second=_rounded(process.prefill_per_s) if process else None,
+            generate_per_second=_rounded(process.generate_per_s) if process else None,
+            first_token_p50_ms=_rounded(counted.first_token_p50_ms) if counted else None,
+            first_token_p95_ms=_rounded(counted.first_token_p95_ms) if counted else None,
+            cached_share=None if share is None else round(share, 3),
+        )
+
+    # For somebody on this machine
+
+    def state(self) -> AgentState:
+        """Return how it is, with the last report."""
+        condition = self.condition()
+        return AgentState(
+            agent=self._parts.settings.agent.id,
+            version=__version__,
+            pid=os.getpid(),
+            health=condition.health,
+            reasons=condition.reasons,
+            connected=self._parts.link.connected,
+            telemetry=self._parts.reporter.latest,
+        )
+
+    def standing(self) -> Standing:
+        """Return how it is, and why there is no connection when there is none."""
+        condition, trouble = self.condition(), self._parts.link.trouble
+        return Standing(
+            agent=self._parts.settings.agent.id,
+            version=__version__,
+            pid=os.getpid(),
+            boot_id=self._parts.boot_id,
+            health=condition.health,
+            reasons=condition.reasons,
+            connected=self._parts.link.connected,
+            trouble=None if trouble is None else str(trouble),
+        )
+
+
+def _rounded(value: float | None) -> float | None:
+    return value if value is None else round(value, 1)

@@ -1,0 +1,314 @@
+"""Makes every part of an agent and hands it what it works with. Nothing is started here, and nothing else builds."""
+
+import random
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_agent.composition.account import Account
+from edge_agent.composition.news import News
+from edge_agent.composition.parts import Parts
+from edge_agent.control.desk import Desk
+from edge_agent.control.server import ControlServer
+from edge_agent.dispatcher import Dispatcher
+from edge_agent.engine.supervisor import Served, Supervisor
+from edge_agent.errors import SettingsError
+from edge_agent.health.governor import Policy
+from edge_agent.health.reporter import Reporter
+from edge_agent.health.restraint import Restraint
+from edge_agent.health.snapshot import Snapshots, free_bytes
+from edge_agent.health.tally import Tally
+from edge_agent.health.window import Window
+from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers
+from edge_agent.jobs import rules
+from edge_agent.jobs.darkroom import Darkroom
+from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Queue
+from edge_agent.jobs.spool import Spool
+from edge_agent.jobs.store import Store
+from edge_agent.models import catalogue
+from edge_agent.models.provision import Provision, sources
+from edge_agent.mqtt import watcher
+from edge_agent.mqtt.access import Access, CredentialError
+from edge_agent.mqtt.client import job_id
+from edge_agent.mqtt.intake import Intake
+from edge_agent.mqtt.link import Link, Subscription
+from edge_agent.mqtt.outbox import Outbox
+from edge_agent.mqtt.pool import Pools
+from edge_agent.mqtt.presence import Announcer
+from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.watcher import Watcher
+from edge_agent.mqtt.wire import Speech
+from edge_agent.preparation import Preparation
+from edge_agent.settings import Settings
+from hardware.probe import probe
+
+if TYPE_CHECKING:
+    from edge_agent.integrations.http import HttpServer
+
+
+def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
+    """Return the parts that need no queue. Raises SettingsError when the settings cannot be used here."""
+    parts = Parts()
+    parts.settings = settings
+    parts.root = root
+    parts.wake = wake
+    parts.boot_id = uuid.uuid4().hex
+    parts.machine = probe(root)
+    parts.topics = Topics(settings.mqtt.root, settings.agent.id)
+    parts.rules = rules.read(settings, parts.topics)
+    parts.access = access(settings)
+    parts.pace = Pace()
+    parts.tally = Tally([serve.name for serve in settings.models.serve])
+    parts.spool = Spool(
+        settings.agent.state_dir / "images",
+        quota_bytes=settings.images.quota_bytes,
+        image_bytes=settings.images.image_bytes,
+    )
+    return parts
+
+
+def complete(parts: Parts, queue: Queue) -> Account:
+    """Make the rest, each after what it holds on to; return what the agent says of itself."""
+    parts.queue = queue
+    account = Account(parts)
+    news = News(parts, account)
+    _rows_and_broker(parts, account, news)
+    _engines_and_jobs(parts, news)
+    _arrivals(parts, account, news)
+    _reports(parts, account, news)
+    return account
+
+
+def _rows_and_broker(parts: Parts, account: Account, news: News) -> None:
+    settings, topics = parts.settings, parts.topics
+    parts.store = Store(
+        parts.queue,
+        tell=news.changed,
+        keep_finished_s=settings.queue.keep_finished_s,
+        keep_finished_jobs=settings.queue.keep_finished_jobs,
+    )
+    parts.link = Link(
+        parts.access,
+        subscriptions=(
+            Subscription(topics.commands),
+            Subscription(topics.event("presence"), retained="always"),
+            *(Subscription(topics.pool_cancels(name)) for name in settings.agent.pools),
+            *((Subscription(f"{settings.homeassistant.prefix}/status"),) if settings.homeassistant.enabled else ()),
+        ),
+        callbacks=news.of_link(),
+    )
+    parts.outbox = Outbox(
+        link=parts.link,
+        store=parts.store,
+        speech=Speech(topics),
+        pace=parts.pace,
+        keep_text=settings.privacy.keep_text,
+        chance=random.random,
+    )
+    parts.announcer = Announcer(
+        topics,
+        boot_id=parts.boot_id,
+        condition=account.condition,
+        describe=account.describe,
+        decided=account.decisions,
+        say=parts.outbox.say,
+    )
+    parts.home = HomeAssistant(
+        topics,
+        prefix=settings.homeassistant.prefix if settings.homeassistant.enabled else None,
+        model=parts.machine.board.model,
+        period_s=settings.telemetry.period_s,
+        watches=[
+            WatchAnswers(rule.section.name, rules.shape(rule.answer, topic), rule.section.answer_format == "json")
+            for rule in parts.rules
+            for topic in rule.section.topics[:1]
+        ],
+        mark=settings.agent.state_dir / "homeassistant",
+        say=parts.outbox.say,
+    )
+
+
+def _engines_and_jobs(parts: Parts, news: News) -> None:
+    settings = parts.settings
+    models = [serve.name for serve in settings.models.serve]
+    parts.restraint = Restraint(
+        policy(settings),
+        memory_total_bytes=parts.machine.memory.total_bytes,
+        state_dir=settings.agent.state_dir,
+        reload_bytes=lambda: parts.supervisor.freed_bytes,
+        changed=news.restrained,
+    )
+    parts.provision = Provision(
+        settings.models.serve,
+        catalogue=catalogue.read(settings.models.catalogue),
+        sources=sources(settings, parts.root),
+        changed=news.decided,
+    )
+    parts.dispatcher = Dispatcher(
+        models=models,
+        store=parts.store,
+        outbox=parts.outbox,
+        supervisor=lambda: parts.supervisor,
+        pace=parts.pace,
+        lanes=parts.restraint.lanes,
+    )
+    parts.preparation = Preparation(
+        models=models,
+        store=parts.store,
+        spool=parts.spool,
+        darkroom=Darkroom(pixels=settings.images.pixels),
+        limits=lambda model: parts.supervisor.status(model).limits,
+        ready=parts.dispatcher.look,
+    )
+    parts.supervisor = Supervisor(
+        [Served(serve.name, partial(parts.provision.prepare, serve)) for serve in settings.models.serve],
+        listener=news.of_engines(),
+        wake=parts.wake,
+        unloads=lambda: parts.restraint.unloads,
+        rest_share=lambda: parts.restraint.rest_share,
+    )
+
+
+def _arrivals(parts: Parts, account: Account, news: News) -> None:
+    """Make what brings jobs: requests, those of pools, and messages that are watched."""
+    settings, topics = parts.settings, parts.topics
+    parts.intake = Intake(
+        topics=topics,
+        speech=Speech(topics),
+        settings=settings.queue,
+        images=settings.images,
+        spool=parts.spool,
+        requesters=settings.requesters,
+        store=parts.store,
+        outbox=parts.outbox,
+        roster=parts.supervisor,
+        pace=parts.pace,
+        cancel_running=parts.dispatcher.cancel,
+        free_bytes=lambda: free_bytes(settings.agent.state_dir),
+        rejected=parts.tally.rejected,
+        pool_full=lambda: parts.pools.full,
+    )
+    parts.pools = Pools(
+        parts.access,
+        names=settings.agent.pools,
+        topics=topics,
+        receive=parts.intake.receive,
+        connected=lambda: parts.link.connected,
+        healthy=account.welcoming,
+        unfinished=lambda: parts.queue.backlog.jobs,
+        lanes=account.lanes,
+        wake=parts.wake,
+    )
+    parts.watcher = Watcher(
+        parts.rules,
+        store=parts.store,
+        spool=parts.spool,
+        admit=parts.intake.admit,
+        ack=lambda receipt: parts.watch_link.ack(receipt) if parts.watch_link else None,
+        now_s=time.monotonic,
+        job_id=lambda: uuid.uuid4().hex,
+    )
+    parts.watch_link = _watch_link(parts, news) if parts.rules else None
+
+
+def _watch_link(parts: Parts, news: News) -> Link:
+    wanted = watcher.subscriptions(parts.rules)
+    return Link(
+        replace(
+            parts.access,
+            client_id=watcher.session(parts.settings.agent.id, wanted),
+            session_expiry_s=watcher.SESSION_S,
+            receive_max=watcher.RECEIVE_MAX,
+        ),
+        subscriptions=wanted,
+        callbacks=news.of_watch_link(),
+    )
+
+
+def _reports(parts: Parts, account: Account, news: News) -> None:
+    """Make what tells how the agent is: the fleet, somebody on this machine, Prometheus."""
+    settings = parts.settings
+    parts.reporter = Reporter(
+        topics=parts.topics,
+        boot_id=parts.boot_id,
+        period_s=settings.telemetry.period_s,
+        snapshots=Snapshots(
+            parts.root,
+            memory=parts.machine.memory,
+            state_dir=settings.agent.state_dir,
+            generated=lambda: parts.tally.generated,
+        ),
+        tally=parts.tally,
+        store=parts.store,
+        outbox=parts.outbox,
+        engines=parts.supervisor.statuses,
+        reading=account.reading,
+        condition=account.condition,
+        connections=lambda: parts.link.connections,
+        look=parts.restraint.look,
+        restraint=lambda: parts.restraint.level,
+        refresh=parts.announcer.refresh,
+        watches=parts.watcher.readings,
+        say=news.report,
+    )
+    parts.window = Window(settings.agent.state_dir, state=account.state)
+    parts.control = ControlServer(
+        settings.agent.state_dir,
+        store=parts.store,
+        desk=Desk(
+            speech=Speech(parts.topics),
+            cancel_running=parts.dispatcher.cancel,
+            resolve=parts.supervisor.resolve,
+            new_id=job_id,
+        ),
+        state=account.standing,
+    )
+    parts.http = _http(parts, account)
+
+
+def _http(parts: Parts, account: Account) -> "HttpServer | None":
+    asked = parts.settings.prometheus
+    if asked.port is None:
+        return None
+    from edge_agent.integrations import prometheus  # noqa: PLC0415 - costs memory, and few ask for it
+
+    return prometheus.server(
+        asked.host,
+        asked.port,
+        prometheus.Sources(
+            telemetry=lambda: parts.reporter.latest,
+            counts=parts.tally.counts,
+            condition=account.condition,
+            connected=lambda: parts.link.connected,
+            alive=account.alive,
+        ),
+    )
+
+
+def access(settings: Settings) -> Access:
+    """Return how an agent reaches its broker. Raises SettingsError when a file it needs for that cannot be used."""
+    found = Access.of(settings.mqtt, client_id=settings.agent.id, receive_bytes_max=settings.images.packet_bytes)
+    try:
+        found.check()
+    except CredentialError as error:
+        raise SettingsError(str(error)) from None
+    return found
+
+
+def policy(settings: Settings) -> Policy | None:
+    """Return when the agent holds back; None: never."""
+    asked = settings.governor
+    if not asked.enabled:
+        return None
+    return Policy(
+        heat_margin_c=asked.heat_margin_c,
+        memory_stall_percent=asked.memory_stall_percent,
+        battery_percent=asked.battery_percent,
+        disk_free_bytes=settings.queue.min_free_bytes,
+        step_s=asked.step_s,
+    )

@@ -1,0 +1,127 @@
+"""What the parts of an agent tell each other: for each piece of news, everybody whom it concerns."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from edge_agent.composition.account import Account
+from edge_agent.composition.parts import Parts
+from edge_agent.engine.messages import Event, Ready
+from edge_agent.engine.supervisor import Listener
+from edge_agent.jobs.job import Failure, Job
+from edge_agent.jobs.store import Operation
+from edge_agent.mqtt.link import Callbacks, Receipt
+from edge_agent.mqtt.wire import Inbound, Publication
+
+
+class News:
+    """Told on the thread of whoever has something to tell: none of this may block."""
+
+    def __init__(self, parts: Parts, account: Account) -> None:
+        self._parts = parts
+        self._account = account
+
+    def changed(self, changes: Sequence[Job]) -> None:
+        """Jobs have changed; told by the store's thread after each commit."""
+        parts = self._parts
+        parts.tally.changed(changes)
+        parts.outbox.announce(parts.queue, changes)
+        parts.preparation.changed(changes)
+        parts.watcher.told(changes)
+        parts.dispatcher.look()
+        parts.pools.look()
+
+    def report(self, publication: Publication) -> None:
+        """Say how we are while somebody hears it: a report of an hour ago is no news, and must push no state out."""
+        if self._parts.link.connected:
+            self._parts.outbox.say(publication)
+
+    def decided(self) -> None:
+        """A build was chosen, fetched, or is missing: the main thread looks at once, the fleet is told."""
+        self._parts.supervisor.hurry()
+        self._parts.announcer.refresh()
+
+    def restrained(self) -> None:
+        """The agent holds back more, or less: everybody whom it concerns looks anew, the fleet is told."""
+        self._parts.wake()
+        self._parts.dispatcher.look()
+        self._parts.announcer.refresh()
+
+    # From engines
+
+    def of_engines(self) -> Listener:
+        """Return whom the supervisor tells."""
+        return Listener(
+            event=self._heard,
+            up=self._engine_up,
+            lost=self._engine_lost,
+            unloaded=self._parts.dispatcher.unloaded,
+        )
+
+    def _heard(self, model: str, event: Event) -> None:
+        self._parts.tally.heard(model, event)
+        self._parts.dispatcher.said(model, event)
+
+    def _engine_up(self, model: str, ready: Ready) -> None:
+        self._parts.dispatcher.up(model, ready)
+        self._parts.preparation.look()
+        self._parts.announcer.refresh()
+
+    def _engine_lost(self, model: str, failure: Failure) -> None:
+        self._parts.tally.lost(model)
+        self._parts.dispatcher.lost(model, failure)
+        self._parts.announcer.refresh()
+
+    # From the broker
+
+    def of_link(self) -> Callbacks:
+        """Return whom the agent's own connection tells."""
+        return Callbacks(
+            receive=self._receive,
+            up=self._up,
+            down=self._down,
+            answered=lambda mid, reason: self._parts.outbox.answered(mid, reason),  # noqa: PLW0108 - made later
+            subscribed=self._subscribed,
+            will=lambda conn_seq: self._parts.announcer.will(conn_seq),  # noqa: PLW0108 - made later
+        )
+
+    def of_watch_link(self) -> Callbacks:
+        """Return whom the connection that watches tells."""
+        return Callbacks(
+            receive=self._parts.watcher.receive,
+            subscribed=self._watch_subscribed,
+            down=lambda _reason: self._parts.announcer.refresh(),
+        )
+
+    def _receive(self, inbound: Inbound, receipt: Receipt) -> None:
+        parts = self._parts
+        acknowledge = partial(parts.link.ack, receipt)
+        if inbound.topic in (parts.topics.event("presence"), parts.home.status_topic):
+            if inbound.topic == parts.home.status_topic:
+                parts.home.heard(inbound.payload)
+            else:
+                parts.announcer.seen(inbound)
+            # Nothing to store, but acknowledged in its turn: MQTT 5 wants the order of arrival.
+            parts.store.put(
+                Operation(lambda _queue: None, lambda _none: acknowledge(), refuse=lambda _error: acknowledge())
+            )
+        else:
+            parts.intake.receive(inbound, acknowledge)
+
+    def _up(self, conn_seq: int) -> None:
+        self._parts.pools.reset()
+        self._parts.announcer.birth(conn_seq)
+        self._parts.home.announce()
+        self._parts.outbox.wake()
+
+    def _down(self, reason: str) -> None:
+        self._parts.wake()
+        if reason == "duplicate_agent":
+            self._parts.announcer.note_duplicate()
+
+    def _subscribed(self, refused: tuple[str, ...]) -> None:
+        self._account.deaf = refused
+        self._parts.announcer.refresh()
+
+    def _watch_subscribed(self, refused: tuple[str, ...]) -> None:
+        self._account.unwatched = refused
+        self._parts.announcer.refresh()

@@ -1,0 +1,79 @@
+"""The parts of one agent, by name."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_agent.control.server import ControlServer
+from edge_agent.dispatcher import Dispatcher
+from edge_agent.engine.supervisor import Supervisor
+from edge_agent.health.reporter import Reporter
+from edge_agent.health.restraint import Restraint
+from edge_agent.health.tally import Tally
+from edge_agent.health.window import Window
+from edge_agent.integrations.homeassistant import HomeAssistant
+from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Queue
+from edge_agent.jobs.spool import Spool
+from edge_agent.jobs.store import Store
+from edge_agent.jobs.watch import Rule
+from edge_agent.models.provision import Provision
+from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.intake import Intake
+from edge_agent.mqtt.link import Link
+from edge_agent.mqtt.outbox import Outbox
+from edge_agent.mqtt.pool import Pools
+from edge_agent.mqtt.presence import Announcer
+from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.watcher import Watcher
+from edge_agent.preparation import Preparation
+from edge_agent.settings import Settings
+from hardware.machine import Machine
+
+if TYPE_CHECKING:
+    from edge_agent.integrations.http import HttpServer
+
+
+class Parts:
+    """What one agent is made of, from the bottom up. `build` fills it in.
+
+    A part reaches one that is made after it by a call that looks here when it is needed.
+    """
+
+    settings: Settings
+    root: Path
+    """Where the machine's own files (proc, sys, …) are read from."""
+    wake: Callable[[], None]
+    """Makes the main thread look after engines and connections at once."""
+    boot_id: str
+    machine: Machine
+    topics: Topics
+    rules: tuple[Rule, ...]
+    access: Access
+    pace: Pace
+    tally: Tally
+    spool: Spool
+    queue: Queue
+    store: Store
+    link: Link
+    outbox: Outbox
+    announcer: Announcer
+    home: HomeAssistant
+    restraint: Restraint
+    provision: Provision
+    dispatcher: Dispatcher
+    preparation: Preparation
+    supervisor: Supervisor
+    intake: Intake
+    pools: Pools
+    watcher: Watcher
+    watch_link: Link | None
+    reporter: Reporter
+    window: Window
+    control: ControlServer
+    http: "HttpServer | None"
+
+    @property
+    def links(self) -> Sequence[Link]:
+        """The connections that are there for good."""
+        return [self.link, self.watch_link] if self.watch_link else [self.link]
