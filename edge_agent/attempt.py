@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edge_agent.engine.messages import Finished, FinishReason, Generation, Guide, GuideKind, Image, JobId, Turn
-from edge_agent.engine.supervisor import EngineStatus
+from edge_agent.engine.roster import EngineStatus
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
 from edge_agent.jobs.prepared import Prepared, decode
 from edge_agent.jobs.request import Request

@@ -7,7 +7,7 @@ from edge_agent import __version__
 from edge_agent.composition.parts import Parts
 from edge_agent.control.messages import Standing
 from edge_agent.dispatcher import IDLE_S
-from edge_agent.engine.supervisor import EngineStatus
+from edge_agent.engine.roster import EngineStatus
 from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
 from edge_agent.health.tally import Counts

@@ -15,7 +15,8 @@ from edge_agent.composition.parts import Parts
 from edge_agent.control.desk import Desk
 from edge_agent.control.server import ControlServer
 from edge_agent.dispatcher import Dispatcher
-from edge_agent.engine.supervisor import Served, Supervisor
+from edge_agent.engine.keeper import Served
+from edge_agent.engine.supervisor import Supervisor
 from edge_agent.errors import SettingsError
 from edge_agent.health.governor import Policy
 from edge_agent.health.reporter import Reporter

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Self
 
 from edge_agent.engine.backend import ModelSpec, find
 from edge_agent.engine.child import settle
-from edge_agent.engine.supervisor import CLOSE_S, LOAD_S
+from edge_agent.engine.plan import CLOSE_S, LOAD_S
 from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
 
 LINE_BYTES_MAX = 2**22

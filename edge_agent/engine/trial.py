@@ -22,8 +22,8 @@ from edge_agent.engine.messages import (
     Text,
     Turn,
 )
+from edge_agent.engine.plan import CLOSE_S, LOAD_S
 from edge_agent.engine.process import EngineProcess
-from edge_agent.engine.supervisor import CLOSE_S, LOAD_S
 from edge_agent.errors import Code, EdgeAgentError
 
 SILENCE_S = 300.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from edge_agent import __version__
-from edge_agent.engine.supervisor import EngineStatus
+from edge_agent.engine.roster import EngineStatus
 from edge_agent.models.choose import Candidate, Decision
 from edge_agent.mqtt.payloads import (
     PROTOCOL_VERSION,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from edge_agent import __version__
-from edge_agent.engine.supervisor import EngineStatus
+from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import EdgeAgentError
 from edge_agent.health.snapshot import Snapshots
 from edge_agent.health.tally import Counts, Tally

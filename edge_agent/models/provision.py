@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from edge_agent.engine.backend import ModelSpec, backend_of, names
-from edge_agent.engine.supervisor import NotYetError
+from edge_agent.engine.keeper import NotYetError
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.log import get_logger
 from edge_agent.models import runtimes as libraries

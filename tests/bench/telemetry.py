@@ -4,7 +4,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from edge_agent.engine.supervisor import EngineStatus, Phase
+from edge_agent.engine.plan import Phase
+from edge_agent.engine.roster import EngineStatus
 from edge_agent.health.reporter import Reporter
 from edge_agent.health.snapshot import Snapshots
 from edge_agent.health.tally import Tally

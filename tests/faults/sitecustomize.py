@@ -10,12 +10,12 @@ import sys
 
 if "edge_agent" in sys.orig_argv:
     from edge_agent import agent
-    from edge_agent.engine import supervisor
+    from edge_agent.engine import keeper, supervisor
     from edge_agent.mqtt import link
 
     agent.TICK_S = 0.1
     link.RETRY_MAX_S = 1.0
-    supervisor.BACKOFF_MOST_S = 0.5
+    keeper.BACKOFF_MOST_S = 0.5
     supervisor.Supervisor.__init__.__kwdefaults__["backoff_first_s"] = 0.1
     if silence_s := os.environ.get("FAULTS_SILENCE_S"):
         supervisor.Supervisor.__init__.__kwdefaults__["silence_s"] = float(silence_s)

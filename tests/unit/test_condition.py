@@ -2,7 +2,8 @@
 
 import pytest
 
-from edge_agent.engine.supervisor import EngineStatus, Phase
+from edge_agent.engine.plan import Phase
+from edge_agent.engine.roster import EngineStatus
 from edge_agent.health.condition import condition
 
 

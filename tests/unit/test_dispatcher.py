@@ -8,7 +8,8 @@ from running import wait_for
 
 from edge_agent.dispatcher import PROGRESS_S, Dispatcher
 from edge_agent.engine.messages import Failed, Finished, FinishReason, JobId, Limits, Progress, Ready, Text, Usage
-from edge_agent.engine.supervisor import EngineStatus, Phase
+from edge_agent.engine.plan import Phase
+from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.pace import Pace

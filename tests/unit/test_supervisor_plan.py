@@ -2,17 +2,8 @@
 
 import pytest
 
-from edge_agent.engine.supervisor import (
-    LOAD_S,
-    PROMPT_SLACK,
-    SILENCE_S,
-    Act,
-    Phase,
-    View,
-    automatic,
-    check_images,
-    plan,
-)
+from edge_agent.engine.plan import LOAD_S, PROMPT_SLACK, SILENCE_S, Act, Phase, View, plan
+from edge_agent.engine.roster import automatic, check_images
 from edge_agent.errors import Code, EdgeAgentError
 
 MIB = 2**20

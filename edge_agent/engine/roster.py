@@ -1,0 +1,72 @@
+"""The served models as others see them, and which of them a request means (pure)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edge_agent.engine.messages import Limits
+from edge_agent.engine.plan import Phase
+from edge_agent.errors import Code, EdgeAgentError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What others may know of an engine.
+
+    `images_per_prompt` is as it said when it was last loaded; None before that.
+    """
+
+    model: str
+    backend: str
+    phase: Phase
+    reason: str = ""
+    code: Code | None = None
+    limits: Limits | None = None
+    images_per_prompt: int | None = None
+    library: str = ""
+    device: str = ""
+    variant: str | None = None
+    revision: str | None = None
+    load_ms: float = 0.0
+    starts: int = 0
+
+
+def resolve(model: str, engines: Sequence[EngineStatus], *, images: int = 0) -> str:
+    """Return the served model that a request with so many images means.
+
+    `auto` is the first that takes images when there are some, else the first text model if there is one. A model
+    that was never loaded may be taken for either, see `EngineStatus.images_per_prompt`.
+    Raises EdgeAgentError UNKNOWN_MODEL, UNSUPPORTED, or the reason why a known one cannot be loaded.
+    """
+    if not engines:
+        raise EdgeAgentError(Code.MODEL_MISSING, "this agent serves no model; add [[models.serve]] to its settings")
+    statuses = {engine.model: engine for engine in engines}
+    most = {name: engine.images_per_prompt for name, engine in statuses.items()}
+    name = automatic(most, images=images) if model == "auto" else model
+    if name not in statuses:
+        raise EdgeAgentError(Code.UNKNOWN_MODEL, f"model: this agent serves {', '.join(statuses)}")
+    check_images(name, most, images=images)
+    status = statuses[name]
+    if status.phase is Phase.FAILED:
+        raise EdgeAgentError(status.code or Code.MODEL_MISSING, f"model: cannot be loaded: {status.reason}")
+    if status.phase is Phase.FETCHING:
+        raise EdgeAgentError(Code.MODEL_MISSING, f"model: is not here yet: {status.reason}")
+    return name
+
+
+def automatic(most: Mapping[str, int | None], *, images: int) -> str:
+    """Return the model that `auto` means (pure), given how many images each takes; None: not known yet."""
+    known = {name: takes for name, takes in most.items() if takes is not None}
+    wanted = [name for name, takes in known.items() if (takes >= images if images else takes == 0)]
+    unknown = [name for name in most if name not in known]
+    return next(iter([*wanted, *unknown, *most]))
+
+
+def check_images(name: str, most: Mapping[str, int | None], *, images: int) -> None:
+    """Raise EdgeAgentError UNSUPPORTED, saying what would do, when a model is known to take fewer images."""
+    takes = most[name]
+    if takes is None or images <= takes:
+        return
+    others = [other for other, count in most.items() if count and count >= images]
+    instead = f"; this agent's {', '.join(others)} would" if others else "; no model of this agent does"
+    sentence = f"takes at most {takes} images" if takes else "is a text model and takes no images"
+    raise EdgeAgentError(Code.UNSUPPORTED, f"messages: {name} {sentence}{instead}")
