@@ -37,7 +37,7 @@ class Agent:
     `root` is where the machine's own files (proc, sys, …) are read from.
 
     Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`,
-    `control`, `status`, paho's (two while in pools), two per engine.
+    `control`, paho's (two while in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
@@ -78,7 +78,6 @@ class Agent:
         for link in parts.links:
             link.start()
         parts.reporter.start()
-        parts.window.start()
         if parts.http is not None:
             parts.http.start()
         parts.provision.start()
@@ -90,7 +89,6 @@ class Agent:
         """Stop in the order of the flow: let jobs end, say so and good-bye, then close what they stood on."""
         parts = self._parts
         self._account.draining = True
-        parts.control.stop()
         parts.pools.stop()
         self._notifier.stopping()
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
@@ -100,6 +98,7 @@ class Agent:
         parts.preparation.stop()
         parts.announcer.refresh()
         self._drain()
+        parts.control.stop()
         parts.dispatcher.stop()
         parts.reporter.stop()
         self._hand_back()
@@ -107,7 +106,6 @@ class Agent:
         parts.announcer.farewell("stopped")
         if parts.link.connected:
             self._settle()
-        parts.window.stop()
         if parts.http is not None:
             parts.http.stop()
         parts.link.stop()

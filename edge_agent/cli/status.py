@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_agent import settings
+from edge_agent.control.caller import ask_agent
+from edge_agent.control.messages import AskState, Standing
 from edge_agent.errors import EdgeAgentError, SettingsError
-from edge_agent.health.window import AgentState, look
 from edge_agent.mqtt.payloads import EngineReading, Telemetry
 
 GIB_BYTES, MIB_BYTES = 2**30, 2**20
@@ -50,7 +51,7 @@ def status(
         if watch:
             _watch(folder)
             return
-        state = look(folder)
+        state = _standing(folder)
     except (EdgeAgentError, SettingsError) as error:
         errors.print(Text(str(error), style="red"))
         sys.exit(EXIT_DOWN)
@@ -59,6 +60,14 @@ def status(
     else:
         rich.print(shown(state, folder))
     sys.exit(EXIT_DOWN if state is None else EXIT_UNHEALTHY if state.health == "unhealthy" else 0)
+
+
+def _standing(folder: Path) -> Standing | None:
+    """Return how the agent of a state folder is; None when none runs. Raises EdgeAgentError when it does not say."""
+    reply = ask_agent(folder, AskState())
+    if reply is not None and reply.error is not None:
+        raise EdgeAgentError(reply.error.code, reply.error.message)
+    return None if reply is None else reply.state
 
 
 def _watch(folder: Path) -> None:
@@ -70,12 +79,12 @@ def _watch(folder: Path) -> None:
 
 def _now(folder: Path) -> RenderableType:
     try:
-        return shown(look(folder), folder)
+        return shown(_standing(folder), folder)
     except EdgeAgentError as error:
         return Text(error.message, style="red")
 
 
-def shown(state: AgentState | None, folder: Path) -> RenderableType:
+def shown(state: Standing | None, folder: Path) -> RenderableType:
     """Return what is printed."""
     if state is None:
         return Text(f"no agent runs on {folder}", style="red")
@@ -86,7 +95,7 @@ def shown(state: AgentState | None, folder: Path) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
-    broker = "connected" if state.connected else "no connection"
+    broker = "connected" if state.connected else f"no connection: {state.trouble or 'not reached yet'}"
     for name, value in (("broker", broker), *(_facts(told) if told else ())):
         facts.add_row(name, Text(value))
     parts.append(facts)

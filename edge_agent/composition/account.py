@@ -11,7 +11,6 @@ from edge_agent.engine.roster import EngineStatus
 from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
 from edge_agent.health.tally import Counts
-from edge_agent.health.window import AgentState
 from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
 from edge_agent.mqtt.presence import Condition
 
@@ -112,21 +111,8 @@ class Account:
 
     # For somebody on this machine
 
-    def state(self) -> AgentState:
-        """Return how it is, with the last report."""
-        condition = self.condition()
-        return AgentState(
-            agent=self._parts.settings.agent.id,
-            version=__version__,
-            pid=os.getpid(),
-            health=condition.health,
-            reasons=condition.reasons,
-            connected=self._parts.link.connected,
-            telemetry=self._parts.reporter.latest,
-        )
-
     def standing(self) -> Standing:
-        """Return how it is, and why there is no connection when there is none."""
+        """Return how it is at this moment; waits for the queue's counts, but not long."""
         condition, trouble = self.condition(), self._parts.link.trouble
         return Standing(
             agent=self._parts.settings.agent.id,
@@ -137,6 +123,7 @@ class Account:
             reasons=condition.reasons,
             connected=self._parts.link.connected,
             trouble=None if trouble is None else str(trouble),
+            telemetry=self._parts.reporter.now(),
         )
 
 

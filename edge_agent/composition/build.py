@@ -23,7 +23,6 @@ from edge_agent.health.reporter import Reporter
 from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import Snapshots, free_bytes
 from edge_agent.health.tally import Tally
-from edge_agent.health.window import Window
 from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers
 from edge_agent.jobs import rules
 from edge_agent.jobs.darkroom import Darkroom
@@ -257,7 +256,6 @@ def _reports(parts: Parts, account: Account, news: News) -> None:
         watches=parts.watcher.readings,
         say=news.report,
     )
-    parts.window = Window(settings.agent.state_dir, state=account.state)
     parts.control = ControlServer(
         settings.agent.state_dir,
         store=parts.store,

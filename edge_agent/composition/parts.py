@@ -10,7 +10,6 @@ from edge_agent.engine.supervisor import Supervisor
 from edge_agent.health.reporter import Reporter
 from edge_agent.health.restraint import Restraint
 from edge_agent.health.tally import Tally
-from edge_agent.health.window import Window
 from edge_agent.integrations.homeassistant import HomeAssistant
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue
@@ -69,7 +68,6 @@ class Parts:
     watcher: Watcher
     watch_link: Link | None
     reporter: Reporter
-    window: Window
     control: ControlServer
     http: "HttpServer | None"
 

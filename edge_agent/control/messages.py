@@ -9,7 +9,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, JobState
 from edge_agent.jobs.request import JobName
 from edge_agent.jobs.strict import Strict
-from edge_agent.mqtt.payloads import JobEvent, Payload, Result
+from edge_agent.mqtt.payloads import JobEvent, Payload, Result, Telemetry
 from edge_agent.mqtt.wire import faults
 
 LISTED_MAX = 1000
@@ -83,7 +83,7 @@ class JobLine(JobEvent):
 
 
 class Standing(Payload):
-    """How the agent is, as its presence says, and why there is no connection when there is none."""
+    """How the agent is, as its presence says, why there is no connection when there is none, and readings of now."""
 
     agent: str
     version: str
@@ -93,6 +93,7 @@ class Standing(Payload):
     reasons: tuple[str, ...] = ()
     connected: bool
     trouble: str | None = None
+    telemetry: Telemetry | None = None
 
 
 class Reply(Payload):

@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +26,8 @@ JITTER = 0.1
 """Share of the period by which each report is moved, so that a fleet started at once does not report at once."""
 LOOK_S = 5.0
 """How often the machine is looked at, whatever the period of the reports."""
+COUNT_S = 2.0
+"""How long who asks how the agent is waits for the queue's counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +120,23 @@ class Reporter:
         publish = partial(self._publish, machine)
         self._store.put(Operation(_count, publish, refuse=lambda _error: publish(_UNREAD)))
 
+    def now(self) -> Telemetry:
+        """Return what a report would say now, to whoever asks; without the queue's counts when its owner is busy."""
+        counting: Future[_QueueReading | EdgeAgentError] = Future()
+        self._store.put(Operation(_count, counting.set_result, refuse=lambda _error: counting.set_result(_UNREAD)))
+        try:
+            counted = counting.result(COUNT_S)
+        except TimeoutError:
+            counted = _UNREAD
+        return self._telemetry(self._snapshots.now(), counted)
+
     def _publish(self, machine: MachineReading, counted: _QueueReading | EdgeAgentError) -> None:
-        self.latest = telemetry = self._telemetry(machine, _UNREAD if isinstance(counted, EdgeAgentError) else counted)
+        self.latest = telemetry = self._telemetry(machine, counted)
         expiry_s = round(TELEMETRY_PERIODS * self._period_s)
         self._say(Publication(self._topics.event("telemetry"), telemetry.encode(), qos=0, expiry_s=expiry_s))
 
-    def _telemetry(self, machine: MachineReading, queue: _QueueReading) -> Telemetry:
+    def _telemetry(self, machine: MachineReading, counted: _QueueReading | EdgeAgentError) -> Telemetry:
+        queue = _UNREAD if isinstance(counted, EdgeAgentError) else counted
         condition, counts = self._condition(), self._tally.counts()
         return Telemetry(
             **dict(machine),

@@ -1,6 +1,7 @@
 """Readings of the machine, made into what is told of it. What cannot be read is None, never 0."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from hardware.power import Rail, drawn
 from hardware.readings import Readings, readings
 from hardware.usage import Activity
 
+NOW_S = 1.0
+"""A reading that is younger is told again to who asks: a processor's load of a shorter time says little."""
+
 
 class Snapshots:
     """Takes in one reading after the other: what counters say needs two.
@@ -21,29 +25,51 @@ class Snapshots:
     `root` is where the machine's proc and sys are; `generated` returns the tokens generated so far.
     """
 
-    def __init__(self, root: Path, *, memory: Memory, state_dir: Path, generated: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        memory: Memory,
+        state_dir: Path,
+        generated: Callable[[], int],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._root = root
         self._memory = memory
         self._state_dir = state_dir
         self._generated = generated
+        self._now_s = now_s
         self._process = psutil.Process()
-        self._before = readings(root), generated()
+        self._before = self.look(), generated()
+        self._told = float("-inf"), MachineReading()
 
     def look(self) -> Readings:
         """Read what the hardware shows now."""
-        return readings(self._root)
+        return readings(self._root, clock=self._now_s)
 
     def take(self, after: Readings) -> MachineReading:
         """Return how the machine is by this reading and the one that was taken in before it."""
-        (before, tokens_before), tokens = self._before, self._generated()
-        self._before = after, tokens
+        before, self._before = self._before, (after, self._generated())
+        return self._tell(before, *self._before)
+
+    def now(self) -> MachineReading:
+        """Return how the machine is, from any thread; `take` does not notice. At most NOW_S old: rates need a while."""
+        told_s, told = self._told
+        if self._now_s() - told_s < NOW_S:
+            return told
+        return self._tell(self._before, self.look(), self._generated())
+
+    def _tell(self, earlier: tuple[Readings, int], after: Readings, tokens: int) -> MachineReading:
+        before, tokens_before = earlier
         seen = reading(before, after, memory=self._memory, tokens=tokens - tokens_before)
-        return seen.model_copy(
+        told = seen.model_copy(
             update={
                 "agent_rss_bytes": self._process.memory_info().rss,
                 "disk_free_bytes": free_bytes(self._state_dir),
             }
         )
+        self._told = after.at_s, told
+        return told
 
 
 def reading(before: Readings, after: Readings, *, memory: Memory, tokens: int = 0) -> MachineReading:

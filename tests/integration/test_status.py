@@ -6,10 +6,11 @@ import sys
 
 import pytest
 from rich.console import Console
-from running import AgentProcess, requester, wait_for
+from running import AgentProcess, faulty, requester
 
 from edge_agent.cli.status import shown
-from edge_agent.health.window import AgentState
+from edge_agent.control.caller import ask_agent
+from edge_agent.control.messages import AskState, Standing
 from edge_agent.mqtt.payloads import AcceleratorReading, EngineReading, Telemetry
 
 
@@ -32,16 +33,13 @@ def test_where_no_agent_runs_it_says_so(tmp_path):
 @pytest.mark.broker
 @pytest.mark.engine
 def test_a_running_agent(broker, tmp_path, tiny_model):
+    """What it shows is of now, however seldom the agent reports."""
     models = [{"name": "tiny", "path": str(tiny_model), "parallel": 2}]
-    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=models) as agent, requester(broker) as client:
+    running = AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, telemetry_s=3600)
+    with running as agent, requester(broker) as client:
         agent.wait_said("engine.ready")
         client.submit("edge-01", prompt="How is the pump?", max_tokens=8).result(60)
-
-        def told():
-            found = json.loads(command(agent.state_dir, "--json").stdout)
-            return found if found and found.get("telemetry", {}).get("counters", {}).get("succeeded") else None
-
-        state = wait_for(told, "a report of the job")
+        state = json.loads(command(agent.state_dir, "--json").stdout)
         assert (state["health"], state["connected"], state["pid"]) == ("ready", True, agent.pid)
         done = command(agent.state_dir)
         assert done.returncode == 0
@@ -49,6 +47,25 @@ def test_a_running_agent(broker, tmp_path, tiny_model):
             assert part in done.stdout
         assert agent.stop() == 0
     assert command(agent.state_dir).returncode == 3
+
+
+@pytest.mark.broker
+@pytest.mark.engine
+def test_an_agent_that_takes_leave_says_so(broker, tmp_path, tiny_model):
+    """Until its last job has ended; a second signal ends that."""
+    models = [{"name": "slow", "path": str(tiny_model), "context_tokens": 4096}]
+    environ = faulty(FAULTS_BACKEND="metronome:load")
+    running = AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, environ=environ)
+    with running as agent, requester(broker) as client:
+        agent.wait_said("engine.ready")
+        client.submit("edge-01", prompt="Tick.", max_tokens=2000)
+        agent.wait_said("job.started")
+        agent.process.terminate()
+        agent.wait_said("agent.stopping")
+        state = ask_agent(agent.state_dir, AskState()).state
+        assert (state.health, state.telemetry.engines[0].running) == ("draining", 1)
+        assert agent.stop() == 0
+        assert ask_agent(agent.state_dir, AskState()) is None
 
 
 def printed(state, width):
@@ -106,13 +123,15 @@ def test_everything_that_is_known_is_shown_and_fits(width):
         reconnects=1,
         engines=(engine,),
     )
-    state = AgentState(
+    state = Standing(
         agent="edge-01",
         version="0.1.0",
         pid=7,
+        boot_id="b",
         health="degraded",
         reasons=("fewer lanes: cpu-thermal is at 78 °C, its limit is 80 °C",),
         connected=False,
+        trouble="the connection was lost: none needed, it is tried again",
         telemetry=telemetry,
     )
     text = printed(state, width)
@@ -120,7 +139,7 @@ def test_everything_that_is_known_is_shown_and_fits(width):
     for part in (
         "edge-01  degraded  edge-agent 0.1.0, pid 7, up 2.0 h",
         "fewer lanes: cpu-thermal",
-        "no connection",
+        "no connection: the connection was lost",
         "3 queued, 1 running, the oldest for 1.2 min",
         "12 succeeded",
         "20 accepted, 15 succeeded, 1,234 tokens",

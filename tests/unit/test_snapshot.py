@@ -1,6 +1,7 @@
 """What is told of a machine: each value read from a recorded tree, and absent where the tree has nothing."""
 
 import shutil
+from types import SimpleNamespace
 
 import machines
 import pytest
@@ -152,3 +153,26 @@ def test_a_reading_counts_from_the_one_before_it(tree, tmp_path):
     assert (seen.cpu_percent, seen.disk_free_bytes > 0, seen.agent_rss_bytes > 0) == (50.0, True, True)
     write(root, "proc/stat", "cpu  160 0 0 950 0 0 0 0 0 0\n")
     assert snapshots.take(snapshots.look()).cpu_percent == 100.0
+
+
+def test_who_asks_is_told_of_now_and_takes_nothing_from_the_reports(tree, tmp_path):
+    """Asked again at once, the same is told: the load of a moment says little, and each reading costs."""
+    root = tree("plain-vm")
+    shutil.rmtree(root / "proc", ignore_errors=True)
+    now = SimpleNamespace(s=0.0)
+
+    def pass_(seconds, *, busy, idle):
+        now.s += seconds
+        write(root, "proc/stat", f"cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\n")
+
+    pass_(0, busy=100, idle=1000)
+    snapshots = Snapshots(root, memory=MEMORY, state_dir=tmp_path, generated=lambda: 0, now_s=lambda: now.s)
+    pass_(10, busy=150, idle=1000)
+    assert snapshots.take(snapshots.look()).cpu_percent == 100.0
+    pass_(0.5, busy=150, idle=1050)
+    assert snapshots.now().cpu_percent == 100.0
+    pass_(0.5, busy=150, idle=1050)
+    assert snapshots.now().cpu_percent == 0.0
+    pass_(9, busy=200, idle=1050)
+    assert snapshots.now().cpu_percent == 50.0
+    assert snapshots.take(snapshots.look()).cpu_percent == 50.0
