@@ -14,11 +14,13 @@ from pathlib import Path
 import psutil
 from jsonschema import Draft202012Validator
 
+import edge_agent
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.link import Callbacks, Link, Subscription
 from edge_agent.mqtt.payloads import schemas
 
+FAULTS = Path(__file__).with_name("faults")
 PATIENCE_S = 60.0
 """Bound on every wait of a test; what takes this long has failed."""
 
@@ -42,6 +44,12 @@ def wait_for(condition, what, timeout_s=PATIENCE_S):
 
 QUIET = {"EDGE_AGENT_GOVERNOR__ENABLED": "false"}
 """The machine that runs the tests may be short of memory; what is tested here must not depend on it."""
+
+
+def faulty(**settings):
+    """Return the environment of a daemon with faults; see faults/sitecustomize.py."""
+    root = Path(edge_agent.__file__).parents[1]
+    return {"PYTHONPATH": f"{FAULTS}{os.pathsep}{root}"} | settings
 
 
 class AgentProcess:

@@ -9,12 +9,10 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 from running import PATIENCE_S, Listener, requester, wait_for
 
-import edge_agent
 from edge_agent.mqtt import link
 from edge_agent.mqtt.payloads import Chunk, Result
 from edge_agent.mqtt.topics import Command, Topics
@@ -25,18 +23,11 @@ RESULTS = "edge/v1/clients/+/inbox/+/+/result"
 OPEN_MAX = 6
 """Jobs one requester keeps under way: two of them keep four lanes busy and a few jobs waiting."""
 TERMINAL = {"succeeded", "failed", "canceled", "expired"}
-FAULTS = Path(__file__).parents[1] / "faults"
 
 
 def number(name, default):
     """Return a number from the environment: short in CI, long for `make chaos`."""
     return int(os.environ.get(name, default))
-
-
-def faulty(**settings):
-    """Return the environment of a daemon with faults; see faults/sitecustomize.py."""
-    root = Path(edge_agent.__file__).parents[1]
-    return {"PYTHONPATH": f"{FAULTS}{os.pathsep}{root}"} | settings
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import threading
 from collections import Counter
 
 import pytest
-from flow import check, expect, faulty, flowing, number
-from running import AgentProcess, wait_for
+from flow import check, expect, flowing, number
+from running import AgentProcess, faulty, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 

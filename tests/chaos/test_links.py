@@ -9,9 +9,9 @@ import time
 
 import psutil
 import pytest
-from flow import check, faulty, flowing, number, rows
+from flow import check, flowing, number, rows
 from proxy import Proxy
-from running import PATIENCE_S, AgentProcess, requester, wait_for
+from running import PATIENCE_S, AgentProcess, faulty, requester, wait_for
 
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link

@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from flow import AGENT, faulty, rows
-from running import PATIENCE_S, AgentProcess, Listener, mosquitto_pub, requester, wait_for
+from flow import AGENT, rows
+from running import PATIENCE_S, AgentProcess, Listener, faulty, mosquitto_pub, requester, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 

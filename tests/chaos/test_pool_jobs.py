@@ -7,8 +7,8 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
-from flow import faulty, number, rows
-from running import PATIENCE_S, AgentProcess, requester, wait_for
+from flow import number, rows
+from running import PATIENCE_S, AgentProcess, faulty, requester, wait_for
 
 pytestmark = pytest.mark.broker
 
