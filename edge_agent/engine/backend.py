@@ -63,7 +63,7 @@ class LoadedModel(Protocol):
         """
 
     def step(self) -> Iterable[Event]:
-        """Advance every decoding generation by one token and compute at most one piece of one prompt.
+        """Advance every decoding generation by one token and compute at most one piece of a prompt, see Turns.
 
         The work is done while the events are iterated, each yielded as it happens: a `Progress` comes *before* the
         call it announces. Iterate to the end. Nothing to do gives no events. An error in one generation is a

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from edge_agent.engine.prefill import LONGROPE_TOKENS
+from edge_agent.engine.prefill import LONGROPE_TOKENS, shared_tokens
 
 NOWHERE = -1
 """The number of a lane that is none of a model's: it holds nothing."""
@@ -74,6 +74,12 @@ class Lanes:
         target.long = long
         return Place(target, kept, None if target is source or not kept else source)
 
+    def common(self, one: Sequence[int], other: Sequence[int]) -> int:
+        """Return how many tokens of one prompt another will find, once they are computed."""
+        if self._longrope and (len(one) >= LONGROPE_TOKENS) is not (len(other) >= LONGROPE_TOKENS):
+            return 0
+        return _worth(shared_tokens(one, other))
+
     def free(self, lane: Lane) -> None:
         """Give a lane back; what it holds stays until the room is needed."""
         lane.taken = False
@@ -107,6 +113,8 @@ class Lanes:
         """Return how many tokens need not be computed; the last one always must, for its logits."""
         if lane.long is not long:
             return 0  # keys turned by the other factors
-        pairs = zip(lane.tokens, prompt[:-1], strict=False)
-        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(lane.tokens), len(prompt) - 1))
-        return shared if shared >= KEPT_TOKENS_MIN else 0
+        return _worth(shared_tokens(lane.tokens, prompt[:-1]))
+
+
+def _worth(shared: int) -> int:
+    return shared if shared >= KEPT_TOKENS_MIN else 0

@@ -1,6 +1,6 @@
 """A model in onnxruntime: all that generate in one call per token, prompts in pieces in between, images in strips."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from edge_agent.engine.onnx_vision import Encoder
 from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MIN, piece_tokens
 from edge_agent.engine.prompt import answer_room
 from edge_agent.engine.sampling import Sampler
+from edge_agent.engine.turns import Turns
 from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import EdgeAgentError
 
@@ -56,6 +57,7 @@ class OnnxModel:
         self._longrope = decoder.layout.longrope
         self._lanes = Lanes(limits.parallel, longrope=self._longrope, copies=decoder.copies)
         self._sequences: dict[JobId, OnnxSequence] = {}
+        self._turns = Turns()
         self._tokens_per_s: float | None = None
         self.limits = limits
         self.library = library_name
@@ -80,15 +82,15 @@ class OnnxModel:
         )
 
     def step(self) -> Iterator[Event]:
-        """Advance every decoding generation by a token, then compute one piece of the oldest unfinished prompt."""
+        """Advance every decoding generation by a token, then compute one piece of an unfinished prompt."""
         generating = self._generating()
         yield from self._decode([each for each in generating if each.logits is None])
         for sequence in generating:
             if sequence.logits is not None:
                 yield from self._advance(sequence, self._say)
-        unfilled = next((each for each in self._sequences.values() if not each.generating), None)
-        if unfilled is not None:
-            yield from self._advance(unfilled, self._prefill)
+        unfilled = [each for each in self._sequences.values() if not each.generating]
+        if unfilled:
+            yield from self._advance(self._next(unfilled), self._prefill)
 
     def cancel(self, job_id: JobId) -> Iterator[Event]:
         """Stop a generation and give back its lane."""
@@ -111,6 +113,20 @@ class OnnxModel:
             if self._longrope and sequence.logits is None and len(sequence.tokens) == LONGROPE_TOKENS:
                 sequence.lane.begin_long()
         return [each for each in generating if each.generating]
+
+    def _next(self, unfilled: Sequence[OnnxSequence]) -> OnnxSequence:
+        """Return whose turn it is; what a prompt shares with another that is being computed is computed there first."""
+        first = self._turns.order(unfilled)[0]
+        if first.begun_s is not None:
+            return first
+        begun = (each for each in unfilled if each.begun_s is not None)
+        return next((each for each in begun if self._serves(each, first)), first)
+
+    def _serves(self, sequence: OnnxSequence, other: OnnxSequence) -> bool:
+        """Return whether the next that is computed of a sequence are tokens that another needs too."""
+        done = len(sequence.lane.tokens)
+        looks = sequence.unseen(done, len(sequence.tokens)) is not None
+        return not looks and self._lanes.common(sequence.tokens, other.tokens) > done
 
     def _decode(self, sequences: Iterable[OnnxSequence]) -> Iterator[Event]:
         """Compute the last token of each, those in neighbouring lanes together."""

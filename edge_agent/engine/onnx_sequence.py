@@ -50,6 +50,16 @@ class OnnxSequence:
         return len(self.tokens) - len(self.lane.tokens)
 
     @property
+    def unfilled_tokens(self) -> int:
+        """The same for who takes turns: a text that must be computed anew goes first, for somebody reads it."""
+        return 0 if self.prefilled_s is not None else self.unprocessed_tokens
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its prompt has any."""
+        return bool(self.pictures)
+
+    @property
     def generating(self) -> bool:
         """Whether its next step is one token, not a piece of prompt."""
         return self.logits is not None or (self.prefilled_s is not None and self.unprocessed_tokens == 1)

@@ -23,8 +23,9 @@ from edge_agent.engine.messages import (
 from edge_agent.engine.openvino_guide import GuideTrial
 from edge_agent.engine.openvino_prompt import Prompt, Reader
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
-from edge_agent.engine.prefill import PIECE_TOKENS_MIN, even_tokens, piece_tokens
+from edge_agent.engine.prefill import PIECE_TOKENS_MIN, even_tokens, piece_tokens, shared_tokens
 from edge_agent.engine.prompt import answer_room
+from edge_agent.engine.turns import Turns
 from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import Code, EdgeAgentError
 
@@ -83,7 +84,9 @@ class OpenvinoModel:
         self._cache = cache
         self._now_s = now_s
         self._sequences: dict[JobId, OpenvinoSequence] = {}
+        self._turns = Turns()
         self._requests = 0
+        self._written_tokens = 0
         self._tokens_per_s: float | None = None
         self.limits = limits
         self.library = f"openvino-genai {genai.__version__.partition('-')[0]}"
@@ -106,7 +109,7 @@ class OpenvinoModel:
         )
 
     def step(self) -> Iterator[Event]:
-        """Request a piece of the oldest unfinished prompt and the rests that may join it, then compute all at once.
+        """Request a piece of the prompt whose turn it is and the rests that may join it, then compute all at once.
 
         Every generation gets a token in the same call. Of a prompt with images a tile comes first, each in a step of
         its own. An error of the library while it computes leaves all of them undone: it is raised, and the engine is
@@ -114,10 +117,10 @@ class OpenvinoModel:
         """
         generating = [each for each in self._sequences.values() if each.prefilled]
         pieces: list[Piece] = []
-        for sequence in [each for each in self._sequences.values() if not each.prefilled]:
-            beside = [*generating, *(piece.sequence for piece in pieces)]
-            if pieces and not self._may_join(sequence, pieces, beside, alone=not generating):
-                break
+        for sequence in self._turns.order([each for each in self._sequences.values() if not each.prefilled]):
+            alone = not generating
+            if pieces and not self._may_join(sequence, pieces, alone=alone):
+                continue
             try:
                 if sequence.prompt.unseen:
                     yield self._announce(sequence)
@@ -125,14 +128,19 @@ class OpenvinoModel:
                         sequence.prompt.see()
                     break
                 if sequence.cached_tokens is None:
-                    sequence.position = sequence.cached_tokens = self._cached_tokens(sequence.prompt, beside)
+                    idle = alone and not pieces
+                    sequence.position = sequence.cached_tokens = self._cached_tokens(sequence.prompt, idle=idle)
                     yield self._announce(sequence)
-                pieces.append(self._request_piece(sequence, alone=not generating))
+                elif self._written_tokens > sequence.kept_until:
+                    sequence.position = 0  # what is still there is found at once
+                    yield self._announce(sequence)
+                pieces.append(self._request_piece(sequence, alone=alone))
             except EdgeAgentError as error:
                 yield self._fail(sequence, error)
         if not pieces and not generating:
             return
         began_s = self._now_s()
+        self._written_tokens += len(generating) + sum(piece.tokens + self._cache.block_tokens for piece in pieces)
         self._pipeline.step()
         yield from self._pieced(pieces, self._now_s() - began_s)
         for sequence in generating:
@@ -162,14 +170,7 @@ class OpenvinoModel:
         sequence.begun_s = self._now_s() if sequence.begun_s is None else sequence.begun_s
         return Progress(sequence.job_id, sequence.unfilled_tokens)
 
-    def _may_join(
-        self,
-        sequence: OpenvinoSequence,
-        pieces: Sequence[Piece],
-        beside: Sequence[OpenvinoSequence],
-        *,
-        alone: bool,
-    ) -> bool:
+    def _may_join(self, sequence: OpenvinoSequence, pieces: Sequence[Piece], *, alone: bool) -> bool:
         """Return whether the rest of a prompt may be computed in the same call as these pieces.
 
         Together they should take no longer than one piece; and what it shares with one of them must be there already,
@@ -179,9 +180,9 @@ class OpenvinoModel:
             return False
         tokens, size = sequence.prompt.tokens, self._cache.block_tokens
         others = [piece.sequence for piece in pieces]
-        if any(_shared(tokens, other.prompt.tokens) // size * size > other.position for other in others):
+        if any(shared_tokens(tokens, other.prompt.tokens) // size * size > other.position for other in others):
             return False
-        position = sequence.position or self._cached_tokens(sequence.prompt, beside)
+        position = sequence.position or self._cached_tokens(sequence.prompt, idle=False)
         together = sum(piece.tokens for piece in pieces) + len(tokens) - position
         return together < even_tokens(tokens_per_s=self._tokens_per_s, alone=alone) + PIECE_TOKENS_MIN
 
@@ -213,6 +214,7 @@ class OpenvinoModel:
         for piece in pieces:
             sequence = piece.sequence
             sequence.position += piece.tokens
+            sequence.kept_until = self._written_tokens + self._free_tokens()
             left = sequence.unfilled_tokens
             if not left:
                 sequence.prefilled_s = self._now_s()
@@ -237,13 +239,22 @@ class OpenvinoModel:
                 yield self._finish(sequence, reason)
                 return
 
+    def _free_tokens(self) -> int:
+        """Return how many tokens may be written before those of a prompt that waits for its turn give way.
+
+        The library overwrites what was used longest ago of all that nobody uses.
+        """
+        size = self._cache.block_tokens
+        used = sum(-(-len(each.computed) // size) for each in self._sequences.values())
+        return (self._cache.blocks - used) * size
+
     def _request(self, prompt: Tensor, config: Any) -> Any:
         """Hand a prompt to the library; ids that end a turn it takes from the model's own configuration."""
         self._requests += 1
         with library():
             return self._pipeline.add_request(self._requests, prompt, config)
 
-    def _cached_tokens(self, prompt: Prompt, beside: Sequence[OpenvinoSequence]) -> int:
+    def _cached_tokens(self, prompt: Prompt, *, idle: bool) -> int:
         """Return how many tokens of a prompt need not be computed: at least so many, and all when nothing else runs.
 
         The library tells only how many blocks are in use. Alone, that shows what a prompt finds; the last block may
@@ -252,8 +263,9 @@ class OpenvinoModel:
         """
         tokens, size = prompt.tokens, self._cache.block_tokens
         most = len(tokens) - 1  # the last token is always computed
-        if beside:
-            return min(max(_shared(tokens, each.computed) for each in beside) // size * size, most)
+        if not idle:
+            shared = max(shared_tokens(tokens, each.computed) for each in self._sequences.values())
+            return min(shared // size * size, most)
         blocks = self._found_blocks(prompt, len(tokens))
         if not blocks:
             return 0
@@ -289,11 +301,6 @@ class OpenvinoModel:
         """Let the library take back the blocks of what was stopped, when no step follows that would."""
         if not self._sequences and self._pipeline.has_non_finished_requests():
             self._pipeline.step()
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class OpenvinoSequence:
     """One generation under way. `handle` is the library's, of the piece being computed and then of the whole.
 
     `position` of the `prompt`'s tokens have keys and values; those of `cached_tokens` were there before, None while
-    nobody looked.
+    nobody looked. They stay until `kept_until` tokens were written since the load.
     """
 
     generation: Generation
@@ -31,6 +31,7 @@ class OpenvinoSequence:
     handle: Any = None
     cached_tokens: int | None = None
     position: int = 0
+    kept_until: int = 0
     answer: list[int] = field(default_factory=list)
     begun_s: float | None = None
     prefilled_s: float | None = None
@@ -54,6 +55,11 @@ class OpenvinoSequence:
     def unfilled_tokens(self) -> int:
         """Tokens of the prompt that have no keys and values yet."""
         return len(self.prompt.tokens) - self.position
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its prompt has any."""
+        return any(turn.images for turn in self.generation.turns)
 
     def take(self, token: int, end: Any) -> tuple[str, FinishReason | None]:
         """Count a token; return the text that is certain with it, and the reason when it was the last."""

@@ -1,5 +1,7 @@
 """How a prompt is cut into pieces, so that a cancel is heard and other streams go on in between (pure)."""
 
+from collections.abc import Sequence
+
 PIECE_S = 1.5
 """A piece should take no longer than this while others generate: it is how long their streams stall.
 
@@ -34,6 +36,12 @@ def piece_tokens(*, position: int, prompt_tokens: int, tokens_per_s: float | Non
     even = even_tokens(tokens_per_s=tokens_per_s, alone=alone)
     left = prompt_tokens - position
     return left if left < even + PIECE_TOKENS_MIN else even  # a short rest is not worth a piece of its own
+
+
+def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def even_tokens(*, tokens_per_s: float | None, alone: bool) -> int:

@@ -229,6 +229,45 @@ def test_a_long_prompt_stalls_no_stream_longer_than_a_piece(model, bare, job_id,
         list(model.cancel(generation.job_id))
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one(model, bare, job_id, side_by_side):
+    """It joins when some of the long one is computed, and is answered before the rest; both say what they say alone."""
+    long, short = ask(job_id, digits(bare, 2600)), ask(job_id, digits(bare, 90))
+    model.start(long)
+    events = [event for _ in range(2) for event in model.step()]
+    assert events[-1].unprocessed_tokens > 1000
+    model.start(short)
+    while not all(any(isinstance(e, Finished) and e.job_id == each.job_id for e in events) for each in (long, short)):
+        events += model.step()
+    began = [next(i for i, e in enumerate(events) if isinstance(e, Text) and e.job_id == each.job_id)
+             for each in (long, short)]  # fmt: skip
+    assert began[1] < began[0]
+    left = [e.unprocessed_tokens for e in events[began[1] :] if isinstance(e, Progress) and e.job_id == long.job_id]
+    assert max(left) > 1000
+    for each in (long, short):
+        assert outcome(events, each.job_id).text == "".join(bare.texts(each.turns, 24))
+
+
+def test_a_stream_of_short_prompts_keeps_no_long_one_out(model, bare, job_id, side_by_side):
+    """Each is new when the last has its first token; the long one ends all the same, and says what it says alone."""
+    long = ask(job_id, digits(bare, 700))
+    model.start(long)
+    events, short, others = list(model.step()), None, 0
+    while not any(isinstance(event, Finished) and event.job_id == long.job_id for event in events):
+        if short is None:
+            short = ask(job_id, digits(bare, 30, seed=others), 1)
+            others += 1
+            model.start(short)
+        new = list(model.step())
+        events += new
+        if any(isinstance(event, Finished) and event.job_id == short.job_id for event in new):
+            short = None
+        assert others < 500
+    if short is not None:
+        list(model.cancel(short.job_id))
+    assert others > 2
+    assert outcome(events, long.job_id).text == "".join(bare.texts(long.turns, 24))
+
+
 def test_a_piece_takes_no_longer_than_the_stated_bound(load_slow, folder, bare, job_id, side_by_side):
     """On a device that computes as many tokens a second as the smallest piece has, by a clock that says so.
 

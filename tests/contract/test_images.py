@@ -137,6 +137,25 @@ def test_a_stream_goes_on_while_images_are_computed(seeing, gallery, ask):
         list(seeing.cancel(generation.job_id))
 
 
+def test_a_text_does_not_wait_for_an_image(seeing, gallery, ask):
+    """It joins when the first tiles were seen, and begins before all are; both say what they say alone."""
+    image = gallery.draw("red", "triangle", (310, 300), tiles=16)
+    looking, asking = ask(image), ask(text="is the fan on?")
+    seeing.start(looking)
+    events = list(seeing.step())
+    seeing.start(asking)
+    while not any(isinstance(event, Text) and event.job_id == asking.job_id for event in events):
+        events += seeing.step()
+    assert sum(isinstance(event, Progress) and event.job_id == looking.job_id for event in events) < 8
+    ended = set()
+    while len(ended) < 2:
+        events += seeing.step()
+        ended = {event.job_id for event in events if isinstance(event, Finished)}
+    assert outcome(events, asking.job_id).text == text_of(seeing, ask(text="is the fan on?"))
+    drive(seeing, *(ask(gallery.draw("blue", tiles=1)) for _ in range(4)))  # other lanes, for one that holds nothing
+    assert outcome(events, looking.job_id).text == text_of(seeing, ask(image))
+
+
 def test_a_cancel_is_heard_between_the_steps_of_an_image(seeing, gallery, ask):
     """At any of them: nothing was generated, nothing is left, and the next prompt with the image is right."""
     image = gallery.draw("green", "square", tiles=16)

@@ -115,6 +115,23 @@ def test_those_that_come_together_share_a_beginning(load, bare, ask):
     assert all(each.end.usage.cached_tokens > 192 for each in said[1:])
 
 
+def test_a_shorter_prompt_lets_its_beginning_be_computed_once(load, bare, ask):
+    """The longer one, under way, computes what both have in common; then the shorter one overtakes it."""
+    model, system = load(), digits(192)
+    long, short = ask(digits(700), system=system), ask(digits(32), system=system)
+    model.start(long)
+    events = list(model.step())
+    assert events[-1].unprocessed_tokens > 800
+    model.start(short)
+    while model._sequences:
+        events += model.step()
+    said = [outcome(events, each.job_id) for each in (long, short)]
+    assert [each.text for each in said] == [cold(bare, each) for each in (long, short)]
+    assert said[1].end.usage.cached_tokens > 192
+    ends = [event.job_id for event in events if isinstance(event, Progress) and not event.unprocessed_tokens]
+    assert ends == [short.job_id, long.job_id]
+
+
 def test_a_cancelled_prompt_is_a_beginning_too(load, bare, ask):
     """A retry goes on where the first try was stopped."""
     model, own = load(), digits(2000)

@@ -1,6 +1,7 @@
 """What the library is told, what its errors become, and what it can be trusted with."""
 
 import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -203,6 +204,37 @@ def test_prompts_that_came_together_are_computed_together(model, ask):
     assert second == 0
     ends = [event for event in list(model.step()) if isinstance(event, Finished)]
     assert [end.usage.cached_tokens for end in ends] == [64]
+
+
+def test_what_a_waiting_prompt_lost_to_others_is_computed_again(load, tiny_openvino, ask):
+    """The library keeps what was used last. So the pieces that follow are no longer than others, and are told."""
+    small = load(ModelSpec(tiny_openvino, "openvino", 640, 3, threads=1), now_s=map(float, itertools.count()).__next__)
+    first, waiting = ask((Turn("user", "1" * 600),), 1), ask((Turn("user", "2" * 510),), 8)
+    small.start(first)
+    list(small.step())
+    small.start(waiting)
+    told = []
+    while not told or not told[-1].prefill_tokens:
+        told += [event for event in small.step() if event.job_id == waiting.job_id]
+    under_way, numbers = {first.job_id}, itertools.count()
+    while first.job_id in under_way:
+        short = ask((Turn("user", f"{next(numbers):03d}" + "3" * 250),), 1)
+        small.start(short)
+        under_way.add(short.job_id)
+        while short.job_id in under_way:
+            events = list(small.step())
+            told += [event for event in events if event.job_id == waiting.job_id]
+            under_way -= {event.job_id for event in events if isinstance(event, Finished)}
+    sequence = small._sequences[waiting.job_id]
+    for job_id in under_way:
+        list(small.cancel(job_id))
+    assert sequence.position
+    assert small._found_blocks(sequence.prompt, sequence.position) == 0
+    while not isinstance(told[-1], Finished):
+        told += small.step()
+    computed = sum(event.prefill_tokens for event in told if isinstance(event, Progress))
+    assert computed > told[-1].usage.prompt_tokens
+    small.close()
 
 
 def test_one_prompt_that_fails_leaves_those_that_joined_it(model, ask):
