@@ -120,7 +120,9 @@ class ServeSection(Section):
         "when unset",
     )
     path: Path | None = Field(None, description="folder of a build of your own, instead of the catalogue's")
-    backend: Literal["onnx", "openvino", "auto"] = Field("auto", description="library that runs it")
+    backend: Literal["onnx", "openvino", "transformers", "mlx", "auto"] = Field(
+        "auto", description="library that runs it"
+    )
     device: Literal["cpu", "cuda", "gpu", "npu", "qnn", "webgpu", "trt-rtx", "auto"] = Field(
         "auto", description="what it runs on; with `path`, auto is cpu"
     )

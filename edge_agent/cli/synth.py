@@ -23,10 +23,11 @@ class Size(StrEnum):
 
 
 class Backend(StrEnum):
-    """Which library the model is for: onnxruntime-genai or openvino-genai."""
+    """Which library the model is for."""
 
     ONNX = "onnx"
     OPENVINO = "openvino"
+    TRANSFORMERS = "transformers"
 
 
 def synth(
@@ -37,7 +38,7 @@ def synth(
         typer.Option(help="tiny: 1 MB. full: 2.3 to 3.2 GB, the true sizes. demo: trained, answers with sense."),
     ] = Size.TINY,
     backend: Annotated[
-        Backend, typer.Option(help="The library to load it with: onnxruntime-genai or openvino-genai.")
+        Backend, typer.Option(help="The backend to load it with; mlx reads what is written for transformers.")
     ] = Backend.ONNX,
     vision: Annotated[bool, typer.Option("--vision", help="A model that also sees images, as Phi-3.5-vision.")] = False,
     say: Annotated[str | None, typer.Option(help="Words to answer every prompt with, each token at most once.")] = None,
@@ -45,7 +46,7 @@ def synth(
     layers: Annotated[int | None, typer.Option(min=1, help="Other than the size's own number.")] = None,
     block_size: Annotated[int, typer.Option(help="Weights per scale: 16, 32, 64, 128 or 256.")] = 32,
 ) -> None:
-    """Write a model that onnxruntime-genai or openvino-genai loads, with random, scripted or trained weights."""
+    """Write a model that one of the backends loads, with random, scripted or trained weights."""
     started_s = time.monotonic()
     try:
         if size is Size.DEMO:

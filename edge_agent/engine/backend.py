@@ -79,22 +79,46 @@ class LoadedModel(Protocol):
 
 Load = Callable[[ModelSpec], LoadedModel]
 
-_BACKENDS = {"onnx": "edge_agent.engine.onnx:load", "openvino": "edge_agent.engine.openvino:load"}
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A backend: its load function as `module:name`, what it imports, and how its folders are known.
+
+    `libraries` are the packages it stands on and `extra` brings; `marks` are patterns of files, one of which lies in
+    every folder for it and in none for those before it.
+    """
+
+    load: str
+    libraries: tuple[str, ...]
+    extra: str
+    marks: tuple[str, ...]
+
+
+_BACKENDS: Mapping[str, Entry] = {
+    "onnx": Entry(
+        "edge_agent.engine.onnx:load", ("onnxruntime_genai", "onnxruntime", "llguidance"), "cpu", ("genai_config.json",)
+    ),
+    "openvino": Entry(
+        "edge_agent.engine.openvino:load",
+        ("openvino_genai", "openvino"),
+        "openvino",
+        ("openvino_language_model.xml", "openvino_model.xml"),
+    ),
+    "transformers": Entry(
+        "edge_agent.engine.transformers:load",
+        ("torch", "transformers", "llguidance"),
+        "transformers",
+        ("model.safetensors", "model.safetensors.index.json"),
+    ),
+    # Its folders look like the one above: whoever wants it says so.
+    "mlx": Entry("edge_agent.engine.mlx:load", ("mlx", "mlx_lm", "transformers", "llguidance"), "mlx", ()),
+}
 _OF_DEVICE = {("openvino", "npu"): "edge_agent.engine.openvino_npu:load"}
 """Where a library drives a device in another way than the rest."""
-_TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1"}
+_TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """The onnxruntime-genai wheel reports its use to its makers unless this is set before its import."""
 _UNWANTED = ("openvino_telemetry",)
 """`import openvino` reports itself through this package, and asks nobody; without it, it goes on in silence."""
-_LIBRARIES = {
-    "onnx": (("onnxruntime_genai", "onnxruntime", "llguidance"), "cpu"),
-    "openvino": (("openvino_genai", "openvino"), "openvino"),
-}
-_MARKS = {
-    "onnx": "genai_config.json",
-    "openvino": "openvino_language_model.xml",
-    "openvino-text": "openvino_model.xml",
-}
 
 
 def names() -> tuple[str, ...]:
@@ -108,14 +132,11 @@ def backend_of(folder: Path) -> str:
         raise EdgeAgentError(
             Code.MODEL_MISSING, f"{folder} is not a folder; put a model there or mend models.serve.path"
         )
-    for name, mark in _MARKS.items():
-        if (folder / mark).is_file():
-            return name.removesuffix("-text")
-    raise EdgeAgentError(
-        Code.MODEL_MISSING,
-        f"{folder} holds neither genai_config.json (onnx) nor openvino_model.xml (openvino); "
-        "point models.serve.path at a build",
-    )
+    for name, entry in _BACKENDS.items():
+        if any(next(folder.glob(mark), None) for mark in entry.marks):
+            return name
+    known = ", ".join(f"{entry.marks[-1]} ({name})" for name, entry in _BACKENDS.items() if entry.marks)
+    raise EdgeAgentError(Code.MODEL_MISSING, f"{folder} holds none of {known}; point models.serve.path at a build")
 
 
 def find(name: str, device: str = "cpu") -> Load:
@@ -124,21 +145,21 @@ def find(name: str, device: str = "cpu") -> Load:
     Raises BackendMissingError with the install line when its library is absent, EdgeAgentError UNSUPPORTED when there
     is no such backend.
     """
-    if name not in _BACKENDS:
+    entry = _BACKENDS.get(name)
+    if entry is None:
         raise EdgeAgentError(Code.UNSUPPORTED, f"no backend {name!r} in this version; there is: {', '.join(_BACKENDS)}")
     os.environ.update(_TELEMETRY_OFF)
     for unwanted in _UNWANTED:
         sys.modules.setdefault(unwanted, None)  # type: ignore[arg-type] # the language's way to say: not there
-    module, function = _OF_DEVICE.get((name, device), _BACKENDS[name]).split(":")
+    module, function = _OF_DEVICE.get((name, device), entry.load).split(":")
     try:
         load: Load = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
-        libraries, extra = _LIBRARIES[name]
         library = str(error.name).partition(".")[0]
-        if library not in libraries:
+        if library not in entry.libraries:
             raise
         raise BackendMissingError(
-            f"{library} is not installed; install it with: pip install 'edge-slm-agent[{extra}]' "
-            f"(from a checkout: pip install '.[{extra}]')"
+            f"{library} is not installed; install it with: pip install 'edge-slm-agent[{entry.extra}]' "
+            f"(from a checkout: pip install '.[{entry.extra}]')"
         ) from error
     return load

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from edge_agent.engine.backend import find, names
+from edge_agent.engine.backend import find
 from edge_agent.errors import BackendMissingError, EdgeAgentError
 
 _NAME_BYTES = 256
@@ -21,7 +21,7 @@ _NAME_BYTES = 256
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print `{"devices": [{"device", "name", "memory_bytes"}]}`, or `{"missing": sentence}` without the library."""
     parser = argparse.ArgumentParser(prog="python -m edge_agent.engine.devices", description=__doc__)
-    parser.add_argument("backend", choices=names())
+    parser.add_argument("backend", choices=sorted(_ASKED))
     backend = parser.parse_args(arguments).backend
     try:
         find(backend)

@@ -14,13 +14,13 @@ from typing import Any
 import onnxruntime_genai as og
 
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.lane_guide import Guides
+from edge_agent.engine.lane_model import LaneModel
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.onnx_decoder import Decoder, library, open_session
-from edge_agent.engine.onnx_guide import Guides
 from edge_agent.engine.onnx_layout import Layout, Part
-from edge_agent.engine.onnx_model import OnnxModel
 from edge_agent.engine.onnx_plugins import PLUGINS, memory
-from edge_agent.engine.onnx_prompt import Prompts
+from edge_agent.engine.onnx_prompt import OnnxPrompts
 from edge_agent.engine.onnx_vision import Embedding, Encoder
 from edge_agent.engine.prefill import LONGROPE_TOKENS
 from edge_agent.engine.prompt import SpecialTokens
@@ -31,7 +31,7 @@ IMAGES_PER_PROMPT = 16
 """More than the model was shown at once; the context ends before."""
 
 
-def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> OnnxModel:
+def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> LaneModel:
     """Load a model folder.
 
     Raises EdgeAgentError: MODEL_ERROR when the folder cannot be loaded, OUT_OF_MEMORY, UNSUPPORTED for a device.
@@ -52,10 +52,10 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         if error.code is Code.UNSUPPORTED:
             raise
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
-    return OnnxModel(
+    return LaneModel(
         decoder=decoder,
         encoder=encoder,
-        prompts=Prompts(tokenizer, special_tokens, images_most=limits.images_per_prompt),
+        prompts=OnnxPrompts(tokenizer, special_tokens, images_most=limits.images_per_prompt),
         vocabulary=Vocabulary.read(spec.path),
         guides=Guides(spec.path, vocab_size=layout.vocab_size, end_ids=end_ids),
         end_ids=frozenset(end_ids),

@@ -18,12 +18,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from edge_agent.engine.lane_parts import Logits
 from edge_agent.engine.onnx_layout import Layout
 from edge_agent.engine.onnx_plugins import PLUGINS, hardware
 from edge_agent.engine.picture import Features
 from edge_agent.errors import Code, EdgeAgentError
 
-Logits = npt.NDArray[np.float32]
 Embed = Callable[[npt.NDArray[np.int64], Sequence[Features]], Features]
 """Returns what ids [lanes, new] stand for, shape [lanes, new, hidden size]; features where they are below 0."""
 
@@ -63,8 +63,7 @@ class _Buffer:
 class Decoder:
     """The graph, and `lanes` sequences of up to `context_tokens` tokens whose keys and values it holds.
 
-    `memory` is where they lie, in the library's word. Who may read what of a lane is for the caller to know: a call
-    writes at the end of the lengths it is given.
+    See lane_parts.Decoder for what it promises. `memory` is where they lie, in the library's word.
     """
 
     def __init__(
@@ -77,7 +76,9 @@ class Decoder:
         context_tokens: int,
         embed: Embed | None = None,
     ) -> None:
-        self.layout = layout
+        self._layout = layout
+        self.vocab_size = layout.vocab_size
+        self.longrope = layout.longrope
         self._embed = embed
         self._session = session
         self._memory = memory
@@ -121,9 +122,9 @@ class Decoder:
         """
         new = tokens.shape[1]
         ends = np.array(lengths, np.int64)[:, None]
-        names = self.layout.names
+        names = self._layout.names
         with library():
-            logits = np.empty((*tokens.shape, self.layout.vocab_size), self._logits_type)
+            logits = np.empty((*tokens.shape, self.vocab_size), self._logits_type)
             mask = (np.arange(ends.max()) < ends).astype(np.int64)
             inputs: dict[str, npt.NDArray[Any]] = {names["attention_mask"]: mask}
             if self._embed is None:

@@ -1,33 +1,17 @@
 """From a conversation to tokens, and to the pictures among them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from edge_agent.engine.lane_parts import Prompt
 from edge_agent.engine.messages import Turn
 from edge_agent.engine.onnx_decoder import library
 from edge_agent.engine.picture import Picture
 from edge_agent.engine.prompt import IMAGE_TAG, SpecialTokens, images_of, messages_json
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """Token ids; where a picture stands, its own, which are below 0."""
-
-    tokens: list[int]
-    pictures: tuple[Picture, ...] = ()
-
-    @property
-    def words(self) -> npt.NDArray[np.int32]:
-        """The tokens that are no picture's."""
-        return np.array([token for token in self.tokens if token >= 0], np.int32)
-
-
-class Prompts:
+class OnnxPrompts:
     """Makes prompts with a model's chat template and tokenizer."""
 
     def __init__(self, tokenizer: Any, special_tokens: SpecialTokens, *, images_most: int) -> None:

@@ -6,7 +6,7 @@ Phi-3.5-mini architecture; `python -m tests.bench.memory` measures them again.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MAX
@@ -132,7 +132,19 @@ def _read_openvino(folder: Path) -> Build:
     )
 
 
-_READERS = {"onnx": _read_onnx, "openvino": _read_openvino}
+def _read_transformers(folder: Path) -> Build:
+    """Return the numbers of a folder whose matrices are computed with in float32, whatever the file has."""
+    build = _read_mlx(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    halves = "16" in str(config.get("dtype") or config.get("torch_dtype") or "")
+    return replace(build, backend="transformers", weight_bytes=build.weight_bytes * (2 if halves else 1))
+
+
+def _read_mlx(folder: Path) -> Build:
+    return replace(_read_openvino(folder), backend="mlx", weight_bytes=_size_bytes(folder, ".safetensors"))
+
+
+_READERS = {"onnx": _read_onnx, "openvino": _read_openvino, "transformers": _read_transformers, "mlx": _read_mlx}
 
 
 def _size_bytes(folder: Path, mark: str) -> int:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edge_agent.engine.backend import names
 from hardware.machine import Accelerator, Kind, Machine, Vendor
 
 ASK_S = 60.0
@@ -28,7 +27,9 @@ PLUGGED = frozenset({("onnx", device) for device in ("gpu", "npu", "qnn", "trt-r
 """Devices that onnxruntime reaches by packages which users install themselves: used where one is, never presumed."""
 
 RUNS = PLUGGED | {("onnx", "cpu"), ("onnx", "cuda"), ("openvino", "cpu"), ("openvino", "gpu"), ("openvino", "npu")}
-"""The backends and devices that this version can load a model on."""
+"""The backends and devices that builds are chosen for; others run what a folder is given to them."""
+
+BACKENDS = tuple(sorted({backend for backend, _ in RUNS}))
 
 
 def is_for(accelerator: Accelerator, backend: str, device: str) -> bool:
@@ -67,7 +68,7 @@ def ask(
     """Ask each library what it can use. One that crashes or hangs is missing, and says so."""
     offered: list[Runtime] = []
     missing: dict[str, str] = {}
-    for backend in names() if backends is None else backends:
+    for backend in BACKENDS if backends is None else backends:
         answer = _answer(backend, run)
         if isinstance(answer, str):
             missing[backend] = answer
@@ -92,7 +93,7 @@ def _answer(backend: str, run: Callable[..., "subprocess.CompletedProcess[str]"]
 
 def presumed(machine: Machine) -> Runtimes:
     """Return what a machine's accelerators could be used for with every library and driver installed (pure)."""
-    offered = [Runtime(backend, "cpu", machine.cpu.model or "CPU") for backend in names()]
+    offered = [Runtime(backend, "cpu", machine.cpu.model or "CPU") for backend in BACKENDS]
     for backend, device in ACCELERATORS.keys() & RUNS - PLUGGED:
         for each in machine.accelerators:
             if is_for(each, backend, device):

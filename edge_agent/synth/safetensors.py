@@ -1,11 +1,12 @@
-"""Reads safetensors files: the size of a header in 8 bytes, little-endian, a JSON header, the tensors' bytes.
+"""Safetensors files, read and written: the header's size (8 bytes, little-endian), the header, the tensors' bytes.
 
-Two dozen lines spare a dependency. Format: https://huggingface.co/docs/safetensors
+Few lines spare a dependency. Format: https://huggingface.co/docs/safetensors
 """
 
 import json
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,3 +35,18 @@ def read(path: Path) -> Mapping[str, Floats]:
         }
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} is no safetensors file of F16 or F32 tensors: {error!r}") from error
+
+
+def write(path: Path, shapes: Mapping[str, tuple[int, ...]], tensor: Callable[[str], Floats]) -> None:
+    """Write tensors of these shapes as float32, each asked for by its name when its turn comes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    head = json.dumps(header, separators=(",", ":")).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for name in shapes:
+            file.write(np.ascontiguousarray(tensor(name), "<f4").data)

@@ -1,6 +1,6 @@
-"""Models in the layout of the published folders, for either library."""
+"""Models in the layout of the published folders, for any of the libraries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from edge_agent.synth.weights import RandomWeights, ScriptedWeights, Weights
 
 
 class Backend(StrEnum):
-    """The library that a model is for: onnxruntime-genai or openvino-genai."""
+    """The library that a model is for: onnxruntime-genai, openvino-genai or transformers (and mlx-lm)."""
 
     ONNX = "onnx"
     OPENVINO = "openvino"
+    TRANSFORMERS = "transformers"
 
 
 def _unheard(_done: int, _total: int) -> None:
@@ -81,8 +82,7 @@ def write_model(
     if block_size not in {16, 32, 64, 128, 256}:
         raise ValueError("block_size must be a power of 2 from 16 to 256: the kernels know no other")
     # Each library is imported for its own models only: a machine may have but one of them.
-    write = _openvino_writer() if Backend(backend) is Backend.OPENVINO else _onnx_writer()
-    write(
+    _WRITERS[Backend(backend)]()(
         folder,
         shape=shape,
         weights=weights,
@@ -111,3 +111,17 @@ def _openvino_writer() -> Callable[..., None]:
             "(from a checkout: pip install '.[openvino]')"
         ) from missing
     return write_openvino
+
+
+def _transformers_writer() -> Callable[..., None]:
+    """Return what writes in Hugging Face's own layout."""
+    from edge_agent.synth.transformers_folder import write_transformers  # noqa: PLC0415
+
+    return write_transformers
+
+
+_WRITERS: Mapping[Backend, Callable[[], Callable[..., None]]] = {
+    Backend.ONNX: _onnx_writer,
+    Backend.OPENVINO: _openvino_writer,
+    Backend.TRANSFORMERS: _transformers_writer,
+}

@@ -1,7 +1,13 @@
 """The backends under contract, and beside each the bare library's own loop to compare with."""
 
+import importlib
+import importlib.util
 import itertools
 import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from pictures import Gallery
@@ -75,9 +81,7 @@ class BareOpenvino:
         """Return the text of each token generated; of a character of several tokens with the last."""
         config = self._genai.GenerationConfig(max_new_tokens=max_tokens, **({"do_sample": False} | options))
         tokens = self._answer(self._encode(turns), config)
-        whole = self._tokenizer.decode(tokens)
-        ends = [shared(whole, self._tokenizer.decode(tokens[:i])) for i in range(len(tokens))]
-        return [whole[begin:end] for begin, end in zip(ends, [*ends[1:], len(whole)], strict=True)]
+        return parts(self._tokenizer.decode, tokens)
 
     def _answer(self, prompt, config):
         (result,) = self._pipeline.generate([prompt], [config])
@@ -95,84 +99,191 @@ class BareOpenvinoPlain(BareOpenvino):
         return self._pipeline.generate(prompt, config).tokens[0]
 
 
+class BareTransformers:
+    """transformers' own `generate`."""
+
+    def __init__(self, folder):
+        import transformers
+
+        self._tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+
+    def encode(self, turns):
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+    def texts(self, turns, max_tokens, **options):
+        """Return the text of each token generated; of a character of several tokens with the last."""
+        return parts(self._tokenizer.decode, self._answer(self.encode(turns), max_tokens, **options))
+
+    def _answer(self, prompt, max_tokens, repetition_penalty=1.0):
+        import torch
+
+        asked = {"max_new_tokens": max_tokens, "do_sample": False, "repetition_penalty": repetition_penalty}
+        said = self._model.generate(torch.tensor([prompt]), **asked)[0, len(prompt) :].tolist()
+        ends = self._model.generation_config.eos_token_id
+        return said[:-1] if said and said[-1] in ends else said
+
+
+class BareMlx(BareTransformers):
+    """mlx-lm's own `generate_step`, with the short factors of longrope that it does not use by itself."""
+
+    def __init__(self, folder):
+        import mlx_lm
+        from mlx_lm.utils import load
+
+        self._tokenizer = importlib.import_module("transformers").PreTrainedTokenizerFast.from_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["rope_scaling"]["long_factor"] = config["rope_scaling"]["short_factor"]
+        self._model, self._own = load(str(folder), model_config=config)
+        self._lm = mlx_lm
+
+    def _answer(self, prompt, max_tokens, repetition_penalty=None):
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+        from mlx_lm.sample_utils import make_logits_processors
+
+        extra = make_logits_processors(repetition_penalty=repetition_penalty, repetition_context_size=100_000)
+        said = []
+        for token, _ in generate_step(mx.array(prompt), self._model, max_tokens=max_tokens, logits_processors=extra):
+            if token in self._own.eos_token_ids:
+                break
+            said.append(token)
+        return said
+
+
+def parts(decode, tokens):
+    """Return the text that each token adds to the whole; of a character of several tokens with the last."""
+    whole = decode(tokens)
+    ends = [shared(whole, decode(tokens[:i])) for i in range(len(tokens))]
+    return [whole[begin:end] for begin, end in zip(ends, [*ends[1:], len(whole)], strict=True)]
+
+
 def shared(one, other):
     """Return how many characters both begin with."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-VISION = ("onnx", "openvino")
-"""The backends that see images."""
-NPU = "openvino_npu"
-"""The backend for NPUs, on the processor: what the library is told of the device is the only difference."""
-NAMES = (*backend.names(), NPU)
-BARE = {"onnx": BareOnnx, "openvino": BareOpenvino, NPU: BareOpenvinoPlain}
-FOLDERS = {"onnx": "tiny_model", "openvino": "tiny_openvino", NPU: "tiny_openvino"}
-CONTEXT_TOKENS = {"onnx": 8192, "openvino": 4096, NPU: 4096}
-MOST_PARALLEL = {NPU: 1}
-PLAIN_CACHE = {NPU: {"KV_CACHE_PRECISION": "f32"}}
-"""Of the 8192 of the tiny model. openvino-genai is kept to the original context, see openvino.known_context_tokens."""
+@dataclass(frozen=True)
+class Subject:
+    """A backend under contract, on the processor.
+
+    `module` is its library and `extra` what brings it; with `in_ci` its absence there is a failure. `folders` is the
+    kind of folder it loads; `model` and `tiny` are how the same weights are asked of it and of tests. `exact` are
+    options under which nothing but the weights is quantised.
+    """
+
+    backend: str
+    module: str
+    extra: str
+    bare: type
+    folders: str
+    context_tokens: int
+    device: str = "cpu"
+    most_parallel: int = 16
+    sees: bool = False
+    in_ci: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
+    exact: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def missing(self):
+        """Why it cannot be tried here; None when it can."""
+        if importlib.util.find_spec(self.module):
+            return None
+        return f"{self.module} is not installed; install it with: pip install -e '.[{self.extra}]'"
+
+    def load(self, folder, *, context_tokens, parallel, options=None, **told):
+        """Load a folder."""
+        spec = ModelSpec(
+            folder, self.backend, context_tokens, parallel, threads=1, options={**self.options, **(options or {})}
+        )
+        return backend.find(self.backend, self.device)(spec, **told)
 
 
-@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.engine) for name in NAMES])
-def backend_name(request):
+F32 = {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+SUBJECTS = {
+    "onnx": Subject("onnx", "onnxruntime_genai", "cpu", BareOnnx, "onnx", 8192, sees=True),
+    # openvino-genai is kept to the original context, see openvino.known_context_tokens.
+    "openvino": Subject("openvino", "openvino_genai", "openvino", BareOpenvino, "openvino", 4096, sees=True, exact=F32),
+    # The backend for NPUs, on the processor: what the library is told of the device is the only difference.
+    "openvino_npu": Subject(
+        "openvino",
+        "openvino_genai",
+        "openvino",
+        BareOpenvinoPlain,
+        "openvino",
+        4096,
+        device="npu",
+        most_parallel=1,
+        options={"KV_CACHE_PRECISION": "f32"},
+        exact=F32,
+    ),
+    "transformers": Subject(
+        "transformers", "torch", "transformers", BareTransformers, "transformers", 8192, in_ci=False
+    ),
+    # Kept to the original context too, see mlx.MlxDecoder.
+    "mlx": Subject("mlx", "mlx_lm", "mlx", BareMlx, "transformers", 4096, in_ci=False),
+}
+"""By the name in the tests' ids."""
+
+
+def require(subject):
+    """Skip a test whose library is not here; in CI that is a failure for those that are installed there."""
+    if subject.missing is not None:
+        lacking = pytest.fail if subject.in_ci and os.environ.get("CI") == "true" else pytest.skip
+        lacking(subject.missing)
+
+
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.engine) for name in SUBJECTS])
+def subject(request) -> Any:
     """Every backend there is."""
-    if request.param != "onnx":
-        request.getfixturevalue("openvino_genai")  # skips without it
-    return request.param
+    require(SUBJECTS[request.param])
+    return SUBJECTS[request.param]
 
 
 @pytest.fixture(scope="session")
-def folder(backend_name, request):
-    """Random weights whose next token depends on distant context, as this backend's library wants them."""
-    return request.getfixturevalue(FOLDERS[backend_name])
+def tiny_folder(tmp_path_factory):
+    """Return a folder of a kind with random weights whose next token depends on distant context; made once."""
+    from edge_agent.synth import build_text
+
+    made = {}
+
+    def folder(kind):
+        if kind not in made:
+            made[kind] = build_text(tmp_path_factory.mktemp(f"tiny-{kind}") / "model", backend=kind)
+        return made[kind]
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def context_tokens(backend_name):
-    """The context that this backend uses of the tiny model's."""
-    return CONTEXT_TOKENS[backend_name]
+def folder(subject, tiny_folder):
+    """The tiny model as this backend's library wants it."""
+    return tiny_folder(subject.folders)
 
 
 @pytest.fixture(scope="session")
-def beyond_original_context(context_tokens):
+def beyond_original_context(subject):
     """For tests of what happens where longrope changes its factors."""
-    if context_tokens <= 4096:
+    if subject.context_tokens <= 4096:
         pytest.skip("this backend does not go beyond the original context")
 
 
 @pytest.fixture(scope="session")
-def folder_kind(backend_name):
-    """The library whose folders this backend loads."""
-    return backend_name.removesuffix("_npu")
-
-
-@pytest.fixture(scope="session")
-def most_parallel(backend_name):
-    """The sequences that this backend takes at once at most."""
-    return MOST_PARALLEL.get(backend_name, 16)
-
-
-@pytest.fixture(scope="session")
-def side_by_side(most_parallel):
+def side_by_side(subject):
     """For tests of generations that run together, and of prompts in pieces."""
-    if most_parallel == 1:
+    if subject.most_parallel == 1:
         pytest.skip("this backend answers one after the other, and computes each prompt in one call")
 
 
-def load_of(name):
-    """Return a backend's load function."""
-    return backend.find("openvino", "npu") if name == NPU else backend.find(name)
-
-
 @pytest.fixture(scope="session")
-def load(backend_name):
+def load(subject):
     """Load a folder with this backend; closed at the end of the session."""
     models = []
 
     def load(folder, *, context_tokens=8192, parallel=4, **options):
-        options = PLAIN_CACHE.get(backend_name, {}) | options
-        spec = ModelSpec(folder, backend_name, context_tokens, parallel, threads=1, options=options)
-        models.append(load_of(backend_name)(spec))
+        models.append(subject.load(folder, context_tokens=context_tokens, parallel=parallel, options=options))
         return models[-1]
 
     yield load
@@ -187,9 +298,9 @@ def model(load, folder):
 
 
 @pytest.fixture(scope="session")
-def bare(backend_name, folder):
+def bare(subject, folder):
     """The bare library with the same weights."""
-    return BARE[backend_name](folder)
+    return subject.bare(folder)
 
 
 @pytest.fixture(scope="session")
@@ -206,37 +317,36 @@ def gallery(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def sees(backend_name):
+def sees(subject):
     """For tests with images."""
-    if backend_name not in VISION:
+    if not subject.sees:
         pytest.skip("this backend sees no images")
 
 
 @pytest.fixture(scope="session")
-def seeing(sees, load, backend_name, tmp_path_factory):
+def seeing(sees, load, subject, tmp_path_factory):
     """The tiny model with eyes: random weights whose next token depends on every image."""
     from edge_agent.synth import TINY_VISION, build_text
 
-    return load(build_text(tmp_path_factory.mktemp("vision") / "tiny", backend=backend_name, shape=TINY_VISION))
+    return load(build_text(tmp_path_factory.mktemp("vision") / "tiny", backend=subject.folders, shape=TINY_VISION))
 
 
 @pytest.fixture(scope="session")
-def demo_seeing(sees, load, backend_name, tmp_path_factory):
+def demo_seeing(sees, load, subject, tmp_path_factory):
     """The trained demo model, which knows colours and shapes."""
     from edge_agent.synth import build_demo
 
-    return load(build_demo(tmp_path_factory.mktemp("vision") / "demo", backend=backend_name, vision=True))
+    return load(build_demo(tmp_path_factory.mktemp("vision") / "demo", backend=subject.folders, vision=True))
 
 
 @pytest.fixture
-def load_slow(backend_name):
+def load_slow(subject):
     """Load a folder on a device where whatever takes a moment takes a second."""
     models = []
 
     def load(folder):
         seconds = itertools.count()
-        spec = ModelSpec(folder, backend_name, 4096, 2, threads=1)
-        models.append(load_of(backend_name)(spec, now_s=lambda: float(next(seconds))))
+        models.append(subject.load(folder, context_tokens=4096, parallel=2, now_s=lambda: float(next(seconds))))
         return models[-1]
 
     yield load

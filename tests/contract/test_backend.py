@@ -117,12 +117,12 @@ def test_control_tokens_in_a_text_are_words(model, bare, job_id, text, read):
     assert said.text == "".join(bare.texts((Turn("user", read),), 24))
 
 
-def test_no_character_is_torn(load, folder_kind, tmp_path_factory, job_id):
+def test_no_character_is_torn(load, subject, tmp_path_factory, job_id):
     """A character of several tokens comes whole, with its last, also when a neighbour's bytes come in between."""
     from edge_agent.synth import build_text
 
     words = "the \u00fc \u4e16"
-    speaker = load(build_text(tmp_path_factory.mktemp("speaker") / "model", backend=folder_kind, say=words))
+    speaker = load(build_text(tmp_path_factory.mktemp("speaker") / "model", backend=subject.folders, say=words))
     for said in drive(speaker, *(ask(job_id, CONVERSATIONS["one turn"], 50) for _ in range(2))):
         texts = [event.text for event in said.events if isinstance(event, Text)]
         assert "".join(texts) == words
@@ -346,9 +346,10 @@ def test_max_tokens_is_cut_to_what_the_context_holds(load, folder, bare, job_id)
     assert (said.end.usage.prompt_tokens, said.end.usage.completion_tokens) == (90, 10)
 
 
-def test_limits_are_the_smaller_of_asked_and_there(load, folder, context_tokens, most_parallel):
+def test_limits_are_the_smaller_of_asked_and_there(load, folder, subject):
     """No more context than the model has, no more than was asked for."""
-    assert load(folder, context_tokens=1_000_000, parallel=3).limits == Limits(context_tokens, min(3, most_parallel))
+    most = Limits(subject.context_tokens, min(3, subject.most_parallel))
+    assert load(folder, context_tokens=1_000_000, parallel=3).limits == most
     assert load(folder, context_tokens=300, parallel=1).limits == Limits(300, 1)
 
 
@@ -379,7 +380,7 @@ def test_nothing_to_do_is_nothing(model):
     assert not list(model.step())
 
 
-def test_it_says_what_it_is(model, backend_name):
+def test_it_says_what_it_is(model):
     """Library with version, and device, for the agent's birth certificate."""
     assert len(model.library.split()) == 2
     assert model.device == "cpu"

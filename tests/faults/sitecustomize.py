@@ -7,6 +7,7 @@ second, so that tests are short. FAULTS_SILENCE_S is how long it waits for a sil
 
 import os
 import sys
+from dataclasses import replace
 
 if "edge_agent" in sys.orig_argv:
     from edge_agent import agent
@@ -23,4 +24,4 @@ if "edge_agent" in sys.orig_argv:
 if "edge_agent.engine.child" in sys.orig_argv and (entry := os.environ.get("FAULTS_BACKEND")):
     from edge_agent.engine import backend
 
-    backend._BACKENDS["onnx"] = entry
+    backend._BACKENDS["onnx"] = replace(backend._BACKENDS["onnx"], load=entry)

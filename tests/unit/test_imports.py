@@ -58,7 +58,13 @@ LAYERS = (
 APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.broker")
 """Parts that know nothing of the rest; any layer may use them."""
 
-BACKENDS = frozenset({"llguidance", "onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai"})
+BACKENDS = frozenset(
+    {"llguidance", "onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai"}
+    | {"torch", "transformers", "mlx", "mlx_lm"}
+)
+BACKEND_MODULES = tuple(
+    f"edge_agent.engine.{name}" for name in ("hf_", "lane_", "mlx", "onnx", "openvino", "transformers")
+)
 HEAVY = (
     BACKENDS
     | {"http.server", "prometheus_client"}
@@ -148,7 +154,7 @@ def test_a_library_has_one_owner(library, owners):
 
 def test_engine_libraries_are_known_to_their_backend_module_alone():
     """And those modules to nobody by name: the child finds them through the registry."""
-    backends = {name for name in FILES if name.startswith(("edge_agent.engine.onnx", "edge_agent.engine.openvino"))}
+    backends = {name for name in FILES if name.startswith(BACKEND_MODULES)}
     assert importers(*BACKENDS) <= backends | {name for name in FILES if inside(name, "edge_agent.synth")}
     assert importers(*backends) <= {"edge_agent.engine.child"} | backends
     finders = {name for name in FILES if "backend.find(" in FILES[name].read_text(encoding="utf-8")}

@@ -208,7 +208,7 @@ def test_where_memory_has_no_addresses_one_answer_runs_at_a_time(plugged, tiny_m
     assert (noted["memory"], noted["lanes"]) == ("cpu", 4)
 
 
-DECODER = {"layout": SimpleNamespace(vocab_size=512, longrope=True), "copies": False}
+DECODER = {"vocab_size": 512, "longrope": True, "copies": False}
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,18 @@
-"""One generation under way in onnxruntime."""
+"""One generation under way in a LaneModel."""
 
 from dataclasses import dataclass, field
 
+from edge_agent.engine.lane_guide import Constraint
+from edge_agent.engine.lane_parts import Logits
 from edge_agent.engine.lanes import NOWHERE, Lane
 from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Usage
-from edge_agent.engine.onnx_decoder import Logits
-from edge_agent.engine.onnx_guide import Constraint
 from edge_agent.engine.picture import Features, Picture
 from edge_agent.engine.sampling import Sampler
 from edge_agent.engine.words import Words
 
 
 @dataclass(slots=True, kw_only=True)
-class OnnxSequence:
+class LaneSequence:
     """A prompt, its answer so far, and the lane that holds its keys and values.
 
     `tokens` are the ids of both, the first `prompt_tokens` of them the prompt's; those of `pictures`, in order, are

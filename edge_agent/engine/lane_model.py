@@ -1,9 +1,12 @@
-"""A model in onnxruntime: all that generate in one call per token, prompts in pieces in between, images in strips."""
+"""A model whose keys and values we hold: all that generate in one call per token, prompts in pieces in between."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from edge_agent.engine.lane_guide import Guides
+from edge_agent.engine.lane_parts import Decoder, Encoder, Prompts
+from edge_agent.engine.lane_sequence import LaneSequence
 from edge_agent.engine.lanes import Lanes
 from edge_agent.engine.messages import (
     Event,
@@ -16,11 +19,6 @@ from edge_agent.engine.messages import (
     Progress,
     Text,
 )
-from edge_agent.engine.onnx_decoder import Decoder
-from edge_agent.engine.onnx_guide import Guides
-from edge_agent.engine.onnx_prompt import Prompts
-from edge_agent.engine.onnx_sequence import OnnxSequence
-from edge_agent.engine.onnx_vision import Encoder
 from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MIN, piece_tokens
 from edge_agent.engine.prompt import answer_room
 from edge_agent.engine.sampling import Sampler
@@ -29,7 +27,7 @@ from edge_agent.engine.words import Vocabulary, Words
 from edge_agent.errors import EdgeAgentError
 
 
-class OnnxModel:
+class LaneModel:
     """A model in memory; see LoadedModel for what it promises."""
 
     def __init__(
@@ -53,10 +51,10 @@ class OnnxModel:
         self._guides = guides
         self._now_s = now_s
         self._end_ids = end_ids
-        self._vocab_size = decoder.layout.vocab_size
-        self._longrope = decoder.layout.longrope
+        self._vocab_size = decoder.vocab_size
+        self._longrope = decoder.longrope
         self._lanes = Lanes(limits.parallel, longrope=self._longrope, copies=decoder.copies)
-        self._sequences: dict[JobId, OnnxSequence] = {}
+        self._sequences: dict[JobId, LaneSequence] = {}
         self._turns = Turns()
         self._tokens_per_s: float | None = None
         self.limits = limits
@@ -70,7 +68,7 @@ class OnnxModel:
         """
         prompt = self._prompts.encode(generation.turns)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
-        self._sequences[generation.job_id] = OnnxSequence(
+        self._sequences[generation.job_id] = LaneSequence(
             generation=generation,
             tokens=prompt.tokens,
             prompt_tokens=len(prompt.tokens),
@@ -106,7 +104,7 @@ class OnnxModel:
         self._sequences.clear()
         del self._decoder, self._encoder, self._prompts
 
-    def _generating(self) -> list[OnnxSequence]:
+    def _generating(self) -> list[LaneSequence]:
         """Return those whose next step is a token; who reaches LONGROPE_TOKENS must compute the whole again before."""
         generating = [each for each in self._sequences.values() if each.generating]
         for sequence in generating:
@@ -114,7 +112,7 @@ class OnnxModel:
                 sequence.lane.begin_long()
         return [each for each in generating if each.generating]
 
-    def _next(self, unfilled: Sequence[OnnxSequence]) -> OnnxSequence:
+    def _next(self, unfilled: Sequence[LaneSequence]) -> LaneSequence:
         """Return whose turn it is; what a prompt shares with another that is being computed is computed there first."""
         first = self._turns.order(unfilled)[0]
         if first.begun_s is not None:
@@ -122,13 +120,13 @@ class OnnxModel:
         begun = (each for each in unfilled if each.begun_s is not None)
         return next((each for each in begun if self._serves(each, first)), first)
 
-    def _serves(self, sequence: OnnxSequence, other: OnnxSequence) -> bool:
+    def _serves(self, sequence: LaneSequence, other: LaneSequence) -> bool:
         """Return whether the next that is computed of a sequence are tokens that another needs too."""
         done = len(sequence.lane.tokens)
         looks = sequence.unseen(done, len(sequence.tokens)) is not None
         return not looks and self._lanes.common(sequence.tokens, other.tokens) > done
 
-    def _decode(self, sequences: Iterable[OnnxSequence]) -> Iterator[Event]:
+    def _decode(self, sequences: Iterable[LaneSequence]) -> Iterator[Event]:
         """Compute the last token of each, those in neighbouring lanes together."""
         by_lane = {each.lane.number: each for each in sequences}
         for batch in self._lanes.batches(by_lane):
@@ -146,14 +144,14 @@ class OnnxModel:
                 sequence.lane.tokens.append(sequence.tokens[-1])
                 sequence.logits = logits[sequence.lane.number - batch.start]
 
-    def _advance(self, sequence: OnnxSequence, move: Callable[[OnnxSequence], Iterator[Event]]) -> Iterator[Event]:
+    def _advance(self, sequence: LaneSequence, move: Callable[[LaneSequence], Iterator[Event]]) -> Iterator[Event]:
         """Make a move; an error in it ends this generation and no other."""
         try:
             yield from move(sequence)
         except EdgeAgentError as error:
             yield self._fail(sequence, error)
 
-    def _say(self, sequence: OnnxSequence) -> Iterator[Event]:
+    def _say(self, sequence: LaneSequence) -> Iterator[Event]:
         """Choose a token."""
         token = sequence.choose()
         text, reason = sequence.take(token, self._end_ids)
@@ -161,7 +159,7 @@ class OnnxModel:
         if reason is not None:
             yield self._finish(sequence, reason)
 
-    def _prefill(self, sequence: OnnxSequence) -> Iterator[Event]:
+    def _prefill(self, sequence: LaneSequence) -> Iterator[Event]:
         """Compute a piece of what is unprocessed, having said so before the first."""
         if sequence.begun_s is None:
             yield from self._begin(sequence)
@@ -196,7 +194,7 @@ class OnnxModel:
             self._tokens_per_s = piece / (ended_s - began_s)
         yield Progress(sequence.job_id, sequence.unprocessed_tokens, piece, (ended_s - began_s) * 1000)
 
-    def _begin(self, sequence: OnnxSequence) -> Iterator[Event]:
+    def _begin(self, sequence: LaneSequence) -> Iterator[Event]:
         """Find a lane, with as much of the prompt in it as any lane holds."""
         place = self._lanes.take(sequence.tokens)
         sequence.lane = place.lane
@@ -206,15 +204,15 @@ class OnnxModel:
         if place.copy_from is not None:
             self._decoder.copy(place.copy_from.number, place.lane.number, place.kept)
 
-    def _finish(self, sequence: OnnxSequence, reason: FinishReason) -> Finished:
+    def _finish(self, sequence: LaneSequence, reason: FinishReason) -> Finished:
         self._free(sequence)
         return sequence.finished(reason, self._now_s())
 
-    def _fail(self, sequence: OnnxSequence, error: EdgeAgentError) -> Failed:
+    def _fail(self, sequence: LaneSequence, error: EdgeAgentError) -> Failed:
         self._free(sequence)
         return Failed(sequence.job_id, error.code, error.message)
 
-    def _free(self, sequence: OnnxSequence) -> None:
+    def _free(self, sequence: LaneSequence) -> None:
         del self._sequences[sequence.job_id]
         if sequence.lane.taken:
             self._lanes.free(sequence.lane)

@@ -1,4 +1,4 @@
-"""Guides for onnxruntime: which tokens may come next, by llguidance, the library that onnxruntime-genai has inside."""
+"""Guides for a LaneModel: which tokens may come next, by llguidance, the library that onnxruntime-genai has inside."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
