@@ -119,6 +119,7 @@ class Agent:
         parts, models = self._parts, [serve.name for serve in self._settings.models.serve]
         gone = EdgeAgentError(Code.UNKNOWN_MODEL, "model: this agent does not serve it any more")
         parts.store.do(lambda queue: parts.spool.sweep(*queue.images()))
+        parts.store.do(lambda queue: queue.demand(models), parts.supervisor.demand)
         parts.store.do(
             lambda queue: queue.disown(models, Failure.of(gone)), lambda jobs: parts.outbox.hand_back(jobs, gone)
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from edge_agent.attempt import Attempt, job_id
-from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, JobId, Progress, Ready, Start, Text
+from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, JobId, Progress, Start, Text
 from edge_agent.engine.supervisor import Supervisor
 from edge_agent.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome
@@ -32,11 +32,16 @@ log = get_logger()
 
 @dataclass(slots=True)
 class Lanes:
-    """What one model's engine is doing. `lane_s` are the seconds of work of all its lanes together."""
+    """What one model's engine is doing.
+
+    It has been ready since `ready_s`, after `load_s` of loading; `lane_s` are the seconds of work of all its lanes
+    together.
+    """
 
     running: dict[JobId, Attempt] = field(default_factory=dict)
     claiming: bool = False
     ready_s: float = 0.0
+    load_s: float = 0.0
     lane_s: float = 0.0
     counted_s: float = 0.0
 
@@ -55,6 +60,7 @@ class _Said:
 @dataclass(frozen=True, slots=True)
 class _Up:
     model: str
+    load_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +153,9 @@ class Dispatcher:
         """An engine said something of a job."""
         self._notes.put(_Said(model, event))
 
-    def up(self, model: str, _ready: Ready) -> None:
-        """An engine is ready."""
-        self._notes.put(_Up(model))
+    def up(self, model: str, load_s: float) -> None:
+        """An engine is ready; its start took so long."""
+        self._notes.put(_Up(model, load_s))
 
     def lost(self, model: str, failure: Failure) -> None:
         """An engine is gone, and with it the jobs in it."""
@@ -166,6 +172,11 @@ class Dispatcher:
     def look(self) -> None:
         """There may be something to claim."""
         self._notes.put(_Look())
+
+    def busy(self, model: str) -> bool:
+        """Return whether an engine has jobs, or gets some in a moment."""
+        lanes = self._lanes[model]
+        return bool(lanes.running) or lanes.claiming
 
     def running(self, model: str) -> int:
         """Return how many jobs an engine has; a reading for reports."""
@@ -195,16 +206,16 @@ class Dispatcher:
         match note:
             case _Said(model, event):
                 self._hear(self._lanes[model], event)
-            case _Up(model):
-                self._lanes[model].ready_s = self._store.now_s()
+            case _Up(model, load_s):
+                self._lanes[model].ready_s, self._lanes[model].load_s = self._store.now_s(), load_s
             case _Lost(model, failure):
                 self._bereave(self._lanes[model], failure)
             case _Unloaded(model):
                 self._put_back(self._lanes[model])
             case _Claimed(model, jobs):
-                self._lanes[model].claiming = False
                 for job in jobs:
                     self._begin(model, job)
+                self._lanes[model].claiming = False
             case _Cancel(job):
                 self._cancel(job)
             case _Stop():
@@ -217,6 +228,8 @@ class Dispatcher:
         lanes = self._lanes[model]
         process = self._supervisor().process(model)
         if self._draining or lanes.claiming or process is None or process.ready is None:
+            return
+        if not self._supervisor().takes_jobs(model):
             return
         free = self._allowed(process.ready.limits.parallel) - len(lanes.running)
         if free <= 0 or any(run.job.alone for run in lanes.running.values()):
@@ -250,7 +263,7 @@ class Dispatcher:
         lanes = self._lanes[model]
         now_s = self._now_s()
         lanes.count(now_s)
-        waited_s = max(0.0, lanes.ready_s - job.accepted_s)
+        waited_s = min(lanes.load_s, max(0.0, lanes.ready_s - job.accepted_s))
         run = Attempt(
             job=job,
             stream=self._outbox.open(job),

@@ -141,6 +141,13 @@ class ServeSection(Section):
         ge=64 * 2**20,
         description="anonymous memory the engine may take; estimated from the build when unset",
     )
+    keep_alive_s: float | None = Field(
+        None,
+        ge=0,
+        le=30 * DAY_S,
+        description="how long it stays in memory with nothing to do; it is then loaded when a job waits for it. When "
+        "unset it is loaded at the start and stays, unless another needs the room",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "ServeSection":
@@ -173,6 +180,13 @@ class ModelsSection(Section):
     )
     token_file: Path | None = Field(None, description="file with the hub's access token, on one line")
     quota_bytes: int | None = Field(None, ge=2**20, description="what the builds may take of the disk together")
+    turn_s: float = Field(
+        60.0,
+        ge=1,
+        le=DAY_S,
+        description="how long a model with jobs keeps the memory that another's jobs wait for; four times what loading "
+        "that one takes, when that is longer",
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> "ModelsSection":

@@ -30,7 +30,7 @@ from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
-from edge_agent.models import catalogue
+from edge_agent.models import catalogue, choose
 from edge_agent.models.provision import Provision, sources
 from edge_agent.mqtt import watcher
 from edge_agent.mqtt.access import Access, CredentialError
@@ -45,6 +45,7 @@ from edge_agent.mqtt.watcher import Watcher
 from edge_agent.mqtt.wire import Speech
 from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings
+from hardware import memory
 from hardware.probe import probe
 
 if TYPE_CHECKING:
@@ -166,11 +167,17 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         ready=parts.dispatcher.look,
     )
     parts.supervisor = Supervisor(
-        [Served(serve.name, partial(parts.provision.prepare, serve)) for serve in settings.models.serve],
+        [
+            Served(serve.name, partial(parts.provision.prepare, serve), serve.keep_alive_s)
+            for serve in settings.models.serve
+        ],
         listener=news.of_engines(),
         wake=parts.wake,
         unloads=lambda: parts.restraint.unloads,
         rest_share=lambda: parts.restraint.rest_share,
+        busy=parts.dispatcher.busy,
+        free_bytes=lambda: choose.free_bytes(memory.read(parts.root)),
+        turn_s=settings.models.turn_s,
     )
 
 

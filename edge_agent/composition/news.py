@@ -5,7 +5,7 @@ from functools import partial
 
 from edge_agent.composition.account import Account
 from edge_agent.composition.parts import Parts
-from edge_agent.engine.messages import Event, Ready
+from edge_agent.engine.messages import Event
 from edge_agent.engine.supervisor import Listener
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.store import Operation
@@ -24,6 +24,7 @@ class News:
         """Jobs have changed; told by the store's thread after each commit."""
         parts = self._parts
         parts.tally.changed(changes)
+        parts.supervisor.demand(parts.queue.demand([serve.name for serve in parts.settings.models.serve]))
         parts.outbox.announce(parts.queue, changes)
         parts.preparation.changed(changes)
         parts.watcher.told(changes)
@@ -54,15 +55,20 @@ class News:
             event=self._heard,
             up=self._engine_up,
             lost=self._engine_lost,
-            unloaded=self._parts.dispatcher.unloaded,
+            unloaded=self._engine_unloaded,
+            free=self._parts.dispatcher.look,
         )
 
     def _heard(self, model: str, event: Event) -> None:
         self._parts.tally.heard(model, event)
         self._parts.dispatcher.said(model, event)
 
-    def _engine_up(self, model: str, ready: Ready) -> None:
-        self._parts.dispatcher.up(model, ready)
+    def _engine_unloaded(self, model: str) -> None:
+        self._parts.dispatcher.unloaded(model)
+        self._parts.announcer.refresh()
+
+    def _engine_up(self, model: str, load_s: float) -> None:
+        self._parts.dispatcher.up(model, load_s)
         self._parts.preparation.look()
         self._parts.announcer.refresh()
 

@@ -28,14 +28,15 @@ class Phase(StrEnum):
     FAILED = "failed"
     """The model cannot be loaded as it is; tried again now and then, in case somebody mends it."""
     UNLOADED = "unloaded"
-    """Given up so that the machine stays well; loaded again when it is."""
+    """Not in memory, for now: nobody needs it, others have the room, or the machine must stay well."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What a decision about an engine rests on. Seconds and bytes; None: not known.
 
-    `unloads` says why none may be loaded now; empty while they may.
+    `unloads` says why no engine may be there now; empty while they may. `rests` says why this one shall not as soon as
+    nothing runs in it; empty while it shall.
     """
 
     phase: Phase
@@ -51,6 +52,7 @@ class View:
     backoff_s: float = 0.0
     silence_s: float = SILENCE_S
     unloads: str = ""
+    rests: str = ""
 
 
 class Act(StrEnum):
@@ -78,15 +80,24 @@ def plan(view: View) -> Action:
         done = not view.alive and view.phase is Phase.UNLOADED
         return Action(Act.KEEP if done else Act.UNLOAD, view.unloads)
     if not view.alive:
-        return Action(Act.START) if view.waited_s >= view.backoff_s else Action(Act.KEEP, "waits to be started again")
+        return _absent(view)
     if view.exited:
         return Action(Act.BURY, "the engine ended by itself")
     if view.anonymous_bytes is not None and view.memory_bytes is not None and view.anonymous_bytes > view.memory_bytes:
         mebibytes = view.anonymous_bytes // 2**20, view.memory_bytes // 2**20
         reason = "the engine took {} MiB, its reservation is {} MiB".format(*mebibytes)
         return Action(Act.KILL, reason, Code.OUT_OF_MEMORY)
-    stuck = _stuck(view)
-    return Action(Act.KILL, stuck) if stuck else Action(Act.KEEP)
+    if stuck := _stuck(view):
+        return Action(Act.KILL, stuck)
+    return Action(Act.UNLOAD if view.rests and not view.busy else Act.KEEP, view.rests)
+
+
+def _absent(view: View) -> Action:
+    if view.waited_s < view.backoff_s:
+        return Action(Act.KEEP, "waits to be started again")
+    if view.rests:
+        return Action(Act.KEEP if view.phase is Phase.UNLOADED else Act.UNLOAD, view.rests)
+    return Action(Act.START)
 
 
 def _stuck(view: View) -> str:

@@ -12,7 +12,8 @@ from edge_agent.errors import Code, EdgeAgentError
 class EngineStatus:
     """What others may know of an engine.
 
-    `images_per_prompt` is as it said when it was last loaded; None before that.
+    `limits` are as it said when it was last loaded; None before that. `load_s` is how long
+    that took.
     """
 
     model: str
@@ -21,26 +22,27 @@ class EngineStatus:
     reason: str = ""
     code: Code | None = None
     limits: Limits | None = None
-    images_per_prompt: int | None = None
     library: str = ""
     device: str = ""
     variant: str | None = None
     revision: str | None = None
     load_ms: float = 0.0
+    load_s: float = 0.0
     starts: int = 0
+    pinned: bool = False
 
 
 def resolve(model: str, engines: Sequence[EngineStatus], *, images: int = 0) -> str:
     """Return the served model that a request with so many images means.
 
     `auto` is the first that takes images when there are some, else the first text model if there is one. A model
-    that was never loaded may be taken for either, see `EngineStatus.images_per_prompt`.
+    that was never loaded may be taken for either.
     Raises EdgeAgentError UNKNOWN_MODEL, UNSUPPORTED, or the reason why a known one cannot be loaded.
     """
     if not engines:
         raise EdgeAgentError(Code.MODEL_MISSING, "this agent serves no model; add [[models.serve]] to its settings")
     statuses = {engine.model: engine for engine in engines}
-    most = {name: engine.images_per_prompt for name, engine in statuses.items()}
+    most = {name: each.limits.images_per_prompt if each.limits else None for name, each in statuses.items()}
     name = automatic(most, images=images) if model == "auto" else model
     if name not in statuses:
         raise EdgeAgentError(Code.UNKNOWN_MODEL, f"model: this agent serves {', '.join(statuses)}")

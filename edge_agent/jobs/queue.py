@@ -564,6 +564,11 @@ class Queue:
         """Return the first waiting jobs of a model, in order."""
         return [_job(row) for row in self._db.execute(SQL["first_queued"], {"model": model, "limit": limit})]
 
+    def demand(self, models: Sequence[str]) -> dict[str, float | None]:
+        """Return the rank of the first waiting job of each model, None where none waits; cheap, to be asked often."""
+        firsts = {model: self._db.execute(SQL["first_rank"], {"model": model}).fetchone() for model in models}
+        return {model: None if row is None else float(row[0]) for model, row in firsts.items()}
+
     def unfinished(self) -> dict[JobState, int]:
         """Return how many jobs wait for images, how many for an engine, and how many run."""
         (running,) = self._db.execute(SQL["count_running"]).fetchone()

@@ -66,6 +66,7 @@ class Floor:
     def __init__(self, folder, *, parallel=2):
         self.machine = Time()
         self.told = []
+        self.draining = set()
         self.store = Store(self.machine.queue(folder), tell=self._tell, keep_finished_s=86_400, keep_finished_jobs=1000)
         self.engine = FakeProcess(parallel)
         self.processes = {"phi": self.engine}
@@ -86,6 +87,9 @@ class Floor:
 
     def process(self, model):
         return self.processes.get(model)
+
+    def takes_jobs(self, model):
+        return model not in self.draining
 
     def status(self, model):
         return EngineStatus(model, "fake", Phase.READY, limits=self.engine.ready.limits, device="cpu")
@@ -198,7 +202,7 @@ def test_without_an_engine_jobs_wait_for_one(tmp_path):
         floor.quiet()
         assert floor.find("a").state is JobState.QUEUED
         floor.processes = {"phi": floor.engine}
-        floor.dispatcher.up("phi", floor.engine.ready)
+        floor.dispatcher.up("phi", 1e9)
         floor.wait_started("1.1")
 
 
@@ -417,5 +421,5 @@ def test_jobs_of_an_engine_that_is_unloaded_go_back_to_their_place_unharmed(floo
     assert floor.find("a").state is JobState.QUEUED
     assert all(stream.closed for stream in floor.outbox.streams)
     floor.processes["phi"] = reloaded = FakeProcess(2)
-    floor.dispatcher.up("phi", reloaded.ready)
+    floor.dispatcher.up("phi", 1e9)
     floor.wait_started("1.2", "2.2", engine=reloaded)
