@@ -180,6 +180,9 @@ class ModelsSection(Section):
     )
     token_file: Path | None = Field(None, description="file with the hub's access token, on one line")
     quota_bytes: int | None = Field(None, ge=2**20, description="what the builds may take of the disk together")
+    compiled_bytes: int = Field(
+        8 * 2**30, ge=0, description="what libraries compiled for a device may take of the disk; the last load's stays"
+    )
     turn_s: float = Field(
         60.0,
         ge=1,

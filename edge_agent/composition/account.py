@@ -96,6 +96,7 @@ class Account:
         return EngineReading(
             model=engine.model,
             state=engine.phase,
+            reason=engine.reason or None,
             device=engine.device or None,
             running=parts.dispatcher.running(engine.model),
             lanes=engine.limits.parallel if engine.limits else None,

@@ -80,7 +80,7 @@ class Keeper:
         self._load_s = 0.0
         self._rank: float | None = None
         self._wanted_s: float | None = None
-        self._asked = self._dismissed = False
+        self._asked = self._dismissed = self._planned = False
         self._count_wait()
 
     @property
@@ -109,6 +109,7 @@ class Keeper:
                 load_ms=ready.load_ms if ready else 0.0,
                 load_s=self._load_s,
                 starts=self.starts,
+                planned=self._planned,
                 pinned=self.pinned,
             )
 
@@ -238,6 +239,7 @@ class Keeper:
         """Note which engine loads the model now, within so much memory."""
         with self._lock:
             self.process, self.needs_bytes, self._backend = process, needs_bytes, process.spec.backend
+            self._planned = self.phase is Phase.UNLOADED
             self.phase, self._reason = Phase.STARTING, "loading the model"
             self._since_s = self._now_s()
             self._ready_s, self.rest_share = None, 0.0

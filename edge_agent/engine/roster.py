@@ -13,7 +13,7 @@ class EngineStatus:
     """What others may know of an engine.
 
     `limits` are as it said when it was last loaded; None before that. `load_s` is how long
-    that took.
+    that took. `planned`: it was unloaded, and not lost, when it was loaded.
     """
 
     model: str
@@ -29,6 +29,7 @@ class EngineStatus:
     load_ms: float = 0.0
     load_s: float = 0.0
     starts: int = 0
+    planned: bool = False
     pinned: bool = False
 
 

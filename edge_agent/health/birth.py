@@ -85,6 +85,7 @@ def _served_model(engine: EngineStatus) -> ServedModel:
         device=engine.device or None,
         library=engine.library or None,
         reason=engine.reason or None,
+        pinned=engine.pinned or None,
     )
 
 

@@ -46,4 +46,5 @@ def condition(
 
 def _begins(engine: EngineStatus) -> bool:
     never = engine.phase is Phase.DOWN and engine.starts == 0
-    return never or engine.phase in (Phase.FETCHING, Phase.STARTING)
+    loads = engine.phase is Phase.STARTING and not engine.planned
+    return never or loads or engine.phase is Phase.FETCHING

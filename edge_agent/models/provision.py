@@ -41,7 +41,7 @@ class Sources:
 
     `bandwidth` measures how many bytes of memory can be read per second, where that can be told. `fetch` brings a
     variant into the store and tells how far it is in words; None where that is not allowed. `compiled` is a folder
-    for what libraries compile.
+    for what libraries compile, which holds at most `compiled_bytes`.
     """
 
     machine: Callable[[], Machine]
@@ -51,6 +51,7 @@ class Sources:
     measured: Callable[[], Mapping[tuple[str, str], Measurement]]
     fetch: Callable[[Variant, Callable[[str], None], threading.Event], Path] | None
     compiled: Path
+    compiled_bytes: int
 
 
 def sources(settings: Settings, root: Path = Path("/")) -> Sources:
@@ -68,6 +69,7 @@ def sources(settings: Settings, root: Path = Path("/")) -> Sources:
         measured=lambda: measured(store.folder, probe(root), installed_libraries()),
         fetch=bring if settings.models.pull == "missing" else None,
         compiled=settings.agent.state_dir / "compiled",
+        compiled_bytes=settings.models.compiled_bytes,
     )
 
 
@@ -178,7 +180,7 @@ class Provision:
         self, place: Placed, serve: ServeSection, machine: Machine, reserved_bytes: int
     ) -> tuple[ModelSpec, int | None]:
         spec, limit_bytes = prepare(place, serve, machine, reserved_bytes=reserved_bytes)
-        return keeping(spec, self._sources.compiled), limit_bytes
+        return keeping(spec, self._sources.compiled, bytes_max=self._sources.compiled_bytes), limit_bytes
 
     # The thread
 

@@ -127,6 +127,7 @@ class ServedModel(Payload):
     device: str | None = None
     library: str | None = None
     reason: str | None = None
+    pinned: bool | None = None
 
 
 class Limits(Payload):
@@ -236,6 +237,7 @@ class EngineReading(Payload):
 
     model: str
     state: str
+    reason: str | None = None
     device: str | None = None
     running: int
     lanes: int | None = None

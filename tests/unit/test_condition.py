@@ -1,5 +1,7 @@
 """How the agent is, as a table: what is known of its parts, what follows."""
 
+from dataclasses import replace
+
 import pytest
 
 from edge_agent.engine.plan import Phase
@@ -36,6 +38,8 @@ READY = engine(Phase.READY)
             "degraded",
             "models unloaded: heat",
         ),
+        ({"engines": [engine(Phase.UNLOADED)]}, "ready", None),
+        ({"engines": [READY, replace(engine(Phase.STARTING), planned=True)]}, "ready", None),
         ({"draining": True}, "draining", None),
         ({"draining": True, "disk_full": True}, "draining", "the disk is full"),
     ],

@@ -206,6 +206,23 @@ def test_without_an_engine_jobs_wait_for_one(tmp_path):
         floor.wait_started("1.1")
 
 
+def test_an_engine_that_is_to_go_gets_nothing_new(floor):
+    """What runs in it ends; when it stays after all, others are claimed."""
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.draining = {"phi"}
+    floor.accept("b")
+    floor.quiet()
+    assert floor.find("b").state is JobState.QUEUED
+    assert floor.dispatcher.busy("phi")
+    floor.say(finished("1.1"))
+    floor.wait_state("a", JobState.SUCCEEDED)
+    wait_for(lambda: not floor.dispatcher.busy("phi"), "nothing to run")
+    floor.draining = set()
+    floor.dispatcher.look()
+    floor.wait_started("1.1", "2.1")
+
+
 # Ends
 
 

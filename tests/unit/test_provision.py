@@ -1,5 +1,6 @@
 """From what is wanted to a build on disk: what is said on the way, and what is loaded in the end."""
 
+import os
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -49,6 +50,7 @@ class Bench:
                     measured=dict,
                     fetch=fetch,
                     compiled=folder / "compiled",
+                    compiled_bytes=20,
                 ),
                 **sources,
             ),
@@ -244,21 +246,34 @@ def test_a_build_of_the_catalogue_gets_them_too(tmp_path):
     assert (spec.options, spec.threads) == ({"session.x": "1"}, 2)
 
 
-def test_what_is_compiled_for_minutes_is_kept_for_the_last_load_only(tmp_path):
-    """By the folder, the context and the device; other devices have no need of it."""
+def test_what_is_compiled_for_minutes_is_kept_within_bounds(tmp_path):
+    """By the folder, the context and the device; what was not used for longest goes first, what is loaded never."""
     folder = write_build(tmp_path, "openvino", 2**20)
     npu = ServeSection(name="ours", path=folder, backend="openvino", device="npu", context_tokens=512)
     cpu = npu.model_copy(update={"device": "cpu"})
-    longer = npu.model_copy(update={"context_tokens": 1024})
     bench = Bench(tmp_path, npu)
     assert bench.provision.prepare(cpu, 0)[0].options == {}
-    first = Path(bench.provision.prepare(npu, 0)[0].options["CACHE_DIR"])
-    first.mkdir(parents=True)
-    (first / "blob").write_bytes(b"compiled")
-    assert Path(bench.provision.prepare(npu, 0)[0].options["CACHE_DIR"]) == first
+
+    def compiled(tokens, blob=b"compiled"):
+        serve = npu.model_copy(update={"context_tokens": tokens})
+        own = Path(bench.provision.prepare(serve, 0)[0].options["CACHE_DIR"])
+        (own / "blob").write_bytes(blob)
+        os.utime(own, (tokens, tokens))  # as if it had been used then
+        return own
+
+    first, second = compiled(256), compiled(512)
+    assert first.parent == second.parent
+    assert compiled(256) == first
+    os.utime(first, (600, 600))
+    third = compiled(1024)
+    assert first.is_dir()
+    assert third.is_dir()
+    compiled(1024)  # 24 of 20 bytes
+    assert not second.exists()
     assert (first / "blob").is_file()
-    second = Path(bench.provision.prepare(longer, 0)[0].options["CACHE_DIR"])
-    assert second.parent == first.parent
+    compiled(1024, blob=bytes(99))
+    compiled(1024)
+    assert (third / "blob").is_file()
     assert not first.exists()
 
 

@@ -804,12 +804,25 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path, machine):
 
 def test_a_claim_among_many_waiting_jobs_reads_the_index_and_sorts_nothing(queue):
     """The plan of the hot statements: a search, no scan of the table, no temporary tree."""
-    for name in ("claim", "expiring", "owed", "find"):
+    for name in ("claim", "expiring", "owed", "find", "first_rank"):
         names = ("model", "now", "idle", "limit", "client", "job_id")
         plan = queue._db.execute("EXPLAIN QUERY PLAN " + SQL[name], dict.fromkeys(names, 1)).fetchall()
         steps = " / ".join(step[3] for step in plan)
         assert "SCAN jobs" not in steps, (name, steps)
         assert "TEMP B-TREE" not in steps, (name, steps)
+
+
+def test_the_demand_for_models_is_the_rank_of_their_first_job(queue):
+    """Of those that may be claimed now, or will when their images are decoded."""
+    with queue.transaction():
+        for name, priority in (("a", 5), ("b", 9)):
+            queue.accept(request(name, priority=priority), Envelope("line-3", 500), model="phi")
+        first = queue.first("phi", 1)[0]
+        assert queue.demand(["phi", "other"]) == {"phi": first.rank, "other": None}
+        assert first.job_id == "b"
+        for _ in range(2):
+            queue.claim("phi", idle=True)
+        assert queue.demand(["phi"]) == {"phi": None}
 
 
 # Whatever happens

@@ -57,6 +57,16 @@ def down(**seen):
         (ready(unloads="heat", exited=True), Act.BURY),
         (View(Phase.UNLOADED, unloads="heat", waited_s=99.0), Act.KEEP),
         (View(Phase.UNLOADED), Act.START),
+        (View(Phase.UNLOADED, unloads="heat", rests="idle"), Act.KEEP),
+        # not needed now
+        (ready(rests="idle"), Act.UNLOAD),
+        (ready(rests="idle", busy=True), Act.KEEP),
+        (ready(rests="idle", busy=True, silent_s=99.0), Act.KILL),
+        (ready(rests="idle", exited=True), Act.BURY),
+        (down(rests="idle"), Act.UNLOAD),
+        (down(rests="idle", waited_s=0.5, backoff_s=1.0), Act.KEEP),
+        (View(Phase.FAILED, rests="idle", waited_s=0.5, backoff_s=1.0), Act.KEEP),
+        (View(Phase.UNLOADED, rests="idle"), Act.KEEP),
         # loading
         (starting(silent_s=LOAD_S), Act.KEEP),
         (starting(silent_s=LOAD_S + 1), Act.KILL),
