@@ -96,6 +96,7 @@ class Attempt:
             revision=engine.revision,
             backend=engine.backend or None,
             device=engine.device or None,
+            host=engine.host,
         )
 
     def _usage(self, finished: Finished | None) -> Usage:

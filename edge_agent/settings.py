@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edge_agent.errors import SettingsError
 from edge_agent.log import Format, Level
+from edge_agent.upstream_settings import UpstreamSection
 from edge_agent.watch_settings import WatchSection
 
 DAY_S = 86_400
@@ -123,7 +124,7 @@ class ServeSection(Section):
         "when unset",
     )
     path: Path | None = Field(None, description="folder of a build of your own, instead of the catalogue's")
-    backend: Literal["onnx", "openvino", "transformers", "mlx", "auto"] = Field(
+    backend: Literal["onnx", "openvino", "transformers", "mlx", "openai", "auto"] = Field(
         "auto", description="library that runs it"
     )
     device: Literal["cpu", "cuda", "gpu", "npu", "qnn", "webgpu", "trt-rtx", "auto"] = Field(
@@ -152,11 +153,24 @@ class ServeSection(Section):
         "unset it is loaded at the start and stays, unless another needs the room",
     )
 
+    openai: UpstreamSection | None = Field(
+        None, description="table of a server that answers in the model's place, for jobs that name the model"
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> "ServeSection":
+        if self.backend == "openai" and self.openai is None:
+            raise ValueError("backend openai needs a table [models.serve.openai] with url and model")
+        if self.openai is not None and (self.path or self.model or self.backend not in {"auto", "openai"}):
+            raise ValueError("openai excludes path, model and another backend: nothing is loaded on this device")
         if self.path is not None and self.model is not None:
             raise ValueError("model and path exclude each other: model is taken from the catalogue")
         return self
+
+    @property
+    def chosen(self) -> bool:
+        """Whether a build is chosen for it from the catalogue."""
+        return self.path is None and self.openai is None
 
     @property
     def wanted(self) -> str:
@@ -398,8 +412,8 @@ def _sentence(fault: Any) -> str:
     return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
 
 
-_TABLES: dict[str, type[BaseModel]] = {"serve": ServeSection, "watch": WatchSection}
-"""Keys whose value is a list of tables, and what each table is."""
+_TABLES: dict[str, type[BaseModel]] = {"serve": ServeSection, "openai": UpstreamSection, "watch": WatchSection}
+"""Keys whose value is a table or a list of them, and what each table is."""
 
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:

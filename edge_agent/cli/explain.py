@@ -61,7 +61,7 @@ def explain(
     """Show which build of a model runs here, what else could, and why the rest cannot."""
     try:
         loaded = settings.load(config)
-        serves = [serve for serve in loaded.models.serve if serve.path is None]
+        serves = [serve for serve in loaded.models.serve if serve.chosen]
         if model is not None:
             serves = [settings.ServeSection(name="model", model=model)]
         given = {"context_tokens": context, "parallel": parallel}

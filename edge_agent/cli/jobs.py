@@ -232,7 +232,7 @@ def _facts(line: JobLine, request: Mapping[str, JsonValue] | None, result: Resul
             told_ms = {"queue": timings.queue_ms, "prompt": timings.prompt_ms, "generate": timings.generate_ms}
             took = ", ".join(f"{name} {ms / 1000:.1f} s" for name, ms in told_ms.items() if ms is not None)
             row("took", took)
-        row("ran on", " ".join(filter(None, (result.variant, result.backend, result.device))))
+        row("ran on", " ".join(filter(None, (result.variant, result.backend, result.device, result.host))))
     return shown
 
 

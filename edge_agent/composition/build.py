@@ -168,7 +168,12 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
     )
     parts.supervisor = Supervisor(
         [
-            Served(serve.name, partial(parts.provision.prepare, serve), serve.keep_alive_s)
+            Served(
+                serve.name,
+                partial(parts.provision.prepare, serve),
+                serve.keep_alive_s,
+                by_name=serve.openai is not None,
+            )
             for serve in settings.models.serve
         ],
         listener=news.of_engines(),

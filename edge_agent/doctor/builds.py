@@ -1,5 +1,6 @@
 """The builds on the disk: are those there that are served, and are they whole."""
 
+import os
 from collections.abc import Callable, Iterator
 
 from edge_agent.doctor.finding import Finding, failed, ok, warning
@@ -7,6 +8,7 @@ from edge_agent.errors import EdgeAgentError
 from edge_agent.models import catalogue
 from edge_agent.models.store import Store
 from edge_agent.settings import ServeSection, Settings
+from edge_agent.upstream_settings import UpstreamSection
 
 
 def look(settings: Settings, *, full: bool, told: Callable[[int], None] = lambda _bytes: None) -> Iterator[Finding]:
@@ -19,12 +21,23 @@ def look(settings: Settings, *, full: bool, told: Callable[[int], None] = lambda
         yield failed("models", error.message, "edge-agent models list")
         return
     for serve in settings.models.serve:
-        if serve.path is not None:
+        if serve.openai is not None:
+            yield _upstream(serve, serve.openai)
+        elif serve.path is not None:
             yield _folder(serve)
         elif not installed & {serve.wanted, *(each.name for each in known.builds_of(serve.wanted))}:
             yield _missing(serve, settings)
     for name in sorted(installed):
         yield _build(store, name, full=full, told=told)
+
+
+def _upstream(serve: ServeSection, table: UpstreamSection) -> Finding:
+    about = f"model {serve.name}"
+    if table.key_file is not None and not os.access(table.key_file, os.R_OK):
+        return failed(
+            about, f"{table.key_file} cannot be read", "mend openai.key_file, or let the agent's user read it"
+        )
+    return ok(about, f"jobs that name it are sent to {table.host}; nothing was sent to try")
 
 
 def _folder(serve: ServeSection) -> Finding:

@@ -15,11 +15,15 @@ from typing import Protocol
 from edge_agent.engine.messages import Event, Generation, JobId, Limits
 from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
 
+NOWHERE = Path()
+"""The path of a model that is not on this device."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What to load and within what bounds.
 
+    `path` is the folder of the build, NOWHERE for a model elsewhere: then `options` say where, and `host` who answers.
     `context_tokens` bounds prompt and answer of one sequence together; `parallel` is the
     number of sequences at once; `threads` is the number of compute threads; `device` is what it runs on, in the
     backend's own lower-case name (`cpu`, `cuda`, `gpu`, `npu`); `options` are settings of the library for that
@@ -36,6 +40,7 @@ class ModelSpec:
     options: Mapping[str, str] = field(default_factory=dict)
     variant: str | None = None
     revision: str | None = None
+    host: str | None = None
 
 
 class LoadedModel(Protocol):
@@ -112,6 +117,7 @@ _BACKENDS: Mapping[str, Entry] = {
     ),
     # Its folders look like the one above: whoever wants it says so.
     "mlx": Entry("edge_agent.engine.mlx:load", ("mlx", "mlx_lm", "transformers", "llguidance"), "mlx", ()),
+    "openai": Entry("edge_agent.engine.openai:load", (), "", ()),
 }
 _OF_DEVICE = {("openvino", "npu"): "edge_agent.engine.openvino_npu:load"}
 """Where a library drives a device in another way than the rest."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from edge_agent.engine.backend import LoadedModel, ModelSpec, backend_of, find
+from edge_agent.engine.backend import NOWHERE, LoadedModel, ModelSpec, backend_of, find
 from edge_agent.engine.messages import (
     Cancel,
     Close,
@@ -138,14 +138,20 @@ def run(channel: Channel) -> int:
 def load_warm(load: Load) -> LoadedModel:
     """Return the model, having answered once: the first answer is slower, and shows whether it works at all.
 
+    A model elsewhere is asked nothing of ours.
+
     Raises EdgeAgentError or BackendMissingError when it does not.
     """
     path = Path(load.path)
-    backend_of(path)  # says best what is wrong with a folder
+    elsewhere = path == NOWHERE
+    if not elsewhere:
+        backend_of(path)  # says best what is wrong with a folder
     spec = ModelSpec(
         path, load.backend, load.context_tokens, load.parallel, load.threads, load.device, dict(load.options)
     )
     model = find(load.backend, load.device)(spec)
+    if elsewhere:
+        return model
     model.start(_WARM_UP)
     while True:
         for event in model.step():

@@ -31,12 +31,13 @@ class Served:
     It is given the bytes that other engines were granted and have not taken yet; less than none when some of what they
     hold is to be had too. It raises NotYetError while the build is not there yet, EdgeAgentError when the model cannot
     be loaded as things are. `keep_alive_s` is how long it stays loaded with nothing to do, None for as long as there
-    is room.
+    is room. `by_name`: for jobs that name it alone.
     """
 
     name: str
     prepare: Callable[[int], tuple[ModelSpec, int | None]]
     keep_alive_s: float | None = None
+    by_name: bool = False
 
 
 class Keeper:
@@ -100,6 +101,8 @@ class Keeper:
                 backend=self._backend,
                 variant=process.spec.variant if process else None,
                 revision=process.spec.revision if process else None,
+                host=process.spec.host if process else None,
+                by_name=self.served.by_name,
                 phase=self.phase,
                 reason=self._reason,
                 code=self._code,

@@ -3,6 +3,7 @@
 The image is scaled to its grid and padded with white to whole tiles; the overview shows all of that in one tile.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ _DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 _LEVELS = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - _MEAN) / _DEVIATION
 """What a byte stands for, in each colour."""
 _COLOURS = 3
+_JPEG_QUALITY = 90
 _WHITE = (255, 255, 255)
 
 
@@ -48,6 +50,13 @@ class Pixels:
         side = (TILE_PIXELS, TILE_PIXELS)
         colours = (Pillow.fromarray(colour) for colour in _numbers(self._padded))
         return np.stack([np.asarray(colour.resize(side, Pillow.Resampling.BICUBIC)) for colour in colours])
+
+
+def jpeg(image: Image) -> bytes:
+    """Return an image as a JPEG, to be sent. Raises EdgeAgentError IMAGE_MISSING as Pixels does."""
+    buffer = io.BytesIO()
+    _read(image).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
 
 
 def _read(image: Image) -> Pillow.Image:

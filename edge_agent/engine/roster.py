@@ -13,7 +13,8 @@ class EngineStatus:
     """What others may know of an engine.
 
     `limits` are as it said when it was last loaded; None before that. `load_s` is how long
-    that took. `planned`: it was unloaded, and not lost, when it was loaded.
+    that took. `planned`: it was unloaded, and not lost, when it was loaded. `host` computes in this device's place.
+    `by_name`: for jobs that name it alone.
     """
 
     model: str
@@ -26,6 +27,8 @@ class EngineStatus:
     device: str = ""
     variant: str | None = None
     revision: str | None = None
+    host: str | None = None
+    by_name: bool = False
     load_ms: float = 0.0
     load_s: float = 0.0
     starts: int = 0
@@ -36,15 +39,19 @@ class EngineStatus:
 def resolve(model: str, engines: Sequence[EngineStatus], *, images: int = 0) -> str:
     """Return the served model that a request with so many images means.
 
-    `auto` is the first that takes images when there are some, else the first text model if there is one. A model
-    that was never loaded may be taken for either.
+    `auto` is the first that takes images when there are some, else the first text model if there is one, but none that
+    is to be named. A model that was never loaded may be taken for either.
     Raises EdgeAgentError UNKNOWN_MODEL, UNSUPPORTED, or the reason why a known one cannot be loaded.
     """
     if not engines:
         raise EdgeAgentError(Code.MODEL_MISSING, "this agent serves no model; add [[models.serve]] to its settings")
     statuses = {engine.model: engine for engine in engines}
     most = {name: each.limits.images_per_prompt if each.limits else None for name, each in statuses.items()}
-    name = automatic(most, images=images) if model == "auto" else model
+    unnamed = {name: most[name] for name, each in statuses.items() if not each.by_name}
+    if model == "auto" and not unnamed:
+        sentence = f"model: name one of {', '.join(statuses)}; auto sends nothing to another machine"
+        raise EdgeAgentError(Code.UNKNOWN_MODEL, sentence)
+    name = automatic(unnamed, images=images) if model == "auto" else model
     if name not in statuses:
         raise EdgeAgentError(Code.UNKNOWN_MODEL, f"model: this agent serves {', '.join(statuses)}")
     check_images(name, most, images=images)

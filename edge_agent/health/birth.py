@@ -83,6 +83,7 @@ def _served_model(engine: EngineStatus) -> ServedModel:
         parallel=limits.parallel if limits else None,
         images_per_prompt=limits.images_per_prompt if limits else None,
         device=engine.device or None,
+        host=engine.host,
         library=engine.library or None,
         reason=engine.reason or None,
         pinned=engine.pinned or None,

@@ -118,7 +118,8 @@ class ImageUse(Frozen):
 class Outcome(Frozen):
     """How a job ended, in everything but its state.
 
-    `text` holds what was generated (`text_truncated`: not all of it), `error` why it ended badly.
+    `text` holds what was generated (`text_truncated`: not all of it), `error` why it ended badly; `host` is the server
+    that computed it when it was not this device.
     """
 
     text: str = ""
@@ -133,6 +134,7 @@ class Outcome(Frozen):
     revision: str | None = None
     backend: str | None = None
     device: str | None = None
+    host: str | None = None
 
 
 class Destination(Frozen):

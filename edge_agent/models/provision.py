@@ -22,6 +22,7 @@ from edge_agent.models.load import Placed, prepare
 from edge_agent.models.measurements import identity, installed_libraries, measured
 from edge_agent.models.runtimes import Runtimes
 from edge_agent.models.store import Store, in_words
+from edge_agent.models.upstream import upstream
 from edge_agent.settings import ServeSection, Settings
 from hardware.machine import Machine
 from hardware.probe import probe
@@ -105,7 +106,7 @@ class Provision:
         self._sources = sources
         self._changed = changed
         self._retry_s = retry_s
-        self._chosen = [serve for serve in serves if serve.path is None]
+        self._chosen = [serve for serve in serves if serve.chosen]
         self._lock = threading.Lock()
         self._decisions: dict[str, Decision] = {}
         self._notes: dict[str, str] = {serve.name: "looks at what this machine can run" for serve in self._chosen}
@@ -134,6 +135,8 @@ class Provision:
 
         Raises NotYetError while there is none, EdgeAgentError when there will be none as things are.
         """
+        if serve.openai is not None:
+            return upstream(serve, serve.openai)
         if serve.path is not None:
             place = placed(serve, serve.path, self._sources.measured())
             return self._prepare(place, serve, self._sources.machine(), reserved_bytes)

@@ -6,7 +6,6 @@ with what to do, or a PassingError when it may be gone at the next try.
 """
 
 import contextlib
-import email.utils
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from edge_agent.models.catalogue import Variant
 from edge_agent.models.fetch import Hub
 from edge_agent.models.listing import Published
 from edge_agent.models.part import Part
+from edge_agent.retry import retry_after_s
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -144,15 +144,3 @@ def read_token(hub: Hub) -> str | None:
             Code.MODEL_MISSING, "models.token_file: a token goes over https only; mend models.hub_url or unset the file"
         )
     return token
-
-
-def retry_after_s(header: str | None, now_s: float) -> float | None:
-    """Return how long a hub asks to wait, as seconds or a date says; None when it says nothing we understand."""
-    if header is None:
-        return None
-    if re.fullmatch(r"\d{1,9}", header.strip()):
-        return float(header)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - now_s)
-    except ValueError:
-        return None

@@ -115,7 +115,7 @@ class Presence(Payload):
 
 
 class ServedModel(Payload):
-    """A model this agent serves and how it is."""
+    """A model this agent serves and how it is; `host` is the server that answers in its place."""
 
     name: str
     state: str
@@ -125,6 +125,7 @@ class ServedModel(Payload):
     parallel: int | None = None
     images_per_prompt: int | None = None
     device: str | None = None
+    host: str | None = None
     library: str | None = None
     reason: str | None = None
     pinned: bool | None = None

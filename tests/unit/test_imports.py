@@ -11,7 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    ("edge_agent.errors", "edge_agent.log", "edge_agent.settings", "edge_agent.watch_settings"),
+    (
+        "edge_agent.errors",
+        "edge_agent.log",
+        "edge_agent.retry",
+        "edge_agent.settings",
+        "edge_agent.upstream_settings",
+        "edge_agent.watch_settings",
+    ),
     (
         "edge_agent.jobs",
         "edge_agent.mqtt.tap",
@@ -63,7 +70,7 @@ BACKENDS = frozenset(
     | {"torch", "transformers", "mlx", "mlx_lm"}
 )
 BACKEND_MODULES = tuple(
-    f"edge_agent.engine.{name}" for name in ("hf_", "lane_", "mlx", "onnx", "openvino", "transformers")
+    f"edge_agent.engine.{name}" for name in ("hf_", "lane_", "mlx", "onnx", "openai", "openvino", "transformers")
 )
 HEAVY = (
     BACKENDS
@@ -145,7 +152,7 @@ def test_parts_that_stand_apart_import_nothing_of_ours(part):
         ("PIL", {"edge_agent.jobs.images", "edge_agent.engine.pixels"}),
         ("prometheus_client", {"edge_agent.integrations.prometheus"}),
         ("huggingface_hub", {"edge_agent.models.remote"}),
-        ("httpx2", {"edge_agent.models.remote"}),
+        ("httpx2", {"edge_agent.models.remote", "edge_agent.engine.openai_server"}),
     ],
 )
 def test_a_library_has_one_owner(library, owners):

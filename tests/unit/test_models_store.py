@@ -14,8 +14,8 @@ from edge_agent.models import manifest as manifests
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.fetch import Hub, is_current
 from edge_agent.models.manifest import MANIFEST, Manifest, StoredFile
-from edge_agent.models.remote import retry_after_s
 from edge_agent.models.store import Store, refusal, sync
+from edge_agent.retry import retry_after_s
 from edge_agent.settings import ModelsSection, Settings
 
 FILES = {"genai_config.json": b"{}", "model.onnx.data": b"weights" * 1000}
