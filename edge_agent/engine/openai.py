@@ -45,6 +45,7 @@ def load(
     *,
     now_s: Callable[[], float] = time.perf_counter,
     chance: Callable[[], float] = random.random,
+    backoff_s: float = BACKOFF_S,
 ) -> "OpenaiModel":
     """Return a model that asks the server which the spec's options name. Nothing is sent before a job comes.
 
@@ -52,7 +53,9 @@ def load(
     """
     upstream = UpstreamSection.model_validate(dict(spec.options))
     limits = Limits(spec.context_tokens, spec.parallel, upstream.images)
-    return OpenaiModel(upstream, Server(upstream), limits=limits, device=spec.device, now_s=now_s, chance=chance)
+    return OpenaiModel(
+        upstream, Server(upstream), limits=limits, device=spec.device, now_s=now_s, chance=chance, backoff_s=backoff_s
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,11 +111,13 @@ class OpenaiModel:
         device: str,
         now_s: Callable[[], float],
         chance: Callable[[], float],
+        backoff_s: float,
     ) -> None:
         self._upstream = upstream
         self._server = server
         self._now_s = now_s
         self._chance = chance
+        self._backoff_s = backoff_s
         self._asked: dict[JobId, _Asked] = {}
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
@@ -192,7 +197,7 @@ class OpenaiModel:
             try:
                 await self._ask(asked, timer)
             except EdgeAgentError as error:
-                pause_s = error.retry_after_s or BACKOFF_S * 2**tried * (1 + self._chance() / 2)
+                pause_s = error.retry_after_s or self._backoff_s * 2**tried * (1 + self._chance() / 2)
                 left_s = (timer.when() or 0.0) - self._loop.time()
                 hopeless = tried == self._upstream.retries or pause_s >= left_s
                 if asked.first_s is not None or error.code not in _PASSING or hopeless:
