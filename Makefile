@@ -39,6 +39,11 @@ demo: $(VENV)/.demo broker ## set up, then run a broker, an agent and a few jobs
 test: $(VENV)/.dev broker prometheus systemd ## set up, then run the tests
 	$(VENV)/bin/python -m pytest
 
+.PHONY: engines
+engines: $(VENV)/.dev ## install the engines that few use (some GB), and run the tests of every engine
+	$(PIP_INSTALL) '.[cpu,demo,dev,transformers,mlx]'
+	$(VENV)/bin/python -m pytest tests/contract
+
 .PHONY: check
 check: $(VENV)/.dev ## set up, then lint, formatting and types
 	$(VENV)/bin/ruff check

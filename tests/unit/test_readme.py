@@ -12,6 +12,7 @@ from edge_agent.jobs import rules
 from edge_agent.jobs.watch import Memory, Take, decide
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound, decode_seen
+from edge_agent.upstream_settings import UpstreamSection
 from edge_agent.watch_settings import WatchSection
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,8 @@ def _keys():
         if section == "watch":
             continue
         yield from (f"{section}.{name}" for name in info.annotation.model_fields if name != "serve")
-    yield from (f"models.serve[].{name}" for name in settings.ServeSection.model_fields)
+    yield from (f"models.serve[].{name}" for name in settings.ServeSection.model_fields if name != "openai")
+    yield from (f"models.serve[].openai.{name}" for name in UpstreamSection.model_fields)
     yield from (f"watch[].{name}" for name in WatchSection.model_fields)
 
 
@@ -78,3 +80,10 @@ def test_the_readmes_watch_rules_work_as_pasted(tmp_path, topic, payload, answer
     assert decision.answer_topic == answer_topic
     assert (decision.image is None) == (payload != JPEG and "yard" not in topic)
     rule.request(decision, job_id="a", image_sha256=None)
+
+
+def test_the_readmes_upstream_is_valid_as_pasted(tmp_path):
+    (table,) = re.findall(r"```toml\n([^`]*\[models\.serve\.openai\][^`]*)```", (ROOT / "README.md").read_text())
+    (tmp_path / "edge-agent.toml").write_text(table)
+    (cloud,) = settings.load(tmp_path / "edge-agent.toml", environ={}).models.serve
+    assert (cloud.name, cloud.openai.host) == ("cloud", "models.example")

@@ -1,5 +1,7 @@
 """The settings file and the environment."""
 
+import re
+
 import pytest
 
 from edge_agent import settings
@@ -75,3 +77,38 @@ def test_further_brokers_take_the_port_of_the_first_unless_they_name_one(tmp_pat
 def test_an_address_that_is_none_is_refused(tmp_path, address):
     with pytest.raises(SettingsError, match=r"mqtt\.fallback_hosts\.0"):
         settings.load(write(tmp_path, f'[mqtt]\nfallback_hosts = ["{address}"]\n'), environ={})
+
+
+UPSTREAM = '[[models.serve]]\nname = "cloud"\n{serve}[models.serve.openai]\nmodel = "big"\n{table}'
+
+
+@pytest.mark.parametrize(
+    ("serve", "table", "sentence"),
+    [
+        ("", 'url = "ftp://host/v1"', "models.serve.0.openai: url must be https://host/"),
+        ("", 'url = "https://me:secret@host/v1"', "models.serve.0.openai: url must hold no name or password"),
+        ("", 'url = "http://host/v1"\nkey_file = "k"', "models.serve.0.openai: a key goes over https only"),
+        ("", 'url = "https://host/v1?key=secret"', "models.serve.0.openai: url must be https://host/"),
+        ("", 'url = "https://host/v1"\nkeyfile = "k"', "models.serve.0.openai.keyfile: unknown key; did you mean"),
+        ('path = "p"\n', 'url = "https://host/v1"', "models.serve.0: openai excludes path"),
+        ('backend = "onnx"\n', 'url = "https://host/v1"', "models.serve.0: openai excludes path"),
+    ],
+)
+def test_an_upstream_that_would_tell_too_much_is_refused(tmp_path, serve, table, sentence):
+    """And none of it is repeated."""
+    file = write(tmp_path, UPSTREAM.format(serve=serve, table=table))
+    with pytest.raises(SettingsError, match=re.escape(sentence)) as raised:
+        settings.load(file, environ={})
+    assert "secret" not in str(raised.value)
+
+
+def test_an_upstream_needs_its_table(tmp_path):
+    file = write(tmp_path, '[[models.serve]]\nname = "cloud"\nbackend = "openai"\n')
+    with pytest.raises(SettingsError, match="needs a table"):
+        settings.load(file, environ={})
+
+
+def test_a_key_may_go_to_this_device_itself(tmp_path):
+    file = write(tmp_path, UPSTREAM.format(serve="", table='url = "http://127.0.0.1:11434/v1"\nkey_file = "k"'))
+    (cloud,) = settings.load(file, environ={}).models.serve
+    assert (cloud.openai.host, cloud.chosen) == ("127.0.0.1", False)
