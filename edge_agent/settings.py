@@ -55,9 +55,6 @@ class AgentSection(Section):
 
     id: Id = Field(default_factory=default_id, description="name of this agent, also its MQTT client id")
     state_dir: Path = Field(Path("/var/lib/edge-agent"), description="folder of the queue; must survive reboots")
-    cache_dir: Path | None = Field(
-        None, description="folder of what can be made again, as compiled models; `state_dir` when unset"
-    )
     drain_s: float = Field(
         30.0,
         ge=0,
@@ -267,6 +264,9 @@ class RequestersSection(Section):
     """Who may ask, and for how much; the broker's ACL vouches for the names."""
 
     allow: tuple[Id, ...] = Field((), max_length=10_000, description="names of those who may ask; empty: everybody")
+    admins: tuple[Id, ...] = Field(
+        (), max_length=1000, description="names of those who may load, unload, pull and pin models; empty: everybody"
+    )
     max_jobs: int | None = Field(None, ge=1, description="unfinished jobs one requester may have here")
     max_bytes: int | None = Field(
         None, ge=1024, description="bytes of unfinished requests at which one requester's next is refused"

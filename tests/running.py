@@ -179,7 +179,7 @@ def check_schema(topic, body):
     """Fail when a message is not what the shipped schema of its topic says."""
     levels = topic.split("/")
     if "inbox" in levels:
-        _VALIDATORS[levels[-1]].validate(body)
+        _VALIDATORS[f"order-{levels[-1]}" if "op_id" in body else levels[-1]].validate(body)
     elif "evt" in levels:
         _VALIDATORS["job-event" if levels[-1] == "status" else levels[-1]].validate(body)
 

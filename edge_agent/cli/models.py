@@ -1,4 +1,7 @@
-"""`edge-agent models`: the builds on this device: what there is, and how they come and go."""
+"""`edge-agent models`: the builds on this device: what there is, and how they come and go.
+
+What a running agent has loaded is ordered by the verbs of `orders`.
+"""
 
 import contextlib
 import threading
@@ -13,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edge_agent import settings
-from edge_agent.cli import builds
+from edge_agent.cli import builds, orders
 from edge_agent.cli.bar import FileLine, PullLine, bar
 from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.models import archive, catalogue, fetch
@@ -24,6 +27,7 @@ from edge_agent.models.store import Store, in_words
 errors = Console(stderr=True, highlight=False)
 
 models = typer.Typer(help="The builds on this device: what there is, and how they come and go.", no_args_is_help=True)
+orders.add_to(models)
 
 Config = Annotated[
     Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The settings file (TOML).", dir_okay=False)

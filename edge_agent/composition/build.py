@@ -31,18 +31,24 @@ from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
 from edge_agent.models import catalogue, choose
+from edge_agent.models import store as models_store
+from edge_agent.models.fetch import Hub, fetch
+from edge_agent.models.pins import Pins
 from edge_agent.models.provision import Provision, sources
+from edge_agent.models.pulls import Pulls
 from edge_agent.mqtt import watcher
 from edge_agent.mqtt.access import Access, CredentialError
 from edge_agent.mqtt.client import job_id
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Link, Subscription
+from edge_agent.mqtt.orders import SUBJECT, OrderIntake
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.pool import Pools
 from edge_agent.mqtt.presence import Announcer
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.watcher import Watcher
 from edge_agent.mqtt.wire import Speech
+from edge_agent.orders import LOCAL, Orders
 from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings
 from hardware import memory
@@ -97,6 +103,7 @@ def _rows_and_broker(parts: Parts, account: Account, news: News) -> None:
         parts.access,
         subscriptions=(
             Subscription(topics.commands),
+            Subscription(topics.admin("+", SUBJECT)),
             Subscription(topics.event("presence"), retained="always"),
             *(Subscription(topics.pool_cancels(name)) for name in settings.agent.pools),
             *((Subscription(f"{settings.homeassistant.prefix}/status"),) if settings.homeassistant.enabled else ()),
@@ -144,9 +151,10 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         reload_bytes=lambda: parts.supervisor.freed_bytes,
         changed=news.restrained,
     )
+    known, pins = catalogue.read(settings.models.catalogue), Pins(settings.agent.state_dir / "pinned")
     parts.provision = Provision(
         settings.models.serve,
-        catalogue=catalogue.read(settings.models.catalogue),
+        catalogue=known,
         sources=sources(settings, parts.root),
         changed=news.decided,
     )
@@ -183,7 +191,16 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         busy=parts.dispatcher.busy,
         free_bytes=lambda: choose.free_bytes(memory.read(parts.root)),
         turn_s=settings.models.turn_s,
+        pinned=pins.read(),
     )
+    store, hub = models_store.Store.of(settings), Hub.of(settings.models)
+    parts.pulls = Pulls(
+        known,
+        bring=lambda variant, progress, stop: fetch(store, variant, hub=hub, progress=progress, stop=stop),
+        decisions=parts.provision.decisions,
+        changed=news.pulled,
+    )
+    parts.orders = Orders(settings.agent.id, models=models, supervisor=parts.supervisor, pulls=parts.pulls, pins=pins)
 
 
 def _arrivals(parts: Parts, account: Account, news: News) -> None:
@@ -204,6 +221,13 @@ def _arrivals(parts: Parts, account: Account, news: News) -> None:
         free_bytes=lambda: free_bytes(settings.agent.state_dir),
         rejected=parts.tally.rejected,
         pool_full=lambda: parts.pools.full,
+    )
+    parts.order_intake = OrderIntake(
+        topics=topics,
+        store=parts.store,
+        allow=settings.requesters.admins,
+        take=parts.orders.take,
+        say=parts.outbox.say,
     )
     parts.pools = Pools(
         parts.access,
@@ -278,6 +302,7 @@ def _reports(parts: Parts, account: Account, news: News) -> None:
             new_id=job_id,
         ),
         state=account.standing,
+        order=partial(parts.orders.take, LOCAL),
     )
     parts.http = _http(parts, account)
 

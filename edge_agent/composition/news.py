@@ -41,6 +41,11 @@ class News:
         self._parts.supervisor.hurry()
         self._parts.announcer.refresh()
 
+    def pulled(self) -> None:
+        """A build came that an administrator had ordered: what it is for is decided anew."""
+        self._parts.provision.look()
+        self._parts.supervisor.hurry()
+
     def restrained(self) -> None:
         """The agent holds back more, or less: everybody whom it concerns looks anew, the fleet is told."""
         self._parts.wake()
@@ -110,6 +115,8 @@ class News:
             parts.store.put(
                 Operation(lambda _queue: None, lambda _none: acknowledge(), refuse=lambda _error: acknowledge())
             )
+        elif parts.topics.parse_admin(inbound.topic) is not None:
+            parts.order_intake.receive(inbound, acknowledge)
         else:
             parts.intake.receive(inbound, acknowledge)
 

@@ -17,14 +17,17 @@ from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
 from edge_agent.jobs.watch import Rule
 from edge_agent.models.provision import Provision
+from edge_agent.models.pulls import Pulls
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Link
+from edge_agent.mqtt.orders import OrderIntake
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.pool import Pools
 from edge_agent.mqtt.presence import Announcer
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.watcher import Watcher
+from edge_agent.orders import Orders
 from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings
 from hardware.machine import Machine
@@ -63,7 +66,10 @@ class Parts:
     dispatcher: Dispatcher
     preparation: Preparation
     supervisor: Supervisor
+    pulls: Pulls
+    orders: Orders
     intake: Intake
+    order_intake: OrderIntake
     pools: Pools
     watcher: Watcher
     watch_link: Link | None

@@ -21,7 +21,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.queue import ROWS_AT_ONCE, Envelope, Queue
 from edge_agent.jobs.request import Request
-from edge_agent.mqtt.payloads import JobEvent, Result
+from edge_agent.mqtt.payloads import JobEvent, ModelOrder, Result
 from edge_agent.mqtt.wire import Speech
 
 TEXTS = frozenset({"prompt", "messages", "stop", "metadata", "response_format"})
@@ -73,7 +73,7 @@ class Desk:
             case PruneJobs(older_s=older_s):
                 pruned = queue.forget_ended(older_s)
                 return Reply(pruned=pruned, more=pruned == ROWS_AT_ONCE), _nothing
-            case AskState():
+            case AskState() | ModelOrder():
                 raise EdgeAgentError(Code.UNSUPPORTED, "op: no agent runs on this queue")
 
     def _list(self, queue: Queue, ask: ListJobs) -> Reply:

@@ -9,7 +9,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, JobState
 from edge_agent.jobs.request import JobName
 from edge_agent.jobs.strict import Strict
-from edge_agent.mqtt.payloads import JobEvent, Payload, Result, Telemetry
+from edge_agent.mqtt.payloads import JobEvent, ModelOrder, OrderResult, OrderStatus, Payload, Result, Telemetry
 from edge_agent.mqtt.wire import faults
 
 LISTED_MAX = 1000
@@ -65,7 +65,7 @@ class AskState(Strict):
     op: Literal["state"] = "state"
 
 
-Ask = ListJobs | ShowJob | CancelJob | RetryJob | PruneJobs | AskState
+Ask = ListJobs | ShowJob | CancelJob | RetryJob | PruneJobs | AskState | ModelOrder
 _ASK: TypeAdapter[Ask] = TypeAdapter(Annotated[Ask, Field(discriminator="op")])
 
 
@@ -107,6 +107,7 @@ class Reply(Payload):
     result: Result | None = None
     pruned: int | None = None
     state: Standing | None = None
+    order: Annotated[OrderStatus | OrderResult, Field(discriminator="state")] | None = None
 
 
 def decode_ask(line: bytes) -> Ask:

@@ -21,6 +21,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Store
 from edge_agent.log import get_logger
+from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
 
 NAME = "control.sock"
 CONNECTIONS_MAX = 8
@@ -65,12 +66,14 @@ class ControlServer:
         store: Store,
         desk: Desk,
         state: Callable[[], Standing],
+        order: Callable[[ModelOrder], OrderStatus | OrderResult],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._store = store
         self._desk = desk
         self._state = state
+        self._order = order
         self._now_s = now_s
         self._callers: dict[socket.socket, _Caller] = {}
         self._selector = selectors.DefaultSelector()
@@ -182,6 +185,8 @@ class ControlServer:
             ask = decode_ask(line)
             if isinstance(ask, AskState):
                 return Reply(state=self._state())
+            if isinstance(ask, ModelOrder):
+                return Reply(order=self._order(ask))
             reply, afterwards = self._store.ask(lambda queue: self._desk.answer(queue, ask), timeout_s=STORE_S)
         except EdgeAgentError as error:
             return Reply(error=Failure.of(error))

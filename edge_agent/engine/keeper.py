@@ -138,8 +138,16 @@ class Keeper:
     def ask(self) -> None:
         """Want it loaded, as a job would that waits for it; until it is, or cannot be."""
         with self._lock:
-            self._asked, self._dismissed = True, False
+            self._asked, self._dismissed = self.phase is not Phase.READY, False
             self._backoff_s = 0.0
+            if self.phase is Phase.FAILED and self.process is None:
+                self.phase, self._reason, self._code = Phase.DOWN, "is to be tried again", None
+            self._count_wait()
+
+    def relent(self) -> None:
+        """Want it loaded no longer than jobs do."""
+        with self._lock:
+            self._asked = False
             self._count_wait()
 
     def pin(self, *, pinned: bool) -> None:

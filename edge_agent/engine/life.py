@@ -26,6 +26,8 @@ class Fate(StrEnum):
     """It takes no new jobs and is unloaded when nothing runs in it."""
     REST = "rest"
     """It is not loaded, and stays so."""
+    BARRED = "barred"
+    """Pinned models leave no room for it, whoever else goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class _Room:
         self.verdicts = {model.name: Verdict(Fate.STAY) for model in models if model.loaded}
         self._models = models
         self._free_bytes = free_bytes
+        self._pinned = [each for each in models if each.loaded and each.pinned]
+        self._most_bytes = free_bytes + sum(each.needs_bytes or 0 for each in models if each.loaded and not each.pinned)
         self._coming_bytes = 0.0
         self._promised: list[Model] = []
 
@@ -110,7 +114,9 @@ class _Room:
     def place(self, model: Model, turn_s: float) -> None:
         """Find room for a model that is not loaded, if it is wanted."""
         needs_bytes = model.needs_bytes or 0
-        if not model.demanded and (why := _unwanted(model)):
+        if self._pinned and needs_bytes > self._most_bytes:
+            self.verdicts[model.name] = Verdict(Fate.BARRED, f"no room beside {_names(self._pinned)}, pinned there")
+        elif not model.demanded and (why := _unwanted(model)):
             self.verdicts[model.name] = Verdict(Fate.REST, why)
         elif needs_bytes <= self._free_bytes:
             self._load(model)

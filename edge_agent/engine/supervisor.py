@@ -18,7 +18,7 @@ from edge_agent.engine.messages import Event, LoadFailed, Ready, Rest
 from edge_agent.engine.plan import CLOSE_S, SILENCE_S, Act, Action, Phase, plan
 from edge_agent.engine.process import EngineProcess
 from edge_agent.engine.roster import EngineStatus
-from edge_agent.errors import EdgeAgentError
+from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
 from edge_agent.log import get_logger
 
@@ -119,6 +119,10 @@ class Supervisor:
         self._keepers[model].ask()
         self._wake()
 
+    def relent(self, model: str) -> None:
+        """Take an `ask` back."""
+        self._keepers[model].relent()
+
     def dismiss(self, model: str) -> None:
         """Unload a model when nothing runs in it; a job that waits for it loads it again."""
         self._keepers[model].dismiss()
@@ -127,7 +131,7 @@ class Supervisor:
     def pin(self, model: str, *, pinned: bool) -> None:
         """Keep a model loaded whatever else needs the memory, or no longer."""
         self._keepers[model].pin(pinned=pinned)
-        self._wake()
+        self.hurry()
 
     @property
     def freed_bytes(self) -> int:
@@ -163,6 +167,10 @@ class Supervisor:
         rests = verdict.reason if verdict.fate in (Fate.REST, Fate.DRAIN) else ""
         if keeper.drain(rests if verdict.fate is Fate.DRAIN else ""):
             self._listener.free()
+        if verdict.fate is Fate.BARRED:
+            keeper.fail(Code.NO_FIT, verdict.reason)
+            keeper.back_off()
+            return
         action = plan(keeper.view(unloads=unloads, rests=rests, busy=self._busy(keeper.name)))
         match action.act:
             case Act.START:

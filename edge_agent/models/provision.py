@@ -69,7 +69,7 @@ def sources(settings: Settings, root: Path = Path("/")) -> Sources:
         installed=lambda: here(store),
         measured=lambda: measured(store.folder, probe(root), installed_libraries()),
         fetch=bring if settings.models.pull == "missing" else None,
-        compiled=(settings.agent.cache_dir or settings.agent.state_dir) / "compiled",
+        compiled=settings.agent.state_dir / "compiled",
         compiled_bytes=settings.models.compiled_bytes,
     )
 
@@ -112,6 +112,7 @@ class Provision:
         self._notes: dict[str, str] = {serve.name: "looks at what this machine can run" for serve in self._chosen}
         self._faults: dict[str, EdgeAgentError] = {}
         self._stopping = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
 
     def start(self) -> None:
@@ -122,8 +123,13 @@ class Provision:
     def stop(self) -> None:
         """Stop fetching; what was fetched so far is kept and continued next time."""
         self._stopping.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(STOP_S)
+
+    def look(self) -> None:
+        """Notice that there may be a build now for a model that had none."""
+        self._wake.set()
 
     def decisions(self) -> Mapping[str, Decision]:
         """Return the decision for each model whose build we choose, as far as they are made."""
@@ -200,7 +206,9 @@ class Provision:
                 else:
                     waits[serve.name] = time.monotonic() + backoff[serve.name]
                     backoff[serve.name] = min(RETRY_MOST_S, 2 * backoff[serve.name])
-            self._stopping.wait(max(0.0, min(waits.values(), default=0.0) - time.monotonic()))
+            if waits and self._wake.wait(max(0.0, min(waits.values()) - time.monotonic())):
+                self._wake.clear()
+                waits = dict.fromkeys(waits, 0.0)
 
     def _provide(self, serve: ServeSection, runtimes: Runtimes, bandwidth: float | None) -> bool:
         """Decide, and fetch the best candidate if it is not there; return whether nothing is left to be done."""

@@ -21,7 +21,17 @@ from edge_agent.mqtt import pictures
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.handle import Handle, JobRejectedError
 from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
-from edge_agent.mqtt.payloads import Chunk, JobRef, Presence, Result, Status
+from edge_agent.mqtt.order_book import OrderBook, OrderHandle
+from edge_agent.mqtt.payloads import (
+    Chunk,
+    JobRef,
+    ModelOrder,
+    OrderResult,
+    OrderStatus,
+    Presence,
+    Result,
+    Status,
+)
 from edge_agent.mqtt.tap import Tap
 from edge_agent.mqtt.topics import Command, Topics
 from edge_agent.mqtt.wire import Inbound, Publication, faults
@@ -122,7 +132,7 @@ class _Up:
     """The connection is there."""
 
 
-_Note = _Open | _Answered | _Cancel | _Up | Inbound
+_Note = _Open | OrderHandle | _Answered | _Cancel | _Up | Inbound
 
 
 class EdgeClient:
@@ -159,6 +169,12 @@ class EdgeClient:
                 up=lambda _epoch: self._notes.put(_Up()),
                 answered=lambda mid, reason: self._notes.put(_Answered(mid, reason)),
             ),
+        )
+        self._orders = OrderBook(
+            self._client,
+            topics=lambda agent: Topics(root, agent),
+            publish=self._link.publish,
+            now_s=now_s,
         )
         self._thread = threading.Thread(target=self._run, name="edge-client", daemon=True)
 
@@ -218,6 +234,22 @@ class EdgeClient:
         self._notes.put(_Open(handle, ends_s=self._now_s() + parsed.ttl_s, agent=agent))
         return handle
 
+    def admin(
+        self, agent: str, op: str, model: str, *, op_id: str | None = None, pinned: bool | None = None
+    ) -> OrderHandle:
+        """Order an agent to `load`, `unload`, `pull`, `pin` or `unpin` a model; returns at once.
+
+        Raises EdgeAgentError BAD_REQUEST when no agent could take the order.
+        """
+        fields = {"op_id": op_id or job_id(), "op": op, "model": model, "pinned": pinned}
+        try:
+            order = ModelOrder.model_validate_json(to_json(fields))
+        except ValidationError as error:
+            raise EdgeAgentError(Code.BAD_REQUEST, faults(error)) from None
+        handle = OrderHandle(agent, order)
+        self._notes.put(handle)
+        return handle
+
     # The client's thread
 
     def _receive(self, inbound: Inbound, receipt: Receipt) -> None:
@@ -235,27 +267,39 @@ class EdgeClient:
                     return
                 self._take(note)
             self._chase()
+            if self._link.connected:
+                self._orders.chase()
             self._link.attend()
 
     def _take(self, note: _Note) -> None:
         match note:
             case _Open(handle):
                 self._take_open(handle, note)
+            case OrderHandle():
+                self._orders.add(note)
             case _Cancel(handle):
-                job = self._open.get((None if handle.pool else handle.agent, handle.job_id))
-                if job is not None:
-                    job.canceled_s = self._now_s()
-                    self._send_cancel(job)
+                self._cancel(handle)
             case _Up():
-                for job in self._open.values():
-                    if job.connection != self._link.connections and not job.offered:
-                        job.tries, job.next_s = 0, 0.0  # what was offered to a pool may be accepted: hear that first
-                    if job.canceled_s is not None:
-                        self._send_cancel(job)
+                self._resume()
             case _Answered(mid, reason):
                 self._answered(mid, reason)
+                self._orders.answered(mid, reason)
             case Inbound():
                 self._hear(note)
+
+    def _cancel(self, handle: Handle) -> None:
+        job = self._open.get((None if handle.pool else handle.agent, handle.job_id))
+        if job is not None:
+            job.canceled_s = self._now_s()
+            self._send_cancel(job)
+
+    def _resume(self) -> None:
+        """Ask after what was sent over the connection before this one."""
+        for job in self._open.values():
+            if job.connection != self._link.connections and not job.offered:
+                job.tries, job.next_s = 0, 0.0  # what was offered to a pool may be accepted: hear that first
+            if job.canceled_s is not None:
+                self._send_cancel(job)
 
     def _take_open(self, handle: Handle, job: _Open) -> None:
         """Follow a job; of two handles of one id only one could get the result, so the later is refused."""
@@ -370,6 +414,10 @@ class EdgeClient:
         try:
             if leaf == "presence":
                 self._hear_presence(agent, _read(Presence, inbound.payload, agent))
+                return
+            if self._orders.owns(agent, name):
+                kind = OrderResult if leaf == "result" else OrderStatus
+                self._orders.hear(agent, name, _read(kind, inbound.payload, agent))
                 return
             job = self._open.get((agent, name)) or self._open.get((None, name))
             if job is None:

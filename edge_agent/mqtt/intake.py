@@ -21,11 +21,10 @@ from edge_agent.log import get_logger
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.topics import CLIENT, Asked, Command, Topics
 from edge_agent.mqtt.wire import (
-    CORRELATION_BYTES_MAX,
-    TRACEPARENT_BYTES_MAX,
     UNREADABLE,
     Inbound,
     Speech,
+    check_properties,
     decode_image,
     decode_ref,
     decode_request,
@@ -124,9 +123,7 @@ class Intake:
         asked = self._asked(inbound)
         if asked is None:
             return _nothing
-        if inbound.retained:
-            raise EdgeAgentError(Code.RETAINED, "the message is retained; publish commands without the retain flag")
-        self._check_properties(inbound, asked.client)
+        check_properties(inbound, inbox=self._topics.inbox_root(asked.client))
         if self._requesters.allow and asked.client not in self._requesters.allow:
             raise EdgeAgentError(Code.NOT_ALLOWED, "this agent works for named requesters only, and you are none")
         match asked.command:
@@ -147,17 +144,6 @@ class Intake:
         """Return what a message asks of us; None when nobody could be answered."""
         asked = self._topics.parse(inbound.topic)
         return asked if asked is not None and CLIENT.match(asked.client) else None
-
-    def _check_properties(self, inbound: Inbound, client: str) -> None:
-        if inbound.response_topic not in (None, self._topics.inbox_root(client)):
-            raise EdgeAgentError(
-                Code.BAD_RESPONSE_TOPIC,
-                f"ResponseTopic: must be {self._topics.inbox_root(client)}, or absent",
-            )
-        if len(inbound.correlation or b"") > CORRELATION_BYTES_MAX:
-            raise EdgeAgentError(Code.BAD_REQUEST, f"CorrelationData: must be at most {CORRELATION_BYTES_MAX} bytes")
-        if len((inbound.traceparent or "").encode()) > TRACEPARENT_BYTES_MAX:
-            raise EdgeAgentError(Code.BAD_REQUEST, f"traceparent: must be at most {TRACEPARENT_BYTES_MAX} bytes")
 
     def _take_job(self, queue: Queue, inbound: Inbound, asked: Asked) -> _Afterwards:
         request, client = decode_request(inbound.payload), asked.client

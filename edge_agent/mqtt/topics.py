@@ -82,9 +82,15 @@ class Topics:
             return Asked(levels[1], levels[2], levels[0]) if len(levels) == 3 else None
         return None
 
-    def admin(self, client: str) -> str:
-        """Where an administrator asks for changes of the agent itself."""
-        return f"{self.root}/agents/{self.agent}/admin/+/{client}"
+    def admin(self, client: str, subject: str = "+") -> str:
+        """Where an administrator asks for changes of the agent itself: of its models, with the subject `model`."""
+        return f"{self.root}/agents/{self.agent}/admin/{subject}/{client}"
+
+    def parse_admin(self, topic: str) -> Asked | None:
+        """Return what an administrator asks of us; None for another topic."""
+        own = f"{self.root}/agents/{self.agent}/admin/"
+        levels = topic.removeprefix(own).split("/") if topic.startswith(own) else []
+        return Asked(levels[0], levels[1]) if len(levels) == 2 else None
 
     def inbox_root(self, client: str) -> str:
         """The one response topic a requester may name."""

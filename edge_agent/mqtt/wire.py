@@ -17,7 +17,7 @@ from edge_agent.jobs.job import Destination, Failure, Job, Outcome
 from edge_agent.jobs.request import BRANCH_LIST, BRANCH_OBJECT, BRANCH_TEXT, Request
 from edge_agent.jobs.spool import PARTS_MAX
 from edge_agent.jobs.template import Seen
-from edge_agent.mqtt.payloads import Answer, Chunk, JobEvent, JobRef, Payload, Result, Status
+from edge_agent.mqtt.payloads import Answer, Chunk, JobEvent, JobRef, ModelOrder, Payload, Result, Status
 from edge_agent.mqtt.topics import Topics, watch_of
 
 PAYLOAD_BYTES_MAX = 128 * 1024
@@ -145,12 +145,26 @@ def decode_seen(inbound: Inbound) -> Seen:
     return Seen(inbound.topic, text=text or None, body=body)
 
 
+def decode_order(payload: bytes) -> ModelOrder:
+    """Return what an administrator wants done. Raises EdgeAgentError BAD_REQUEST or PAYLOAD_TOO_LARGE."""
+    return _decode(ModelOrder, payload)
+
+
+def readable_op_id(payload: bytes) -> str:
+    """Return the id of an order that may be wrong otherwise, or UNREADABLE."""
+    return _readable(payload, "op_id")
+
+
 def readable_job_id(payload: bytes) -> str:
     """Return the job id of a body that may be wrong otherwise, or UNREADABLE."""
+    return _readable(payload, "job_id")
+
+
+def _readable(payload: bytes, name: str) -> str:
     if len(payload) > PAYLOAD_BYTES_MAX:
         return UNREADABLE
     try:
-        return JobRef.model_validate({"job_id": from_json(payload, cache_strings="keys")["job_id"]}).job_id
+        return JobRef.model_validate({"job_id": from_json(payload, cache_strings="keys")[name]}).job_id
     except (ValueError, TypeError, KeyError):
         return UNREADABLE
 
@@ -196,6 +210,29 @@ def _printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name[:64])
 
 
+def check_properties(inbound: Inbound, *, inbox: str) -> None:
+    """Raise EdgeAgentError when a command is retained, or what comes with it cannot be echoed."""
+    if inbound.retained:
+        raise EdgeAgentError(Code.RETAINED, "the message is retained; publish commands without the retain flag")
+    if inbound.response_topic not in (None, inbox):
+        raise EdgeAgentError(Code.BAD_RESPONSE_TOPIC, f"ResponseTopic: must be {inbox}, or absent")
+    if len(inbound.correlation or b"") > CORRELATION_BYTES_MAX:
+        raise EdgeAgentError(Code.BAD_REQUEST, f"CorrelationData: must be at most {CORRELATION_BYTES_MAX} bytes")
+    if len((inbound.traceparent or "").encode()) > TRACEPARENT_BYTES_MAX:
+        raise EdgeAgentError(Code.BAD_REQUEST, f"traceparent: must be at most {TRACEPARENT_BYTES_MAX} bytes")
+
+
+def echoed(inbound: Inbound) -> Inbound:
+    """Return a message without what is too long to be echoed."""
+    fits = len(inbound.correlation or b"") <= CORRELATION_BYTES_MAX
+    traceable = len((inbound.traceparent or "").encode()) <= TRACEPARENT_BYTES_MAX
+    return replace(
+        inbound,
+        correlation=inbound.correlation if fits else None,
+        traceparent=inbound.traceparent if traceable else None,
+    )
+
+
 class Speech:
     """What this agent says of jobs, as publications."""
 
@@ -231,13 +268,8 @@ class Speech:
         self, client: str, job_id: str, error: EdgeAgentError, inbound: Inbound, *, pooled: bool = False
     ) -> Publication:
         """Tell a requester why a message of theirs is refused; what came with it is echoed unless it is too long."""
-        failure = Failure.of(error, pooled=pooled)
-        correlation, traceparent = inbound.correlation, inbound.traceparent
-        if len(correlation or b"") > CORRELATION_BYTES_MAX:
-            correlation = None
-        if len((traceparent or "").encode()) > TRACEPARENT_BYTES_MAX:
-            traceparent = None
-        return self._rejected(client, job_id, failure, correlation, traceparent)
+        failure, echo = Failure.of(error, pooled=pooled), echoed(inbound)
+        return self._rejected(client, job_id, failure, echo.correlation, echo.traceparent)
 
     def handed_back(self, job: Job, error: EdgeAgentError) -> Publication:
         """Tell a requester that a job of a pool which we had accepted shall be done by another agent."""

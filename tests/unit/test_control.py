@@ -38,6 +38,7 @@ from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
 from edge_agent.jobs.store import Store
+from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Speech
 from edge_agent.state_dir import locked
@@ -69,6 +70,15 @@ def end(queue, job, state=JobState.SUCCEEDED, text="an answer", *, delivered=Tru
     return ended
 
 
+def take(order):
+    """As an agent that serves tiny."""
+    if order.model != "tiny":
+        raise EdgeAgentError(Code.UNKNOWN_MODEL, "model: this agent serves tiny")
+    kind = OrderResult if order.op == "unpin" else OrderStatus
+    state = "succeeded" if order.op == "unpin" else "running"
+    return kind(agent="edge-01", op_id=order.op_id, op=order.op, model=order.model, state=state)
+
+
 class Running:
     """A store and a control socket on it, as in a running agent."""
 
@@ -77,7 +87,9 @@ class Running:
         self.queue = Queue(folder / "queue.db")
         self.store = Store(self.queue, tell=lambda changes: None, keep_finished_s=1e6, keep_finished_jobs=10**6)
         clock = {} if now_s is None else {"now_s": now_s}
-        self.server = ControlServer(folder, store=self.store, desk=desk(self.canceled), state=lambda: STATE, **clock)
+        self.server = ControlServer(
+            folder, store=self.store, desk=desk(self.canceled), state=lambda: STATE, order=take, **clock
+        )
 
     def __enter__(self):
         self.store.start()
@@ -203,6 +215,14 @@ def test_prune_forgets_what_ended_but_not_what_is_still_owed(running):
 
 def test_the_agents_state_is_told(running):
     assert running.ask(AskState()).state == STATE
+
+
+def test_orders_are_given_and_asked_after(running):
+    """By the same question: the reply says how far it is, what became of it, or why it is refused."""
+    order = {"op_id": "1", "op": "load", "model": "tiny"}
+    assert running.ask(ModelOrder(**order)).order.state == "running"
+    assert isinstance(running.ask(ModelOrder(**order | {"op": "unpin"})).order, OrderResult)
+    assert running.ask(ModelOrder(**order | {"model": "other"})).error.code == Code.UNKNOWN_MODEL
 
 
 def test_a_full_disk_is_told(running, monkeypatch):

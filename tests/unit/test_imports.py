@@ -45,8 +45,11 @@ LAYERS = (
         "edge_agent.attempt",
         "edge_agent.control",
         "edge_agent.dispatcher",
+        "edge_agent.orders",
         "edge_agent.preparation",
         "edge_agent.mqtt.intake",
+        "edge_agent.mqtt.order_book",
+        "edge_agent.mqtt.orders",
         "edge_agent.mqtt.outbox",
         "edge_agent.mqtt.watcher",
         "edge_agent.mqtt.client",
@@ -57,7 +60,7 @@ LAYERS = (
         "edge_agent.integrations",
     ),
     ("edge_agent.agent", "edge_agent.composition"),
-    ("edge_agent.daemon", "edge_agent.fleet", "edge_agent.doctor", "edge_agent.installation"),
+    ("edge_agent.daemon", "edge_agent.fleet", "edge_agent.doctor"),
     ("edge_agent.cli", "edge_agent.__main__"),
 )
 """From the bottom up; a module belongs where its longest name here is. It may import from its own layer and below."""

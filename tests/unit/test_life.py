@@ -27,6 +27,7 @@ def fates(*models, free=0, turn_s=TURN_S):
 LOAD, STAY, DRAIN, REST = (Fate.LOAD, ""), (Fate.STAY, ""), Fate.DRAIN, Fate.REST
 WORK = {"busy": True, "idle_s": 0.0}
 TEXT_GOES = {"text": (DRAIN, "makes room for vision"), "vision": (REST, "waits until text is gone")}
+VISION_BARRED = {"text": STAY, "vision": (Fate.BARRED, "no room beside text, pinned there")}
 VISION_WAITS = {"text": STAY, "vision": (REST, "waits for its turn after text")}
 
 
@@ -65,8 +66,10 @@ VISION_WAITS = {"text": STAY, "vision": (REST, "waits for its turn after text")}
         # more than there is: tried when nobody is in the way
         ([away("text", rank=1.0, needs_bytes=99 * GIB)], 9 * GIB, {"text": LOAD}),
         ([loaded("text"), away("vision", rank=1.0, needs_bytes=99 * GIB)], 9 * GIB, TEXT_GOES),
-        # nobody has to do with it
-        ([loaded("text", pinned=True), away("vision", rank=1.0)], 2 * GIB, {"text": STAY, "vision": LOAD}),
+        # pinned ones do not
+        ([loaded("text", pinned=True), away("vision", rank=1.0)], 2 * GIB, VISION_BARRED),
+        ([loaded("text", pinned=True), away("vision", keep_alive_s=9.0)], 2 * GIB, VISION_BARRED),
+        ([loaded("text", pinned=True), away("vision")], 3 * GIB, {"text": STAY, "vision": LOAD}),
         # time to go
         ([loaded("text", keep_alive_s=60.0, idle_s=59.0)], 0, {"text": STAY}),
         ([loaded("text", keep_alive_s=60.0, idle_s=60.0)], 0, {"text": (DRAIN, "was idle for 60 s")}),

@@ -1,0 +1,131 @@
+"""`edge-agent models load | unload | pin | unpin`: orders to an agent, on this machine or over MQTT."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import rich
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from edge_agent import settings
+from edge_agent.cli import broker_options as broker
+from edge_agent.control.caller import ask_agent
+from edge_agent.errors import EdgeAgentError, SettingsError
+from edge_agent.mqtt.client import EdgeClient, job_id
+from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
+
+CONNECT_S = 10.0
+LOOK_S = 0.3
+errors = Console(stderr=True, highlight=False)
+
+VERBS = {
+    "load": "Load a served model as soon as there is room, and wait until it is ready.",
+    "unload": "Unload a model when what runs in it has ended; a job that waits for it loads it again.",
+    "pin": "Load a model and keep it loaded, whatever else needs the memory; also over restarts.",
+    "unpin": "Let a pinned model make room for others again.",
+}
+_DONE = {
+    "load": "is loaded",
+    "unload": "is unloaded",
+    "pin": "is pinned",
+    "unpin": "is not pinned any more",
+    "pull": "is in the store",
+}
+
+Report = OrderStatus | OrderResult
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make a command of each verb."""
+    for verb, words in VERBS.items():
+        app.command(verb, help=words)(_command(verb))
+
+
+def _command(verb: str) -> Callable[..., None]:
+    def command(
+        name: Annotated[str, typer.Argument(help="A served model, as `status` names it.", show_default=False)],
+        *,
+        agent: Annotated[str | None, typer.Option(help="An agent elsewhere; else the one on this machine.")] = None,
+        json: Annotated[bool, typer.Option("--json", help="Print every report as a line of JSON.")] = False,
+        state_dir: Annotated[
+            Path | None, typer.Option(help="The agent's state folder; agent.state_dir of the settings if left out.")
+        ] = None,
+        config: broker.Config = None,
+        host: broker.Host = None,
+        port: broker.Port = None,
+        username: broker.Username = None,
+        password_file: broker.PasswordFile = None,
+        root: broker.Root = None,
+        tls: broker.Tls = False,
+        tls_ca_file: broker.TlsCaFile = None,
+        tls_cert_file: broker.TlsCertFile = None,
+        tls_key_file: broker.TlsKeyFile = None,
+    ) -> None:
+        try:
+            if agent is None:
+                reports = _here(verb, name, state_dir or settings.load(config).agent.state_dir)
+                follow(reports, name, json=json)
+                return
+            section = broker.broker_section(
+                config,
+                host=host,
+                port=port,
+                username=username,
+                password_file=password_file,
+                root=root,
+                tls=tls,
+                tls_ca_file=tls_ca_file,
+                tls_cert_file=tls_cert_file,
+                tls_key_file=tls_key_file,
+            )
+            known_as = broker.requester(section)
+            with EdgeClient(broker.access(section, known_as), name=known_as, root=section.root) as client:
+                if not client.wait_connected(CONNECT_S):
+                    found = client.trouble or "nothing answers there"
+                    errors.print(Text(f"no broker at {section.host}:{section.port}: {found}", style="red"))
+                    raise typer.Exit(1)
+                follow(client.admin(agent, verb, name).updates(), name, json=json)
+        except (EdgeAgentError, SettingsError) as error:
+            errors.print(Text(str(error), style="red"))
+            raise typer.Exit(1) from None
+
+    return command
+
+
+def _here(verb: str, name: str, folder: Path) -> Iterator[Report]:
+    """Order the agent of a state folder and ask after it, by giving the order again, until its end."""
+    order = ModelOrder.model_validate({"op_id": job_id(), "op": verb, "model": name})
+    newest: Report | None = None
+    while not isinstance(newest, OrderResult):
+        reply = ask_agent(folder, order)
+        if reply is None:
+            sentence = f"no agent runs with the state folder {folder}; name its settings with --config"
+            raise SettingsError(sentence)
+        if reply.error is not None:
+            raise EdgeAgentError(reply.error.code, reply.error.message)
+        if reply.order is not None and reply.order != newest:
+            newest = reply.order
+            yield newest
+        if not isinstance(newest, OrderResult):
+            time.sleep(LOOK_S)
+
+
+def follow(reports: Iterator[Report], name: str, *, json: bool) -> None:
+    """Show what is told of an order until its end; end the command with 1 when it failed."""
+    for report in reports:
+        if json:
+            sys.stdout.write(report.model_dump_json(exclude_none=True) + "\n")
+            sys.stdout.flush()
+        elif isinstance(report, OrderStatus):
+            if report.reason:
+                errors.print(Text(f"{name}: {report.reason}", style="dim"))
+        elif report.state == "succeeded":
+            rich.print(Text(f"{name} {_DONE[report.op or 'load']}, after {report.took_s or 0:.1f} s"))
+        else:
+            errors.print(Text(report.error.message if report.error else "it failed", style="red"))
+        if isinstance(report, OrderResult) and report.state != "succeeded":
+            raise typer.Exit(1)

@@ -1,0 +1,156 @@
+"""Orders a program has given to agents, each followed until its end is known."""
+
+import queue as stdlib_queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.wire import Publication
+
+EXPIRY_S = 300
+"""How long an order waits at the broker for an agent that is away; then it is given up."""
+AGAIN_FIRST_S = 5.0
+AGAIN_MOST_S = 60.0
+"""An order nobody answered is given again after 5 s, then after twice as long each time."""
+ASK_S = 30.0
+"""An order that was taken is given again, and thereby asked after, when nothing was heard for so long."""
+REFUSED = 0x80
+
+Report = OrderStatus | OrderResult
+
+
+class OrderHandle:
+    """An order on its way. Iterate over `updates()`, or wait for `result()`."""
+
+    def __init__(self, agent: str, order: ModelOrder) -> None:
+        self.agent = agent
+        self.order = order
+        self._updates: stdlib_queue.SimpleQueue[Report | None] = stdlib_queue.SimpleQueue()
+        self._done = threading.Event()
+        self._result: OrderResult | None = None
+        self._error: EdgeAgentError | None = None
+
+    def updates(self, timeout_s: float | None = None) -> Iterator[Report]:
+        """Yield what is told of the order, at last its result; one reader only.
+
+        Raises EdgeAgentError when it was refused or nobody took it, TimeoutError when nothing came for `timeout_s`.
+        """
+        while True:
+            try:
+                update = self._updates.get(timeout=timeout_s)
+            except stdlib_queue.Empty:
+                raise TimeoutError(f"nothing was heard of the order for {timeout_s} s") from None
+            if update is None:
+                if self._error:
+                    raise self._error
+                return
+            yield update
+
+    def result(self, timeout_s: float | None = None) -> OrderResult:
+        """Wait for what becomes of it. Raises EdgeAgentError when it was refused or nobody took it, TimeoutError."""
+        if not self._done.wait(timeout_s):
+            raise TimeoutError(f"the order has not ended after {timeout_s} s")
+        if self._error:
+            raise self._error
+        assert self._result is not None  # noqa: S101 - done means one or the other
+        return self._result
+
+    def put(self, report: Report) -> None:
+        """Hand over what was told."""
+        self._updates.put(report)
+
+    def finish(self, result: OrderResult | None, error: EdgeAgentError | None) -> None:
+        """End; there is one of the two."""
+        self._result, self._error = result, error
+        self._done.set()
+        self._updates.put(None)
+
+
+@dataclass(slots=True)
+class _Open:
+    """An order whose end is not known. Times are monotonic seconds."""
+
+    handle: OrderHandle
+    ends_s: float
+    next_s: float = 0.0
+    tries: int = 0
+    taken: bool = False
+    newest: Report | None = None
+
+
+class OrderBook:
+    """The open orders of one client; belongs to its thread. `publish` returns the message's id if it goes out."""
+
+    def __init__(
+        self,
+        client: str,
+        *,
+        topics: Callable[[str], Topics],
+        publish: Callable[[Publication], int | None],
+        now_s: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._topics = topics
+        self._publish = publish
+        self._now_s = now_s
+        self._open: dict[tuple[str, str], _Open] = {}
+        self._sent: dict[int, tuple[str, str]] = {}
+
+    def add(self, handle: OrderHandle) -> None:
+        """Follow an order from now on."""
+        self._open[handle.agent, handle.order.op_id] = _Open(handle, self._now_s() + EXPIRY_S)
+
+    def chase(self) -> None:
+        """Give orders, again if they were not answered; give up those that nobody took."""
+        now_s = self._now_s()
+        for key, each in list(self._open.items()):
+            if not each.taken and now_s >= each.ends_s:
+                error = EdgeAgentError(Code.EXPIRED, f"{each.handle.agent} did not answer within {EXPIRY_S} s")
+                self._close(key, error=error)
+            elif now_s >= each.next_s:
+                self._send(key, each, now_s)
+
+    def owns(self, agent: str, name: str) -> bool:
+        """Return whether a message is about one of these orders."""
+        return (agent, name) in self._open
+
+    def hear(self, agent: str, name: str, report: Report) -> None:
+        """Take in what an agent tells of one of these orders."""
+        key = (agent, name)
+        each = self._open[key]
+        each.taken, each.tries, each.next_s = True, 0, self._now_s() + ASK_S
+        if isinstance(report, OrderResult) and report.state == "rejected":
+            error = report.error
+            refusal = EdgeAgentError(error.code, error.message) if error else EdgeAgentError(Code.INTERNAL, "refused")
+            self._close(key, error=refusal)
+            return
+        if report != each.newest:
+            each.newest = report
+            each.handle.put(report)
+        if isinstance(report, OrderResult):
+            self._close(key, result=report)
+
+    def answered(self, mid: int, reason: int) -> None:
+        """Take in the broker's answer to a message."""
+        key = self._sent.pop(mid, None)
+        if key in self._open and reason >= REFUSED:
+            sentence = f"the broker refuses orders of {self._client} for {key[0]} (reason {reason:#x}); mend its ACL"
+            self._close(key, error=EdgeAgentError(Code.NOT_ALLOWED, sentence))
+
+    def _send(self, key: tuple[str, str], each: _Open, now_s: float) -> None:
+        each.next_s = now_s + (ASK_S if each.taken else min(AGAIN_MOST_S, AGAIN_FIRST_S * 2**each.tries))
+        each.tries += 1
+        topic = self._topics(each.handle.agent).admin(self._client, "model")
+        payload = each.handle.order.model_dump_json(exclude_none=True).encode()
+        expiry_s = EXPIRY_S if each.taken else max(1, round(each.ends_s - now_s))
+        mid = self._publish(Publication(topic, payload, qos=1, expiry_s=expiry_s))
+        if mid is not None:
+            self._sent[mid] = key
+
+    def _close(
+        self, key: tuple[str, str], *, result: OrderResult | None = None, error: EdgeAgentError | None = None
+    ) -> None:
+        self._open.pop(key).handle.finish(result, error)
