@@ -67,6 +67,20 @@ def png(width, height, *, chunks=(), rows=b"", depth=8, colour=2):
     )
 
 
+def jpeg_of_scans(count):
+    """A JPEG of 62 megapixels whose last scan, of 92 bytes, comes so many times: each is 30 ms of computing."""
+    whole = encoded(Image.new("L", (7900, 7900), 128), "JPEG", progressive=True)
+    end = whole.rindex(b"\xff\xd9")
+    begin = whole.rindex(b"\xff\xda", 0, end)
+    return whole[:begin] + whole[begin:end] * count + whole[end:]
+
+
+WEBP_64_MP = bytes.fromhex(
+    "5249464626000000574542505650384c190000002f355fcd17075081540820000a1a02495bbced8f8f88e87f0000"
+)
+"""7990 x 7990 pixels of one colour."""
+
+
 def good():
     """One image of every kind that is taken, by name."""
     rgba = picture().convert("RGBA")
@@ -131,6 +145,7 @@ def bad():
         "gif-head": b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + bytes(3),
         "webp-head": b"RIFF\x24\x00\x00\x00WEBPVP8 \x18\x00\x00\x00" + bytes(24),
         "tiff-circle": b"II*\0" + struct.pack("<I", 8) + struct.pack("<HI", 0, 8),
+        "webp-64-mp": WEBP_64_MP,
         "tiff-fractions": encoded(Image.new("F", (20, 20), 0.5), "TIFF"),
     }
 
@@ -155,3 +170,12 @@ def odd():
         "png-64-mp": encoded(Image.new("L", (8000, 8000), 200)),
         "jpeg-49-mp": encoded(Image.new("RGB", (7000, 7000), "green"), "JPEG"),
     }
+
+
+def cut():
+    """Pictures of 10 kB and more, cut off at every kB: to be refused, or shown as far as they go."""
+    found = {}
+    for kind, side in (("JPEG", 150), ("PNG", 60), ("WEBP", 200)):
+        whole = encoded(noise(0.09).resize((side, side)), kind)
+        found |= {f"{kind.lower()}-cut-at-{end}": whole[:end] for end in range(1000, len(whole), 1000)}
+    return found

@@ -16,6 +16,7 @@ from rich.text import Text
 from edge_agent import settings
 from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.health.birth import decision_report
+from edge_agent.jobs.darkroom import bound_bytes
 from edge_agent.models import catalogue, runtimes
 from edge_agent.models.choose import choose
 from edge_agent.models.measurements import installed_libraries, measured
@@ -75,7 +76,12 @@ def explain(
         seen = measured(store.folder, there, installed_libraries()) if machine is None and memory is None else {}
         decisions = {
             serve.name: choose(
-                wanted(serve), machine=there, catalogue=builds, runtimes=offered, installed=installed, measured=seen
+                wanted(serve, images_bytes=bound_bytes(loaded.images.pixels)),
+                machine=there,
+                catalogue=builds,
+                runtimes=offered,
+                installed=installed,
+                measured=seen,
             )
             for serve in serves
         }

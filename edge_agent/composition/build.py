@@ -25,7 +25,7 @@ from edge_agent.health.snapshot import Snapshots, free_bytes
 from edge_agent.health.tally import Tally
 from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers
 from edge_agent.jobs import rules
-from edge_agent.jobs.darkroom import Darkroom
+from edge_agent.jobs.darkroom import Darkroom, bound_bytes
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.spool import Spool
@@ -157,6 +157,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         catalogue=known,
         sources=sources(settings, parts.root),
         changed=news.decided,
+        images_bytes=bound_bytes(settings.images.pixels),
     )
     parts.dispatcher = Dispatcher(
         models=models,

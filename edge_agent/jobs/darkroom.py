@@ -18,6 +18,12 @@ from edge_agent.log import get_logger
 
 IMAGE_S = 10.0
 """What one image may take, start of the child included: at most this long does anything wait for it."""
+CPU_S = 10
+"""Of processor time, for a decoder of several threads, or for a child whose parent is stopped."""
+BYTES_PER_PIXEL = 9
+"""Of an image that is decoded: in RGBA, its copy, a row's buffers."""
+LIBRARIES_BYTES = 128 * 2**20
+"""Of the program and its libraries: 34 MiB at rest."""
 IMAGES_MAX = 200
 """After so many a child is replaced: what its libraries leak ends with it."""
 ANSWER_BYTES_MAX = 4096
@@ -48,6 +54,11 @@ class Print:
     sha256: str
 
 
+def bound_bytes(pixels: int) -> int:
+    """Return the memory of a child that decodes images of so many pixels; the kernel gives it no more."""
+    return LIBRARIES_BYTES + BYTES_PER_PIXEL * pixels
+
+
 class Darkroom:
     """Decodes images in a child that is started when there is one; `close` ends it. For one thread.
 
@@ -62,7 +73,8 @@ class Darkroom:
         command: tuple[str, ...] = (sys.executable, "-m", "edge_agent.jobs.images"),
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._command = (*command, "--pixels", str(pixels))
+        bounds = {"--pixels": pixels, "--memory": bound_bytes(pixels), "--seconds": CPU_S}
+        self._command = (*command, *(word for name, bound in bounds.items() for word in (name, str(bound))))
         self._image_s = image_s
         self._now_s = now_s
         self._child: subprocess.Popen[bytes] | None = None

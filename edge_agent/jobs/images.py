@@ -1,14 +1,14 @@
 """The image child: decodes images that come from anybody, in a process that may die of them.
 
-Run as `python -m edge_agent.jobs.images --pixels N`. Reads an order per line of JSON on standard input, answers each
-with a line on standard output, and ends when its input does:
+Run as `python -m edge_agent.jobs.images --pixels N --memory BYTES --seconds N`. Reads an order per line of JSON on
+standard input, answers each with a line on standard output, and ends when its input does:
 
     {"path": …}  →  {"width": …, "height": …}: the size, upright as far as the beginning of the file tells
     {"path": …, "long_side": …, "out": …}  →  the size and {"used_width": …, "used_height": …, "sha256": …}: written to
         `out` as RGB bytes, rows from the top, scaled down until no side is over `long_side`
     either  →  {"fault": …}, why it is no image that can be taken, or {"full": …}, why `out` cannot be written
 
-How long an answer may take is the parent's to say, see darkroom.py.
+What an image may take is the parent's to say, see darkroom.py.
 """
 
 import argparse
@@ -40,10 +40,6 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Only these are tried; Pillow knows dozens, some of which run programs (EPS)."""
 RATIO_MAX = 50
 """A longer strip shows nothing when it is cut into tiles."""
-CPU_S = 10
-BASE_BYTES = 256 * 2**20
-BYTES_PER_PIXEL = 9
-"""Address space: what the program and its libraries take, and per pixel an RGBA image, its copy, a row's buffers."""
 FILE_BYTES_MAX = 64 * 2**20
 OOM_SCORE = "1000"
 """The first to go when memory runs out: what it does is tried again."""
@@ -70,22 +66,23 @@ def main() -> int:
     """Serve until the input ends; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m edge_agent.jobs.images", description="decode images")
     parser.add_argument("--pixels", type=int, required=True, help="largest image that is decoded")
-    pixels = parser.parse_args().pixels
-    _settle(pixels)
+    parser.add_argument("--memory", type=int, required=True, help="address space of this process, in bytes")
+    parser.add_argument("--seconds", type=int, required=True, help="processor time of an image")
+    options = parser.parse_args()
+    _settle(pixels=options.pixels, memory_bytes=options.memory)
     for line in sys.stdin.buffer:
-        _spend(CPU_S)
-        answer = take(json.loads(line), pixels=pixels)
+        _spend(options.seconds)
+        answer = take(json.loads(line), pixels=options.pixels)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
     return 0
 
 
-def _settle(pixels: int) -> None:
+def _settle(*, pixels: int, memory_bytes: int) -> None:
     """Bound what this process may take, and leave signals of the terminal to the parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    bound = BASE_BYTES + BYTES_PER_PIXEL * pixels
-    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, FILE_BYTES_MAX))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -46,13 +46,17 @@ DRIVERS = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for: `model` is a family or a variant, `backend` and `device` may be `auto`."""
+    """What is asked for: `model` is a family or a variant, `backend` and `device` may be `auto`.
+
+    images_bytes: memory that is left free beside a build that sees, for whoever decodes its images.
+    """
 
     model: str
     context_tokens: int = 4096
     parallel: int = 1
     backend: str = "auto"
     device: str = "auto"
+    images_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,8 @@ def _fit(
 ) -> Candidate | Rejected:
     """Find the most context and lanes that the memory holds."""
     host_free = free_bytes(machine.memory)
+    if host_free is not None and build.hidden_size is not None:
+        host_free = max(0, host_free - wanted.images_bytes)
     shared = accelerator is None or accelerator.shares_memory
     own = None if accelerator is None or shared else accelerator.memory_bytes or runtime.memory_bytes
 

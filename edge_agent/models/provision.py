@@ -20,6 +20,7 @@ from edge_agent.models.compiled import keeping
 from edge_agent.models.fetch import Hub, Progress, fetch
 from edge_agent.models.load import Placed, prepare
 from edge_agent.models.measurements import identity, installed_libraries, measured
+from edge_agent.models.memory import read_build
 from edge_agent.models.runtimes import Runtimes
 from edge_agent.models.store import Store, in_words
 from edge_agent.models.upstream import upstream
@@ -91,7 +92,10 @@ def _told(variant: Variant, progress: Progress) -> str:
 
 
 class Provision:
-    """Brings a build for every served model. `prepare` belongs to the main thread; `changed` is called on ours."""
+    """Brings a build for every served model. `prepare` belongs to the main thread; `changed` is called on ours.
+
+    `images_bytes` are left free from the first load of a model that sees: for the child that decodes its images.
+    """
 
     def __init__(
         self,
@@ -100,11 +104,14 @@ class Provision:
         catalogue: Catalogue,
         sources: Sources,
         changed: Callable[[], None],
+        images_bytes: int = 0,
         retry_s: float = RETRY_S,
     ) -> None:
         self._catalogue = catalogue
         self._sources = sources
         self._changed = changed
+        self._images_bytes = images_bytes
+        self._sees = False
         self._retry_s = retry_s
         self._chosen = [serve for serve in serves if serve.chosen]
         self._lock = threading.Lock()
@@ -188,6 +195,9 @@ class Provision:
     def _prepare(
         self, place: Placed, serve: ServeSection, machine: Machine, reserved_bytes: int
     ) -> tuple[ModelSpec, int | None]:
+        build = read_build(place.path, place.backend)
+        self._sees = self._sees or (build is not None and build.hidden_size is not None)
+        reserved_bytes += self._images_bytes if self._sees else 0
         spec, limit_bytes = prepare(place, serve, machine, reserved_bytes=reserved_bytes)
         return keeping(spec, self._sources.compiled, bytes_max=self._sources.compiled_bytes), limit_bytes
 
@@ -217,7 +227,7 @@ class Provision:
         memory = replace(machine.memory, bandwidth_bytes_per_s=bandwidth)
         try:
             decision = choose(
-                wanted(serve),
+                wanted(serve, images_bytes=self._images_bytes),
                 machine=replace(machine, memory=memory),
                 catalogue=self._catalogue,
                 runtimes=runtimes,
@@ -277,9 +287,9 @@ class Provision:
             self._notes[serve.name] = text
 
 
-def wanted(serve: ServeSection) -> Wanted:
+def wanted(serve: ServeSection, *, images_bytes: int) -> Wanted:
     """Return what a table of the settings asks of a decision."""
-    return Wanted(serve.wanted, serve.context_tokens, serve.parallel, serve.backend, serve.device)
+    return Wanted(serve.wanted, serve.context_tokens, serve.parallel, serve.backend, serve.device, images_bytes)
 
 
 def placed(

@@ -237,3 +237,12 @@ def test_runtimes_presumed_of_a_machine_are_those_of_its_accelerators():
         ("openvino", "gpu"),
         ("openvino", "npu"),
     }
+
+
+def test_beside_a_build_that_sees_memory_is_left_for_decoding_images():
+    """Beside one for text none is."""
+    for model, less in (("phi-3.5-vision", True), (MINI, False)):
+        plain, leaving = (
+            decide(machine(9), model=model, parallel=8, images_bytes=size).candidates[0].parallel for size in (0, 2**30)
+        )
+        assert (leaving < plain) == less

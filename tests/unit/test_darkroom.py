@@ -11,8 +11,7 @@ import images
 import pytest
 from PIL import Image
 
-from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError
-from edge_agent.jobs.images import BASE_BYTES, BYTES_PER_PIXEL
+from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError, bound_bytes
 
 GOOD, BAD, ODD = images.good(), images.bad(), images.odd()
 PIXELS = 64_000_000
@@ -135,10 +134,41 @@ def test_the_child_is_bounded_in_memory_processor_time_and_files(darkroom, shelf
     darkroom.measure(shelf(GOOD["png"]))
     lines = Path(f"/proc/{darkroom.pid}/limits").read_text().splitlines()
     soft = {line[:26].strip(): line[26:].split()[0] for line in lines[1:]}
-    assert int(soft["Max address space"]) == BASE_BYTES + BYTES_PER_PIXEL * PIXELS
+    assert int(soft["Max address space"]) == bound_bytes(PIXELS)
     assert 10 <= int(soft["Max cpu time"]) < 60
     assert (soft["Max file size"], soft["Max core file size"]) == (str(64 * 2**20), "0")
     assert Path(f"/proc/{darkroom.pid}/oom_score_adj").read_text().strip() == "1000"
+
+
+def refused(darkroom, file):
+    """Return why an image was not decoded."""
+    with pytest.raises(BadImageError) as refused:
+        darkroom.develop(file, long_side=336, out=file.with_name("out"))
+    return str(refused.value)
+
+
+def test_an_image_that_takes_more_memory_than_the_kernel_gives_is_told(darkroom, shelf):
+    """Of no more pixels than allowed, in 46 bytes: its decoder keeps four copies of 255 MB."""
+    assert refused(darkroom, shelf(images.WEBP_64_MP)).startswith("takes more memory to decode than an image may")
+    peak = next(line for line in Path(f"/proc/{darkroom.pid}/status").read_text().splitlines() if "VmPeak" in line)
+    assert int(peak.split()[1]) * 1024 <= bound_bytes(PIXELS)
+    assert darkroom.measure(shelf(GOOD["png"])) == (64, 48)
+
+
+def test_an_image_that_is_not_decoded_in_time_ends_the_child_and_not_the_next_image(shelf):
+    """Of allowed size in bytes and pixels: a second of computing in every 3 kB."""
+    with Darkroom(pixels=PIXELS, image_s=1.0) as darkroom:
+        assert refused(darkroom, shelf(images.jpeg_of_scans(500))) == "was not decoded after 1 s"
+        assert darkroom.pid is None
+        assert darkroom.measure(shelf(GOOD["png"])) == (64, 48)
+
+
+def test_an_image_that_takes_more_processor_time_than_the_kernel_gives_is_told(shelf):
+    """Should the clock's bound not come first."""
+    program = "import sys, edge_agent.jobs.images as it; sys.argv[-1] = '1'; it.main()"
+    with Darkroom(pixels=PIXELS, command=(sys.executable, "-c", program)) as darkroom:
+        assert refused(darkroom, shelf(images.jpeg_of_scans(500))) == "takes too long to decode"
+        assert darkroom.measure(shelf(GOOD["png"])) == (64, 48)
 
 
 def test_an_image_cut_anywhere_is_told_so_or_shown(darkroom, shelf):

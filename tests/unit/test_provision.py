@@ -1,5 +1,6 @@
 """From what is wanted to a build on disk: what is said on the way, and what is loaded in the end."""
 
+import json
 import os
 import threading
 from dataclasses import replace
@@ -33,7 +34,7 @@ WEIGHTS_BYTES = {"onnx": 2_780_000_000, "openvino": 2_080_000_000}
 class Bench:
     """A provision whose sources are set by hand."""
 
-    def __init__(self, folder, *serves, fetch=None, **sources):
+    def __init__(self, folder, *serves, fetch=None, images_bytes=0, **sources):
         self.folder = folder
         self.store = {}
         self.machine = machine(16)
@@ -55,6 +56,7 @@ class Bench:
                 **sources,
             ),
             changed=self.news.release,
+            images_bytes=images_bytes,
             retry_s=0.01,
         )
 
@@ -283,3 +285,25 @@ def test_a_folder_without_a_model_is_said():
     with pytest.raises(EdgeAgentError, match=r"mend models\.serve\.path") as caught:
         Bench(Path("/absent"), serve).provision.prepare(serve, 0)
     assert caught.value.code is Code.MODEL_MISSING
+
+
+def test_from_the_first_model_that_sees_memory_is_left_to_who_decodes_images(tmp_path):
+    """For it, and for every load after it."""
+    serves = []
+    for name in ("reads", "sees"):
+        (tmp_path / name).mkdir()
+        folder = write_build(tmp_path / name, "openvino", WEIGHTS_BYTES["openvino"])
+        serves.append(ServeSection(name=name, path=folder, backend="openvino", context_tokens=4096, parallel=16))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "phi3_v"}))
+    provision = Bench(tmp_path, *serves, images_bytes=2 * 2**30).provision
+    alone = Bench(tmp_path, *serves).provision
+
+    def lanes(one, serve):
+        return one.prepare(serve, 0)[0].parallel
+
+    reads, sees = serves
+    whole = lanes(alone, reads)
+    assert lanes(provision, reads) == whole > 1
+    assert lanes(provision, sees) < lanes(alone, sees)
+    assert lanes(provision, reads) < whole
