@@ -107,7 +107,12 @@ def test_what_is_said_of_the_agent_validates():
         ),
     )
     serve = ServeSection(name="phi", model="phi-3.5-mini")
-    decided = choose(wanted(serve), machine=machine(8), catalogue=catalogue.read(), runtimes=presumed(machine(8)))
+    decided = choose(
+        wanted(serve, images_bytes=0),
+        machine=machine(8),
+        catalogue=catalogue.read(),
+        runtimes=presumed(machine(8)),
+    )
     given = ServeSection(name="ours", path=Path("/models/ours"))
     decision = decision_report((serve, given), {"phi": decided}, agent="edge-01", boot_id="b")
     said = []
