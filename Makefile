@@ -36,7 +36,7 @@ demo: $(VENV)/.demo broker ## set up, then run a broker, an agent and a few jobs
 	$(VENV)/bin/edge-agent demo
 
 .PHONY: test
-test: $(VENV)/.dev broker prometheus ## set up, then run the tests
+test: $(VENV)/.dev broker prometheus systemd ## set up, then run the tests
 	$(VENV)/bin/python -m pytest
 
 .PHONY: engines
@@ -100,6 +100,11 @@ broker:
 	command -v mosquitto >/dev/null && command -v mosquitto_pub >/dev/null || { \
 		$(call apt_install,mosquitto mosquitto-clients); \
 	}
+
+# Its programs only: nothing is started, and a machine that something else runs goes on like that.
+.PHONY: systemd
+systemd:
+	@[ -x /lib/systemd/systemd ] && command -v systemd-analyze >/dev/null || { $(call apt_install,systemd); }
 
 # Unpacked beside Python and not installed: Debian's package would start a service that listens on every address.
 .PHONY: prometheus

@@ -27,6 +27,10 @@ TICK_S = 1.0
 SETTLE_S = 5.0
 """How long the last results, states and the farewell may take to reach the broker."""
 STORAGE_RETRY_S = 5.0
+OPEN_S = 600.0
+"""How long the service manager is asked to wait for a queue to be read through, or made over for a newer version."""
+GRACE_S = 60.0
+"""How long it is asked to wait beyond what is done next, while we start or stop."""
 
 log = get_logger()
 
@@ -158,6 +162,7 @@ class Agent:
                 return
             self._parts.supervisor.attend()
             self._notifier.alive()
+            self._notifier.extend(GRACE_S)
 
     def _abandon(self) -> int:
         """End at once after a crash: everything that matters is on disk, the service manager starts us again."""
@@ -207,12 +212,12 @@ class Agent:
     def _open_queue(self, folder: Path) -> Queue | None:
         """Open the queue and the folder of images, waiting for room on the disk; None when told to stop meanwhile."""
         while not self._stopping.is_set():
+            self._notifier.extend(OPEN_S)
             try:
                 self._parts.spool.open()
                 return open_queue(folder, age_step_s=self._settings.queue.age_step_s)
             except (StorageError, EdgeAgentError) as error:
                 log.error("queue.unwritable", reason=str(error), next="free disk space or mend the folder's rights")
                 self._notifier.status(f"waits: the queue cannot be written ({error})")
-                self._notifier.alive()
                 self._stopping.wait(STORAGE_RETRY_S)
         return None

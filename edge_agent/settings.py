@@ -55,6 +55,9 @@ class AgentSection(Section):
 
     id: Id = Field(default_factory=default_id, description="name of this agent, also its MQTT client id")
     state_dir: Path = Field(Path("/var/lib/edge-agent"), description="folder of the queue; must survive reboots")
+    cache_dir: Path | None = Field(
+        None, description="folder of what can be made again, as compiled models; `state_dir` when unset"
+    )
     drain_s: float = Field(
         30.0,
         ge=0,

@@ -3,12 +3,14 @@
 import importlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+import booted
 import pytest
 import structlog
 from hypothesis import settings
@@ -24,7 +26,13 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what cannot run here; in CI its absence is a failure, or nobody would notice that it never ran."""
-    needs = (("broker", _broker_missing), ("engine", _engine_missing), ("prometheus", _prometheus_missing))
+    needs = (
+        ("broker", _broker_missing),
+        ("engine", _engine_missing),
+        ("prometheus", _prometheus_missing),
+        ("systemd", _systemd_missing),
+        ("booted", booted.missing),
+    )
     for marker, missing in needs:
         if item.get_closest_marker(marker) and (reason := missing()):
             if os.environ.get("CI") == "true":
@@ -51,6 +59,12 @@ def _prometheus_missing() -> str | None:
         return "prometheus-client is not installed; install it with: pip install -e ."
     missing = [name for name in ("prometheus", "promtool") if find_program(name) is None]
     return f"{' and '.join(missing)} not found; fetch them with: make prometheus" if missing else None
+
+
+def _systemd_missing() -> str | None:
+    if shutil.which("systemd-analyze"):
+        return None
+    return "systemd-analyze is not installed; install it with: make systemd"
 
 
 class _Stderr:

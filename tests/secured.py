@@ -25,13 +25,21 @@ def generated(folder, *arguments):
 
 
 class Mosquitto:
-    """A broker set up by the printed script, and mosquitto's own clients."""
+    """A broker set up by the printed script, and mosquitto's own clients.
 
-    def __init__(self, folder, proof):
+    `example` are lines in place of the printed ones, for files in /etc/mosquitto/edge.
+    """
+
+    def __init__(self, folder, proof, *, example=None):
         self.folder, self.proof, self.port = folder, proof, random_port()
         script = generated(folder, *USERS, "--proof", proof, "--broker", "127.0.0.1", "--port", str(self.port))
         subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=PATIENCE_S)
-        lines = (folder / "mosquitto-edge.conf").read_text().replace(f"{self.port}\n", f"{self.port} 127.0.0.1\n", 1)
+        lines = (folder / "mosquitto-edge.conf").read_text()
+        if example is not None:
+            lines = example.replace("/etc/mosquitto/edge/", f"{folder}/").replace(
+                "listener 8883", f"listener {self.port}"
+            )
+        lines = lines.replace(f"{self.port}\n", f"{self.port} 127.0.0.1\n", 1)
         self.broker = PrivateBroker(folder=folder / "broker", settings=lines)
         config = self.broker._write_config
 

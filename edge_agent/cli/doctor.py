@@ -67,7 +67,7 @@ def _look(config: Path | None, *, full: bool) -> Iterator[Finding]:
     yield from broker.look(loaded)
     yield from machine.accelerators(probe())
     yield from builds.look(loaded, full=full)
-    yield from machine.unit(loaded)
+    yield from machine.unit()
 
 
 def _show(finding: Finding) -> None:

@@ -13,6 +13,7 @@ from edge_agent.control.messages import AskState
 from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
 from edge_agent.errors import EdgeAgentError
 from edge_agent.health.snapshot import free_bytes
+from edge_agent.installation import UNIT
 from edge_agent.models.store import in_words
 from edge_agent.settings import Settings
 from hardware.machine import Machine
@@ -24,8 +25,6 @@ UNITS = (
     Path("/usr/lib/systemd/system"),
 )
 """Where systemd looks for units, first found first (systemd.unit(5))."""
-UNIT = "edge-agent.service"
-STOP_DEFAULT_S = 90.0
 RELEASED = datetime(2026, 1, 1, tzinfo=UTC)
 """A clock before this is wrong: there was no such program."""
 
@@ -116,11 +115,11 @@ def accelerators(machine: Machine) -> Iterator[Finding]:
             yield unknown(about, f"{name}: whether it may be used cannot be told")
 
 
-def unit(settings: Settings, folders: tuple[Path, ...] = UNITS) -> Iterator[Finding]:
-    """Look at the installed unit: does it start a program that is there, and stop it late enough."""
+def unit(folders: tuple[Path, ...] = UNITS) -> Iterator[Finding]:
+    """Look at the installed unit: does it start a program that is there, and listen to it."""
     file = next((folder / UNIT for folder in folders if (folder / UNIT).is_file()), None)
     if file is None:
-        yield unknown("unit", f"{UNIT} is not installed; see systemd/{UNIT}")
+        yield unknown("unit", f"{UNIT} is not installed; edge-agent install-service does it")
         return
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=", allow_no_value=True)
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep names as they are
@@ -128,11 +127,11 @@ def unit(settings: Settings, folders: tuple[Path, ...] = UNITS) -> Iterator[Find
         parser.read_string(file.read_text(encoding="utf-8"))
         section = parser["Service"]
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError):
-        yield failed("unit", f"{file} cannot be read as a unit", f"sudo cp systemd/{UNIT} {file}")
+        yield failed("unit", f"{file} cannot be read as a unit", f"sudo rm {file}; sudo edge-agent install-service")
         return
     findings = [
         *_unit_program(file, section.get("ExecStart") or ""),
-        *_unit_stop(file, section, settings.agent.drain_s),
+        *_unit_kind(file, section.get("Type")),
     ]
     yield from findings or [ok("unit", f"{file} is right")]
 
@@ -145,15 +144,10 @@ def _unit_program(file: Path, line: str) -> Iterator[Finding]:
         )
 
 
-def _unit_stop(file: Path, section: configparser.SectionProxy, drain_s: float) -> Iterator[Finding]:
-    given = section.get("TimeoutStopSec") or str(STOP_DEFAULT_S)
-    try:
-        stop_s = float(given.removesuffix("s"))
-    except ValueError:
-        return  # `infinity`, or one of the many other ways to write it
-    if stop_s <= drain_s:
+def _unit_kind(file: Path, kind: str | None) -> Iterator[Finding]:
+    if kind not in {"notify", "notify-reload"}:
         yield warning(
             "unit",
-            f"{file} ends the agent after {stop_s:g} s, agent.drain_s lets jobs finish for {drain_s:g} s",
-            f"sudoedit {file}  # TimeoutStopSec={drain_s + 30:g}",
+            f"{file} does not listen to the agent: it is ended while its jobs finish, and never when it is stuck",
+            f"sudoedit {file}  # Type=notify; or edge-agent install-service",
         )

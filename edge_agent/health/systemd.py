@@ -1,12 +1,16 @@
-"""The service manager: readiness, a status line, the watchdog. Does nothing where there is none."""
+"""The service manager: readiness, a status line, the watchdog, time. Does nothing where there is none."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
 
+SEND_S = 1.0
+"""A manager that does not read for so long is not waited for: it hears the next thing we say."""
+
 
 class Notifier:
-    """Speaks sd_notify(3) over the socket named in `NOTIFY_SOCKET`."""
+    """Speaks sd_notify(3) over the socket named in `NOTIFY_SOCKET`; never raises: no work depends on being heard."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
@@ -30,8 +34,13 @@ class Notifier:
         if self.watchdog_s is not None:
             self._send("WATCHDOG=1")
 
+    def extend(self, seconds: float) -> None:
+        """Ask for so much time from now on, while we start or stop."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
     def status(self, line: str) -> None:
         """Show a line in `systemctl status`, when it is a new one."""
+        line = " ".join(line.split())
         if line != self._last_status:
             self._last_status = line
             self._send(f"STATUS={line}")
@@ -39,5 +48,6 @@ class Notifier:
     def _send(self, text: str) -> None:
         if not self._address:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(SEND_S)
             sock.sendto(text.encode(), self._address)

@@ -70,7 +70,7 @@ def sources(settings: Settings, root: Path = Path("/")) -> Sources:
         installed=lambda: here(store),
         measured=lambda: measured(store.folder, probe(root), installed_libraries()),
         fetch=bring if settings.models.pull == "missing" else None,
-        compiled=settings.agent.state_dir / "compiled",
+        compiled=(settings.agent.cache_dir or settings.agent.state_dir) / "compiled",
         compiled_bytes=settings.models.compiled_bytes,
     )
 

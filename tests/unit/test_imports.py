@@ -60,7 +60,7 @@ LAYERS = (
         "edge_agent.integrations",
     ),
     ("edge_agent.agent", "edge_agent.composition"),
-    ("edge_agent.daemon", "edge_agent.fleet", "edge_agent.doctor"),
+    ("edge_agent.daemon", "edge_agent.fleet", "edge_agent.doctor", "edge_agent.installation"),
     ("edge_agent.cli", "edge_agent.__main__"),
 )
 """From the bottom up; a module belongs where its longest name here is. It may import from its own layer and below."""
