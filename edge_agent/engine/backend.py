@@ -115,7 +115,8 @@ _BACKENDS: Mapping[str, Entry] = {
         "transformers",
         ("model.safetensors", "model.safetensors.index.json"),
     ),
-    # Its folders look like the one above: whoever wants it says so.
+    "llamacpp": Entry("edge_agent.engine.llamacpp:load", ("xllamacpp", "llguidance"), "llamacpp", ("*.gguf",)),
+    # Its folders look like that of transformers: whoever wants it says so.
     "mlx": Entry("edge_agent.engine.mlx:load", ("mlx", "mlx_lm", "transformers", "llguidance"), "mlx", ()),
     "openai": Entry("edge_agent.engine.openai:load", (), "", ()),
 }
@@ -133,7 +134,12 @@ def names() -> tuple[str, ...]:
 
 
 def backend_of(folder: Path) -> str:
-    """Return the backend whose files lie in a model folder. Raises EdgeAgentError MODEL_MISSING when there is none."""
+    """Return the backend whose files lie in a model folder, or whose file it is.
+
+    Raises EdgeAgentError MODEL_MISSING when there is none.
+    """
+    if folder.suffix == ".gguf" and folder.is_file():
+        return "llamacpp"
     if not folder.is_dir():
         raise EdgeAgentError(
             Code.MODEL_MISSING, f"{folder} is not a folder; put a model there or mend models.serve.path"
@@ -143,6 +149,21 @@ def backend_of(folder: Path) -> str:
             return name
     known = ", ".join(f"{entry.marks[-1]} ({name})" for name, entry in _BACKENDS.items() if entry.marks)
     raise EdgeAgentError(Code.MODEL_MISSING, f"{folder} holds none of {known}; point models.serve.path at a build")
+
+
+def gguf_file(path: Path) -> Path:
+    """Return the GGUF file meant by its own path or that of the folder it lies in.
+
+    Raises EdgeAgentError MODEL_MISSING when there is not one of them in the folder.
+    """
+    if path.is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) != 1:
+        raise EdgeAgentError(
+            Code.MODEL_MISSING, f"{path} holds {len(files)} files *.gguf; point models.serve.path at the one you mean"
+        )
+    return files[0]
 
 
 def find(name: str, device: str = "cpu") -> Load:

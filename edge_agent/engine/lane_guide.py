@@ -85,21 +85,22 @@ class Constraint:
 
 
 class Guides:
-    """Compiles guides for a model's vocabulary.
+    """Compiles guides for a model's vocabulary."""
 
-    Raises EdgeAgentError MODEL_ERROR when the folder's tokenizer.json cannot be read.
-    """
-
-    def __init__(self, folder: Path, *, vocab_size: int, end_ids: Sequence[int]) -> None:
+    def __init__(self, tokens: llguidance.LLTokenizer, *, vocab_size: int) -> None:
+        self._tokens = tokens
         self._vocab_size = vocab_size
+
+    @classmethod
+    def read(cls, folder: Path, *, vocab_size: int, end_ids: Sequence[int]) -> "Guides":
+        """Return those for a folder's tokenizer.json. Raises EdgeAgentError MODEL_ERROR when it cannot be read."""
         try:
-            self._tokens = llguidance.LLTokenizer(
-                str(folder / "tokenizer.json"), n_vocab=vocab_size, eos_token=list(end_ids)
-            )
+            tokens = llguidance.LLTokenizer(str(folder / "tokenizer.json"), n_vocab=vocab_size, eos_token=list(end_ids))
         except ValueError as error:
             raise EdgeAgentError(
                 Code.MODEL_ERROR, f"tokenizer.json in {folder} is of no use for guides; fetch the model again"
             ) from error
+        return cls(tokens, vocab_size=vocab_size)
 
     def constraint(self, guide: Guide) -> Constraint:
         """Compile a guide and find what may come first; that takes a fraction of a second at most.

@@ -57,7 +57,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         encoder=encoder,
         prompts=OnnxPrompts(tokenizer, special_tokens, images_most=limits.images_per_prompt),
         vocabulary=Vocabulary.read(spec.path),
-        guides=Guides(spec.path, vocab_size=layout.vocab_size, end_ids=end_ids),
+        guides=Guides.read(spec.path, vocab_size=layout.vocab_size, end_ids=end_ids),
         end_ids=frozenset(end_ids),
         limits=limits,
         library_name=f"onnxruntime-genai {og.__version__}",

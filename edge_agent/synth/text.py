@@ -11,10 +11,11 @@ from edge_agent.synth.weights import RandomWeights, ScriptedWeights, Weights
 
 
 class Backend(StrEnum):
-    """The library that a model is for: onnxruntime-genai, openvino-genai or transformers (and mlx-lm)."""
+    """The library that a model is for: onnxruntime-genai, openvino-genai, llama.cpp or transformers (and mlx-lm)."""
 
     ONNX = "onnx"
     OPENVINO = "openvino"
+    LLAMACPP = "llamacpp"
     TRANSFORMERS = "transformers"
 
 
@@ -113,6 +114,13 @@ def _openvino_writer() -> Callable[..., None]:
     return write_openvino
 
 
+def _gguf_writer() -> Callable[..., None]:
+    """Return what writes for llama.cpp."""
+    from edge_agent.synth.gguf_folder import write_gguf  # noqa: PLC0415
+
+    return write_gguf
+
+
 def _transformers_writer() -> Callable[..., None]:
     """Return what writes in Hugging Face's own layout."""
     from edge_agent.synth.transformers_folder import write_transformers  # noqa: PLC0415
@@ -123,5 +131,6 @@ def _transformers_writer() -> Callable[..., None]:
 _WRITERS: Mapping[Backend, Callable[[], Callable[..., None]]] = {
     Backend.ONNX: _onnx_writer,
     Backend.OPENVINO: _openvino_writer,
+    Backend.LLAMACPP: _gguf_writer,
     Backend.TRANSFORMERS: _transformers_writer,
 }

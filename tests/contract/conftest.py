@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import os
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,6 +153,51 @@ class BareMlx(BareTransformers):
         return said
 
 
+class BareLlamacpp:
+    """llama.cpp's own server: the prompt in one batch, no cache of beginnings, no neighbours."""
+
+    def __init__(self, folder):
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(backend.gguf_file(folder))
+        params.n_ctx, params.n_parallel = 4096, 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.verbosity = -1
+        self._server = xllamacpp.Server(params)
+
+    def encode(self, turns):
+        # Without the white space for which Phi-3.5's tokenizer has no token there.
+        prompt = "".join(
+            f"<|{turn.role}|>{'' if turn.role == 'assistant' else chr(10)}{turn.text}<|end|>\n" for turn in turns
+        )
+        return self._asked("tokenize", content=f"{prompt}<|assistant|>", parse_special=True)["tokens"]
+
+    def texts(self, turns, max_tokens, repetition_penalty=1.0):
+        """Return the text of each token generated; of a character of several tokens with the last."""
+        answer = self._asked(
+            "completion",
+            prompt=self.encode(turns),
+            n_predict=max_tokens,
+            temperature=0,
+            cache_prompt=False,
+            repeat_penalty=repetition_penalty,
+            repeat_last_n=4096,
+            stream=True,
+        )
+        texts = [piece["content"] for piece in answer if not piece["stop"]]
+        return [text.removeprefix(" ") if number == 0 else text for number, text in enumerate(texts)]
+
+    def _asked(self, path, **body):
+        request = urllib.request.Request(f"{self._server.listening_address}/{path}", json.dumps(body).encode())
+        with urllib.request.urlopen(request) as answer:
+            text = answer.read().decode()
+        if "stream" not in body:
+            return json.loads(text)
+        return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: {")]
+
+
 def parts(decode, tokens):
     """Return the text that each token adds to the whole; of a character of several tokens with the last."""
     whole = decode(tokens)
@@ -218,6 +264,10 @@ SUBJECTS = {
         most_parallel=1,
         options={"KV_CACHE_PRECISION": "f32"},
         exact=F32,
+    ),
+    # Kept to the original context, see llamacpp_file.GgufFile.
+    "llamacpp": Subject(
+        "llamacpp", "xllamacpp", "llamacpp", BareLlamacpp, "llamacpp", 4096, exact={"cache_type": "f32"}
     ),
     "transformers": Subject(
         "transformers", "torch", "transformers", BareTransformers, "transformers", 8192, in_ci=False
