@@ -73,7 +73,7 @@ clean: ## remove everything make has made here
 
 # What can run the tests can run the demo too.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(PIP_INSTALL) '.[cpu,demo,dev]'
+	$(PIP_INSTALL) '.[cpu,llamacpp,demo,dev]'
 	touch $(VENV)/.demo $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/pip

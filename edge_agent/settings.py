@@ -123,8 +123,10 @@ class ServeSection(Section):
         description="family or variant of the catalogue, of which the best build for this machine is taken; `name` "
         "when unset",
     )
-    path: Path | None = Field(None, description="folder of a build of your own, instead of the catalogue's")
-    backend: Literal["onnx", "openvino", "transformers", "mlx", "openai", "auto"] = Field(
+    path: Path | None = Field(
+        None, description="folder of a build of your own, or a .gguf file, instead of the catalogue's"
+    )
+    backend: Literal["onnx", "openvino", "llamacpp", "transformers", "mlx", "openai", "auto"] = Field(
         "auto", description="library that runs it"
     )
     device: Literal["cpu", "cuda", "gpu", "npu", "qnn", "webgpu", "trt-rtx", "auto"] = Field(

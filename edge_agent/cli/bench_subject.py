@@ -30,6 +30,7 @@ class Backend(StrEnum):
     AUTO = "auto"
     ONNX = "onnx"
     OPENVINO = "openvino"
+    LLAMACPP = "llamacpp"
 
 
 class Device(StrEnum):

@@ -27,6 +27,7 @@ class Backend(StrEnum):
 
     ONNX = "onnx"
     OPENVINO = "openvino"
+    LLAMACPP = "llamacpp"
     TRANSFORMERS = "transformers"
 
 

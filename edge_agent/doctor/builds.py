@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from edge_agent.doctor.finding import Finding, failed, ok, warning
+from edge_agent.engine.backend import backend_of
 from edge_agent.errors import EdgeAgentError
 from edge_agent.models import catalogue
 from edge_agent.models.store import Store
@@ -43,8 +44,10 @@ def _upstream(serve: ServeSection, table: UpstreamSection) -> Finding:
 def _folder(serve: ServeSection) -> Finding:
     assert serve.path is not None  # noqa: S101 - the caller looked
     about = f"model {serve.name}"
-    if not serve.path.is_dir() or not any(serve.path.iterdir()):
-        return failed(about, f"{serve.path} is no folder with a build", "mend path in its [[models.serve]] table")
+    try:
+        backend_of(serve.path)
+    except EdgeAgentError as error:
+        return failed(about, error.message.partition("; ")[0], "mend path in its [[models.serve]] table")
     return ok(about, f"{serve.path} is there; nobody vouches for it")
 
 

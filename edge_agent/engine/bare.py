@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from edge_agent.engine.backend import ModelSpec, find
+from edge_agent.engine.backend import ModelSpec, find, gguf_file
 from edge_agent.engine.child import settle
 from edge_agent.engine.plan import CLOSE_S, LOAD_S
 from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
@@ -222,7 +222,35 @@ def _openvino(spec: ModelSpec) -> Loop:
     return loop
 
 
-_LOOPS: Mapping[str, Callable[[ModelSpec], Loop]] = {"onnx": _onnx, "openvino": _openvino}
+def _llamacpp(spec: ModelSpec) -> Loop:
+    """The server that is llama.cpp's own, asked without a network between."""
+    llama = importlib.import_module("xllamacpp")
+    params = llama.CommonParams()
+    params.model.path = str(gguf_file(spec.path))
+    params.n_ctx, params.n_parallel, params.verbosity = spec.context_tokens, 1, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = spec.threads
+    server = llama.Server(params)
+
+    def loop(prompt: str, max_tokens: int) -> BareSpell:
+        begun_s = time.perf_counter()
+        asked = {"max_tokens": max_tokens, "temperature": 0, "cache_prompt": False}
+        answer = server.handle_chat_completions({"messages": [{"role": "user", "content": prompt}], **asked})
+        seconds = time.perf_counter() - begun_s
+        if "timings" not in answer:
+            raise RuntimeError("llama.cpp's server did not answer")
+        figures = answer["timings"]
+        return BareSpell(
+            tokens=figures["predicted_n"],
+            seconds=seconds,
+            first_token_s=figures["prompt_ms"] / 1000,
+            prefill_per_s=figures["prompt_per_second"],
+            decode_per_s=figures["predicted_per_second"] if figures["predicted_n"] > 1 else None,
+        )
+
+    return loop
+
+
+_LOOPS: Mapping[str, Callable[[ModelSpec], Loop]] = {"onnx": _onnx, "openvino": _openvino, "llamacpp": _llamacpp}
 
 
 if __name__ == "__main__":

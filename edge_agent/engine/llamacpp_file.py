@@ -20,7 +20,7 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
 _FACT_BYTES = 256
 _PIECE_BYTES = 4096
 _ORIGINAL_CONTEXT = "phi3.rope.scaling.original_context_length"
-_SWALLOWED = re.compile(r"(<\|assistant\|>)\s+")
+_SWALLOWED = re.compile(r"(<\|assistant\|>|</s>)\s+")
 """Phi-3.5's tokenizer takes no token for white space there. A GGUF file does not tell, and llama.cpp takes one."""
 
 
@@ -79,9 +79,10 @@ class GgufFile:
             for number, piece in self._pieces.items()
         ]
         tokenize = ctypes.cast(self._call.llama_tokenize, ctypes.c_void_p).value
-        return llguidance.LLTokenizer.from_llamacpp(
+        made: llguidance.LLTokenizer = llguidance.LLTokenizer.from_llamacpp(  # type: ignore[attr-defined] # it is there
             tokens=marked, vocab_ptr=self._vocab, tokenize_fptr=tokenize, eos_token=sorted(self.end_ids), slices=None
         )
+        return made
 
     def _check(self, path: Path) -> None:
         call = self._call

@@ -1,14 +1,14 @@
 """llama.cpp's C interface (llama.h), out of the shared library that the package xllamacpp brings.
 
 The package's own classes are a server with threads and a queue of its own; this interface is one call per step. The
-package promises nothing about it: the layout of what is passed by value is checked against the library's own defaults
-before anything is called with it, and pyproject.toml names the version that was tried.
+package promises nothing about it. So no other version is called than the one that was tried, and the layout of what is
+passed by value is checked against the library's own defaults: it may differ between machines.
 """
 
 import ctypes
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int32, c_uint32, c_void_p
 from functools import cache
@@ -19,6 +19,8 @@ from typing import Any
 from edge_agent.errors import Code, EdgeAgentError
 
 PACKAGE = "xllamacpp"
+VERSION = "2026.10.11549"
+"""The one whose header and layouts were looked at; pyproject.toml names it too."""
 _ERROR = 4
 """The level of errors in the library's log."""
 _SAID_CHARACTERS = 200
@@ -90,7 +92,7 @@ class ChatMessage(Structure):
     _fields_ = (("role", c_char_p), ("content", c_char_p))
 
 
-_DEFAULTS: dict[type[Structure], dict[str, float]] = {
+_DEFAULTS: Mapping[type[Structure], Mapping[str, float]] = {
     ModelParams: {"split_mode": 1, "load_mode": -1, "lazy_mode": 1, "use_extra_bufts": 1, "mtp": 0},
     ContextParams: {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max_per_seq": 1}
     | {"n_threads": 4, "flash_attn_type": -1, "yarn_beta_slow": -1, "defrag_thold": -1, "type_k": 1, "type_v": 1}
@@ -98,7 +100,7 @@ _DEFAULTS: dict[type[Structure], dict[str, float]] = {
 }
 """What the library gives for a number, by which another layout is noticed."""
 _LOG = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
-_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_FUNCTIONS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_backend_init": (None, ()),
     "llama_log_set": (None, (_LOG, c_void_p)),
     "llama_model_default_params": (ModelParams, ()),
@@ -189,8 +191,10 @@ def library() -> Library:
     other = EdgeAgentError(
         Code.UNSUPPORTED,
         f"llama.cpp's interface in {PACKAGE} {version(PACKAGE)} is not the one known here; "
-        "install the version that edge-slm-agent[llamacpp] asks for",
+        f"install the other with: pip install {PACKAGE}=={VERSION}",
     )
+    if version(PACKAGE) != VERSION:
+        raise other
     try:
         loaded = Library(path)
     except AttributeError as error:  # a function is not there

@@ -53,7 +53,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         encoder=None,
         prompts=HfPrompts(spec.path),
         vocabulary=Vocabulary.read(spec.path),
-        guides=Guides(spec.path, vocab_size=config["vocab_size"], end_ids=ends),
+        guides=Guides.read(spec.path, vocab_size=config["vocab_size"], end_ids=ends),
         end_ids=frozenset(ends),
         limits=limits,
         library_name=f"mlx-lm {mlx_lm.__version__}",

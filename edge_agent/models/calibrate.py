@@ -95,6 +95,8 @@ def axes(backend: str, device: str, machine: Machine) -> tuple[Axis, ...]:
             found = [threads, Axis("session.intra_op.allow_spinning", ("0",))]
             if machine.cpu.architecture == "aarch64" and "bf16" in flags:
                 found.append(Axis("mlas.enable_gemm_fastmath_arm64_bfloat16", ("1",)))
+        case "llamacpp", "cpu":
+            found = [threads]
         case "onnx", "cuda":  # onnxruntime.ai, "CUDA Execution Provider"
             found = [Axis("enable_cuda_graph", ("1",))]
         case _:

@@ -32,6 +32,7 @@ GIB = 2**30
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino-genai", "openvino"),
+    "llamacpp": ("xllamacpp",),
 }
 """The distributions whose versions decide how fast a backend is."""
 
@@ -162,7 +163,7 @@ def identity(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
             if path.is_file() and not path.name.startswith("."):
                 digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         for name in CONFIGS:

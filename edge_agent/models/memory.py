@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edge_agent.engine.backend import gguf_file
 from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MAX
+from edge_agent.errors import EdgeAgentError
 from edge_agent.models.catalogue import Family, Variant
+from edge_agent.models.gguf import read_facts
 
 MIB = 2**20
 ENCODER_BYTES = 200 * MIB
@@ -99,7 +102,7 @@ def read_build(folder: Path, backend: str) -> Build | None:
     """Return the numbers of a model folder; None when it does not tell them."""
     try:
         return _READERS[backend](folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, EdgeAgentError):
         return None
 
 
@@ -144,7 +147,32 @@ def _read_mlx(folder: Path) -> Build:
     return replace(_read_openvino(folder), backend="mlx", weight_bytes=_size_bytes(folder, ".safetensors"))
 
 
-_READERS = {"onnx": _read_onnx, "openvino": _read_openvino, "transformers": _read_transformers, "mlx": _read_mlx}
+def _read_gguf(path: Path) -> Build:
+    file = gguf_file(path)
+    facts = read_facts(file)
+
+    def number(name: str, default: int | None = None) -> int:
+        return int(facts.get(f"{facts['general.architecture']}.{name}", default))  # type: ignore[arg-type] # TypeError
+
+    heads = number("attention.head_count")
+    head_size = number("embedding_length") // heads
+    key_size, value_size = (number(f"attention.{kind}_length", head_size) for kind in ("key", "value"))
+    kv_heads = number("attention.head_count_kv", heads)
+    return Build(
+        backend="llamacpp",
+        weight_bytes=file.stat().st_size,
+        kv_values_per_token=number("block_count") * kv_heads * (key_size + value_size),
+        heads=heads,
+    )
+
+
+_READERS = {
+    "onnx": _read_onnx,
+    "openvino": _read_openvino,
+    "llamacpp": _read_gguf,
+    "transformers": _read_transformers,
+    "mlx": _read_mlx,
+}
 
 
 def _size_bytes(folder: Path, mark: str) -> int:

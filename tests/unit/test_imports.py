@@ -70,10 +70,11 @@ APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.broker")
 
 BACKENDS = frozenset(
     {"llguidance", "onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai"}
-    | {"torch", "transformers", "mlx", "mlx_lm"}
+    | {"torch", "transformers", "mlx", "mlx_lm", "xllamacpp"}
 )
 BACKEND_MODULES = tuple(
-    f"edge_agent.engine.{name}" for name in ("hf_", "lane_", "mlx", "onnx", "openai", "openvino", "transformers")
+    f"edge_agent.engine.{name}"
+    for name in ("hf_", "lane_", "llamacpp", "mlx", "onnx", "openai", "openvino", "transformers")
 )
 HEAVY = (
     BACKENDS

@@ -1,0 +1,99 @@
+"""What llama.cpp's backend refuses, and how its words agree with the other backends'; the rest is in the contract."""
+
+import importlib.util
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from edge_agent.engine import backend
+from edge_agent.engine.backend import ModelSpec, gguf_file
+from edge_agent.engine.messages import Turn
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.synth import build_text, tokenizer
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def library():
+    """The module that binds the library."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        lacking = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        lacking("xllamacpp is not installed; install it with: pip install -e '.[llamacpp]'")
+    from edge_agent.engine import llamacpp_library
+
+    yield llamacpp_library
+    llamacpp_library.library.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def folder(library, tmp_path_factory):
+    return build_text(tmp_path_factory.mktemp("gguf") / "tiny", backend="llamacpp")
+
+
+@pytest.fixture
+def load():
+    return lambda path, **told: backend.find("llamacpp")(ModelSpec(path, "llamacpp", 512, 1, threads=1, **told))
+
+
+def refused(load, path, match, **told):
+    with pytest.raises(EdgeAgentError, match=match) as raised:
+        load(path, **told)
+    return raised.value.code
+
+
+@pytest.mark.parametrize(
+    "told", [{"device": "gpu"}, {"options": {"cache_type": "q4_0"}}, {"options": {"n_gpu_layers": "99"}}]
+)
+def test_a_device_or_an_option_that_is_not_known_is_refused(load, folder, told):
+    assert refused(load, folder, "runs on cpu here, with cache_type f32 or f16 and no other option", **told) is (
+        Code.UNSUPPORTED
+    )
+
+
+def test_another_interface_is_noticed_before_it_is_called(library, load, folder, monkeypatch):
+    """By the version, and by a default that lies elsewhere: a struct of another layout would be misread."""
+    assert f'"xllamacpp=={library.VERSION}"' in Path("pyproject.toml").read_text(encoding="utf-8")
+    library.library.cache_clear()
+    monkeypatch.setattr(library, "version", lambda _package: "2027.1.1")
+    assert refused(load, folder, r"xllamacpp 2027\.1\.1 is not the one known here; install") is Code.UNSUPPORTED
+    monkeypatch.undo()
+    params = library.ContextParams
+    monkeypatch.setattr(library, "_DEFAULTS", {**library._DEFAULTS, params: {**library._DEFAULTS[params], "n_ctx": 7}})
+    assert refused(load, folder, "is not the one known here; install") is Code.UNSUPPORTED
+
+
+def test_a_file_that_is_no_model_is_refused_with_what_the_library_says(load, folder, tmp_path):
+    torn = tmp_path / "torn.gguf"
+    for content in (b"no model", gguf_file(folder).read_bytes()[:-5000]):
+        torn.write_bytes(content)
+        assert refused(load, torn, r"torn\.gguf cannot be loaded: llama\.cpp said: \w+") is Code.MODEL_ERROR
+
+
+def test_a_chat_template_that_is_not_known_is_refused(load, folder, tmp_path):
+    """Otherwise conversations would reach the model in another's form."""
+    strange = tmp_path / "strange.gguf"
+    template = tokenizer.CHAT_TEMPLATE.encode()
+    strange.write_bytes(gguf_file(folder).read_bytes().replace(template, b"?" * len(template)))
+    assert refused(load, strange, "its chat template is missing, or none that llama.cpp knows") is Code.UNSUPPORTED
+
+
+def test_conversations_are_cut_into_the_same_tokens_as_by_onnxruntime(library, folder, tiny_model):
+    """Also where white space, bytes and what looks like a control token meet."""
+    import onnxruntime_genai as og
+
+    from edge_agent.engine.llamacpp_file import GgufFile
+    from edge_agent.engine.onnx_prompt import OnnxPrompts
+    from edge_agent.engine.prompt import SpecialTokens
+
+    ours = GgufFile(library.library(), gguf_file(folder))
+    theirs = OnnxPrompts(og.Tokenizer(str(tiny_model)), SpecialTokens.read(tiny_model), images_most=0)
+    rng = random.Random(5)
+    words = ["the ", "pump", " temperature", "word", "word1", "<|end|>", "<s>", "</s>", "<unk>", "<|assistant|>\n"]
+    letters = "abcdefghijklmnopqrstuvwxyz      .,?!\n\t0123456789\u00fc\u00e9\u4e16\U0001f642<>|/"
+    for _ in range(500):
+        said = ["".join(rng.choices([*words, *letters], k=rng.randrange(40))) for _ in range(4)]
+        turns = tuple(map(Turn, ("system", "user", "assistant", "user"), said))
+        assert ours.encode(turns).tokens == theirs.encode(turns).tokens
