@@ -41,7 +41,7 @@ test: $(VENV)/.dev broker prometheus systemd ## set up, then run the tests
 
 .PHONY: engines
 engines: $(VENV)/.dev ## install the engines that few use (some GB), and run the tests of every engine
-	$(PIP_INSTALL) '.[cpu,demo,dev,transformers,mlx]'
+	$(PIP_INSTALL) '.[cpu,llamacpp,demo,dev,transformers,mlx]'
 	$(VENV)/bin/python -m pytest tests/contract
 
 .PHONY: check
