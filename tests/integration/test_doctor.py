@@ -33,7 +33,7 @@ def examine(tmp_path, mqtt, *arguments, agent="edge-01"):
     state, model = tmp_path / "state", tmp_path / "model"
     state.mkdir(mode=0o700, exist_ok=True)
     model.mkdir(exist_ok=True)
-    (model / "config.json").touch()
+    (model / "genai_config.json").touch()
     config = tmp_path / "edge-agent.toml"
     lines = "".join(
         f"{key} = {json.dumps(value if isinstance(value, int | str | list) else str(value))}\n"
