@@ -16,8 +16,9 @@ from edge_agent.composition import build
 from edge_agent.composition.account import Account
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.health.systemd import Notifier
+from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.job import Failure, Job
-from edge_agent.jobs.queue import Queue, StorageError
+from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
 from edge_agent.settings import Settings
 from edge_agent.state_dir import locked, open_queue
@@ -123,8 +124,8 @@ class Agent:
         """Deal with what an earlier life left: images nobody needs, jobs for models that are not served any more."""
         parts, models = self._parts, [serve.name for serve in self._settings.models.serve]
         gone = EdgeAgentError(Code.UNKNOWN_MODEL, "model: this agent does not serve it any more")
-        parts.store.do(lambda queue: parts.spool.sweep(*queue.images()))
-        parts.store.do(lambda queue: queue.demand(models), parts.supervisor.demand)
+        parts.store.do(lambda queue: parts.spool.sweep(*queue.images.needed()))
+        parts.store.do(lambda queue: queue.overview.demand(models), parts.supervisor.demand)
         parts.store.do(
             lambda queue: queue.disown(models, Failure.of(gone)), lambda jobs: parts.outbox.hand_back(jobs, gone)
         )

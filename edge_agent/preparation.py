@@ -116,7 +116,7 @@ class Preparation:
         if since_s >= SWEEP_S or (since_s >= LOOK_S and self._stale.is_set()):
             self._stale.clear()
             self._swept_s = self._now_s()
-            self._ask(lambda queue: self._spool.sweep(*queue.images()))
+            self._ask(lambda queue: self._spool.sweep(*queue.images.needed()))
 
     def _ask(self, act: Callable[[Queue], T]) -> T:
         """Do something on the store's thread and wait for it, however long a full disk takes. Raises _StoppedError."""
@@ -135,7 +135,7 @@ class Preparation:
             limits = self._limits(model)
             if limits is None:
                 continue
-            job = self._ask(lambda queue, model=model: queue.next_unprepared(model, ahead=AHEAD))  # type: ignore[misc]
+            job = self._ask(lambda queue, model=model: queue.images.next_unprepared(model, ahead=AHEAD))  # type: ignore[misc]
             if job is not None:
                 self._prepare(job, limits)
                 return True
@@ -153,7 +153,7 @@ class Preparation:
             shutil.rmtree(folder, ignore_errors=True)
             self._stopping.wait(RETRY_S)
             return
-        if self._ask(lambda queue: queue.prepared(job, images)):
+        if self._ask(lambda queue: queue.images.prepared(job, images)):
             self._ready()
         else:
             self._stale.set()  # it has ended meanwhile

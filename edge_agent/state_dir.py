@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_agent.errors import SettingsError
-from edge_agent.jobs.queue import DamagedError, Queue, SchemaTooNewError
+from edge_agent.jobs.database import DamagedError, SchemaTooNewError
+from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
 
 log = get_logger()

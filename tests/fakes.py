@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached
 from edge_agent.jobs.clock import Clock
+from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.job import Failure, Outcome
-from edge_agent.jobs.queue import Envelope, Queue, StorageError
+from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt.wire import Publication
 from hardware.machine import Board, Cpu, Machine, Memory
@@ -34,7 +35,7 @@ def _empty_database():
 
 def counts(queue):
     """Return how many jobs of a queue are in each state, by the table itself."""
-    return dict(queue._db.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+    return dict(queue._db.connection.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
 
 
 class Time:
@@ -67,7 +68,7 @@ class Time:
         if folder.exists() and not file.exists():
             file.write_bytes(_empty_database())
         queue = Queue(file, clock=self.clock, **settings)
-        queue._db.execute("PRAGMA synchronous = OFF")
+        queue._db.connection.execute("PRAGMA synchronous = OFF")
         return queue
 
 

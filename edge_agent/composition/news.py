@@ -24,7 +24,7 @@ class News:
         """Jobs have changed; told by the store's thread after each commit."""
         parts = self._parts
         parts.tally.changed(changes)
-        parts.supervisor.demand(parts.queue.demand([serve.name for serve in parts.settings.models.serve]))
+        parts.supervisor.demand(parts.queue.overview.demand([serve.name for serve in parts.settings.models.serve]))
         parts.outbox.announce(parts.queue, changes)
         parts.preparation.changed(changes)
         parts.watcher.told(changes)

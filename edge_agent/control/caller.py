@@ -9,7 +9,8 @@ from edge_agent.control.desk import Desk
 from edge_agent.control.messages import Ask, Reply, decode_reply
 from edge_agent.control.server import beside
 from edge_agent.errors import Code, EdgeAgentError, SettingsError
-from edge_agent.jobs.queue import DamagedError, Queue, SchemaTooNewError, StorageError
+from edge_agent.jobs.database import DamagedError, SchemaTooNewError, StorageError
+from edge_agent.jobs.queue import Queue
 from edge_agent.state_dir import locked
 
 ANSWER_S = 30.0

@@ -77,7 +77,7 @@ class Desk:
                 raise EdgeAgentError(Code.UNSUPPORTED, "op: no agent runs on this queue")
 
     def _list(self, queue: Queue, ask: ListJobs) -> Reply:
-        found = queue.newest(states=ask.states, client=ask.client, limit=ask.limit + 1)
+        found = queue.overview.newest(states=ask.states, client=ask.client, limit=ask.limit + 1)
         lines = tuple(self._line(queue, job) for job in found[: ask.limit])
         return Reply(jobs=lines, more=len(found) > ask.limit)
 
@@ -121,7 +121,7 @@ class Desk:
         return Reply(jobs=(self._line(queue, again),), said=said)
 
     def _one(self, queue: Queue, job_id: str, client: str | None) -> Job:
-        found = queue.named(job_id, client=client)
+        found = queue.overview.named(job_id, client=client)
         if not found:
             raise EdgeAgentError(Code.UNKNOWN_JOB, "job_id: no such job is here; see: edge-agent jobs list")
         if len(found) > 1:

@@ -161,9 +161,9 @@ class Reporter:
 
 
 def _count(queue: Queue) -> _QueueReading:
-    oldest_s = queue.oldest_age_s()
+    oldest_s = queue.overview.oldest_age_s()
     return _QueueReading(
-        unfinished={str(state): count for state, count in queue.unfinished().items()},
+        unfinished={str(state): count for state, count in queue.overview.unfinished().items()},
         oldest_s=None if oldest_s is None else round(oldest_s, 1),
-        lifetime=queue.totals(),
+        lifetime=queue.overview.totals(),
     )

@@ -4,16 +4,12 @@ Everything here happens inside `with queue.transaction()`, on the thread that ow
 that changed are collected and handed out when the transaction has committed, so that nothing is said before it is true.
 """
 
-import dataclasses
-import re
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from pydantic_core import to_json
 
@@ -21,15 +17,13 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached
 from edge_agent.jobs.backlog import Backlog, Ledger
 from edge_agent.jobs.clock import Anchor, Clock
+from edge_agent.jobs.database import Database, translated
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
-from edge_agent.jobs.pace import Line, Work
+from edge_agent.jobs.needed import NeededImages
+from edge_agent.jobs.overview import Overview
 from edge_agent.jobs.request import Request
+from edge_agent.jobs.results import Results
 
-SCHEMA_VERSION = 2
-SCRIPTS = resources.files(__package__)
-"""Where `schema.sql`, `queries.sql` and, one per later version, `migrate_VERSION.sql` lie."""
-RESULT_KEPT_S = 86_400.0
-"""A result is published until the broker answers, but no longer than this (its expiry in the protocol)."""
 CANCELS_MAX = 10_000
 """Cancels remembered for jobs that have not come; beyond it the oldest are forgotten."""
 ROWS_AT_ONCE = 200
@@ -37,30 +31,6 @@ ROWS_AT_ONCE = 200
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 """A failed attempt is tried again after 1 s, after 2 s, 4 s …: what was wrong with the engine may have passed then."""
-
-NAMED_MAX = 6
-"""Clients that are told of when several used one job id."""
-
-
-class SchemaTooNewError(Exception):
-    """The database was written by a newer version; the message says what to do."""
-
-
-class DamagedError(Exception):
-    """The database file is damaged."""
-
-
-class StorageError(Exception):
-    """The disk is full or the folder cannot be written; nothing of the transaction happened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Owed:
-    """A result that is to be published since `due_s`; `tries` were refused by the broker."""
-
-    job: Job
-    due_s: float
-    tries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,56 +50,8 @@ class Envelope:
     answer: str | None = None
 
 
-def _load_queries() -> dict[str, str]:
-    names = [field.name for field in dataclasses.fields(Job)]
-    columns = ", ".join(names)
-    # Without what may be long, and is nobody's business in a list.
-    brief = ", ".join(
-        {"request": "NULL", "outcome": "json_remove(outcome, '$.text')"}.get(name, name) for name in names
-    )
-    to_queued = ", ".join(f"'{state}'" for state in sources(JobState.QUEUED))
-    text = SCRIPTS.joinpath("queries.sql").read_text(encoding="utf-8")
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
-    pairs = zip(parts[::2], parts[1::2], strict=True)
-    return {name: sql.strip().format(job=columns, brief=brief, to_queued=to_queued) for name, sql in pairs}
-
-
-SQL = _load_queries()
-
-_STORAGE_FAULTS = frozenset(
-    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
-)
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn SQLite's errors into ours; any other is our own fault and crashes."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if primary in _STORAGE_FAULTS:
-            raise StorageError(str(error)) from error
-        if primary in _DAMAGE:
-            raise DamagedError(str(error)) from error
-        raise
-
-
-def _job(row: Sequence[Any]) -> Job:
-    job = Job(*row)
-    return dataclasses.replace(
-        job,
-        state=JobState(job.state),
-        alone=bool(job.alone),
-        cancel_requested=bool(job.cancel_requested),
-        stream=bool(job.stream),
-        unprepared=bool(job.unprepared),
-    )
-
-
 class Queue:
-    """The jobs of one agent.
+    """The jobs of one agent: how they come, run and end. `images`, `results` and `overview` are about the same jobs.
 
     `age_step_s` is how many seconds of waiting weigh as much as one step of priority; `clock` makes the queue's clock
     from what it showed at last. Opening creates the file or brings its schema up to date. Raises SchemaTooNewError,
@@ -140,42 +62,18 @@ class Queue:
         self, file: Path, *, age_step_s: float = 60.0, clock: Callable[[Anchor | None], Clock] = Clock
     ) -> None:
         self._age_step_s = age_step_s
-        self._make_clock = clock
-        self._changes: list[Job] = []
-        with _translated():
-            # One owner at a time, the store's thread; opened and closed by the main one.
-            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False, cached_statements=64)
-            try:
-                self._open()
-            except BaseException:
-                self._db.close()
-                raise
-
-    def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA secure_delete = ON")
-        self._db.execute("PRAGMA cache_size = -2048")
-        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise DamagedError(found)
-        self._migrate()
-        row = self._db.execute(SQL["read_clock"]).fetchone()
-        self.clock = self._make_clock(Anchor(*row) if row else None)
-        self._ledger = Ledger(self._db.execute(SQL["unfinished"]).fetchall())
-
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise SchemaTooNewError(
-                f"the queue has schema version {version}, this program knows {SCHEMA_VERSION}; "
-                "install the newer program again, or move the file away to begin with an empty queue"
-            )
-        while version < SCHEMA_VERSION:
-            name = "schema.sql" if version == 0 else f"migrate_{version + 1}.sql"
-            script = SCRIPTS.joinpath(name).read_text(encoding="utf-8")
-            version = SCHEMA_VERSION if version == 0 else version + 1
-            self._db.executescript(f"BEGIN IMMEDIATE;\n{script}\n; PRAGMA user_version = {version}; COMMIT;")
+        self._db = Database(file)
+        try:
+            with translated():
+                row = self._db.row("read_clock")
+                self._ledger = Ledger(self._db.rows("unfinished"))
+        except BaseException:
+            self._db.close()
+            raise
+        self.clock = clock(Anchor(*row) if row else None)
+        self.images = NeededImages(self._db, self.clock)
+        self.results = Results(self._db, self.clock)
+        self.overview = Overview(self._db, self.clock, self._ledger)
 
     def close(self) -> None:
         """Close the file."""
@@ -196,17 +94,12 @@ class Queue:
         Yields the list of changed rows, complete when the block has ended. Raises StorageError, DamagedError.
         """
         self._ledger.begin()
-        self._changes = []
-        with _translated():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._changes
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._ledger.undo()
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        try:
+            with self._db.transaction() as changes:
+                yield changes
+        except BaseException:
+            self._ledger.undo()
+            raise
 
     # Taking jobs in
 
@@ -224,8 +117,7 @@ class Queue:
 
         Raises EdgeAgentError DUPLICATE_ID when another request had the same id.
         """
-        key = {"client": client, "job_id": request.job_id}
-        found = self._db.execute(SQL["digest"], key).fetchone()
+        found = self._db.row("digest", client=client, job_id=request.job_id)
         if found is None:
             return None
         if found[0] != request.digest():
@@ -234,12 +126,9 @@ class Queue:
 
     def recall(self, client: str, job_id: str) -> Job | None:
         """Return a job, its result owed again if it has one; None if there is no such job."""
-        found = self._db.execute(SQL["find"], {"client": client, "job_id": job_id}).fetchone()
-        if found is None:
-            return None
-        job = _job(found)
-        if job.state in TERMINAL:
-            self._db.execute(SQL["owe"], {"row": job.row, "now": self.clock.now_s()})
+        job = self._db.job("find", client=client, job_id=job_id)
+        if job is not None and job.state in TERMINAL:
+            self.results.owe(job)
         return job
 
     def accept(self, request: Request, envelope: Envelope, *, model: str, attached: Attached | None = None) -> Job:
@@ -248,43 +137,40 @@ class Queue:
         One with images comes `attached`, see attachments.py; while some are not here it waits for them.
         """
         now_s = self.clock.now_s()
-        key = {"client": envelope.client, "job_id": request.job_id}
-        canceled = self._db.execute(SQL["take_cancel"], key).fetchone() is not None
+        canceled = self._db.row("take_cancel", client=envelope.client, job_id=request.job_id) is not None
         here = attached.here if attached else {}
         state = JobState.QUEUED if all(here.values()) else JobState.WAITING
         body = (attached.request if attached else request).to_json()
-        row = self._db.execute(
-            SQL["insert"],
-            key
-            | {
-                "digest": request.digest(),
-                "model": model,
-                "state": JobState.CANCELED if canceled else state,
-                "pool": envelope.pool,
-                "max_tokens": request.max_tokens,
-                "max_attempts": request.max_attempts,
-                "stream": request.stream,
-                "priority": request.priority,
-                "rank": now_s - request.priority * self._age_step_s,
-                "accepted_s": now_s,
-                "expires_s": now_s + min(request.ttl_s, envelope.ttl_s),
-                "timeout_s": request.timeout_s,
-                "finished_s": now_s if canceled else None,
-                "request": body,
-                "request_bytes": len(body.encode()),
-                "outcome": _canceled(0.0).model_dump_json(exclude_none=True) if canceled else None,
-                "correlation": envelope.correlation,
-                "traceparent": envelope.traceparent,
-                "metadata": to_json(request.metadata).decode(),
-                "unprepared": bool(here),
-                "source": envelope.source,
-                "answer": envelope.answer,
-            },
-        ).fetchone()
-        job = self._changed(row)
+        (job,) = self._db.change(
+            "insert",
+            client=envelope.client,
+            job_id=request.job_id,
+            digest=request.digest(),
+            model=model,
+            state=JobState.CANCELED if canceled else state,
+            pool=envelope.pool,
+            max_tokens=request.max_tokens,
+            max_attempts=request.max_attempts,
+            stream=request.stream,
+            priority=request.priority,
+            rank=now_s - request.priority * self._age_step_s,
+            accepted_s=now_s,
+            expires_s=now_s + min(request.ttl_s, envelope.ttl_s),
+            timeout_s=request.timeout_s,
+            finished_s=now_s if canceled else None,
+            request=body,
+            request_bytes=len(body.encode()),
+            outcome=_canceled(0.0).model_dump_json(exclude_none=True) if canceled else None,
+            correlation=envelope.correlation,
+            traceparent=envelope.traceparent,
+            metadata=to_json(request.metadata).decode(),
+            unprepared=bool(here),
+            source=envelope.source,
+            answer=envelope.answer,
+        )
         if not canceled:
             self._count(job, 1)
-            self._need(job, here)
+            self.images.add(job, here)
         return job
 
     # Running them
@@ -294,28 +180,26 @@ class Queue:
 
         A job that must run alone is given only to an idle engine; until then nobody overtakes it.
         """
-        row = self._db.execute(SQL["claim"], {"model": model, "now": self.clock.now_s(), "idle": idle}).fetchone()
-        return None if row is None else self._changed(row)
+        claimed = self._db.change("claim", model=model, now=self.clock.now_s(), idle=idle)
+        return claimed[0] if claimed else None
 
     def end(self, job: Job, state: JobState, outcome: Outcome) -> Job | None:
         """End this attempt of a job with its result; None when something else ended or moved it first."""
-        row = self._db.execute(
-            SQL["end"],
-            {
-                "row": job.row,
-                "attempt": job.attempt,
-                "state": state,
-                "sources": to_json(sources(state)).decode(),
-                "outcome": outcome.model_dump_json(exclude_none=True),
-                "now": self.clock.now_s(),
-            },
-        ).fetchone()
-        if row is None:
+        ended = self._db.change(
+            "end",
+            row=job.row,
+            attempt=job.attempt,
+            state=state,
+            sources=to_json(sources(state)).decode(),
+            outcome=outcome.model_dump_json(exclude_none=True),
+            now=self.clock.now_s(),
+        )
+        if not ended:
             return None
         self._count(job, -1)
         if job.watched and state is not JobState.SUCCEEDED:
-            self._remove(job)  # nobody is told, nobody can ask
-        return self._changed(row)
+            self._db.run("remove", row=job.row)  # nobody is told, nobody can ask
+        return ended[0]
 
     def requeue(
         self, job: Job, *, give_back: bool, alone: bool = False, not_before_s: float | None = None
@@ -325,18 +209,16 @@ class Queue:
         Until `not_before_s`, on the queue's clock, nobody claims it and others pass. One that was asked to be canceled
         meanwhile ends so instead. None when something else moved it first.
         """
-        row = self._db.execute(
-            SQL["requeue"],
-            {
-                "row": job.row,
-                "attempt": job.attempt,
-                "given_back": int(give_back),
-                "alone": int(alone),
-                "not_before_s": not_before_s,
-            },
-        ).fetchone()
-        if row is not None:
-            return self._changed(row)
+        requeued = self._db.change(
+            "requeue",
+            row=job.row,
+            attempt=job.attempt,
+            given_back=int(give_back),
+            alone=int(alone),
+            not_before_s=not_before_s,
+        )
+        if requeued:
+            return requeued[0]
         current = self._current(job)
         if current is None or not current.cancel_requested:
             return None
@@ -379,23 +261,22 @@ class Queue:
     def release(self) -> tuple[int, float | None]:
         """Let jobs be claimed again whose wait is over; return how many, and when the next one's will be."""
         now_s, released = self.clock.now_s(), 0
-        (next_s,) = self._db.execute(SQL["next_release"]).fetchone()
+        (next_s,) = self._db.row("next_release")
         if next_s is not None and next_s <= now_s:
-            released = self._db.execute(SQL["release"], {"now": now_s}).rowcount
-            (next_s,) = self._db.execute(SQL["next_release"]).fetchone()
+            released = self._db.run("release", now=now_s)
+            (next_s,) = self._db.row("next_release")
         return released, None if next_s is None else float(next_s)
 
     def hand_back(self, job: Job) -> Job | None:
         """Forget a job of a pool that has not ended, so that another agent may have it; None when it has ended."""
-        row = self._db.execute(SQL["forget"], {"row": job.row, "attempt": job.attempt}).fetchone()
-        if row is None:
-            return None
-        self._count(_job(row), -1)
-        return _job(row)
+        forgotten = self._db.job("forget", row=job.row, attempt=job.attempt)
+        if forgotten is not None:
+            self._count(forgotten, -1)
+        return forgotten
 
     def pooled(self) -> list[Job]:
         """Return the waiting jobs that came through pools, in the order they came."""
-        return [_job(row) for row in self._db.execute(SQL["pooled"]).fetchall()]
+        return self._db.jobs("pooled")
 
     def recover(self) -> None:
         """Deal with the jobs that were running when the agent died, as when their engine had. Call once, first.
@@ -403,9 +284,9 @@ class Queue:
         They keep their place: mostly it was not they who ended the agent. What was decoded for jobs is decoded anew.
         """
         self.remember_clock()
-        self._db.execute(SQL["unprepare"])
+        self._db.run("unprepare")
         failure = Failure.because(Code.ENGINE_DIED, "the agent or its engine died each time this job ran")
-        running = [_job(row) for row in self._db.execute(SQL["running"])]
+        running = self._db.jobs("running")
         for model in {job.model for job in running}:
             self.bereave([job for job in running if job.model == model], failure, at_once=True)
 
@@ -415,7 +296,7 @@ class Queue:
         Those of pools are handed back instead, and returned.
         """
         handed_back = []
-        for job in map(_job, self._db.execute(SQL["unserved"], {"models": to_json(list(models)).decode()}).fetchall()):
+        for job in self._db.jobs("unserved", models=to_json(list(models)).decode()):
             if job.pool is None:
                 self.end(job, JobState.FAILED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
             elif self.hand_back(job):
@@ -429,17 +310,16 @@ class Queue:
         """
         job = self.recall(client, job_id)
         if job is None:
-            self._db.execute(SQL["remember_cancel"], {"client": client, "job_id": job_id, "now": self.clock.now_s()})
+            self._db.run("remember_cancel", client=client, job_id=job_id, now=self.clock.now_s())
         elif job.state in {JobState.WAITING, JobState.QUEUED}:
             self.end(job, JobState.CANCELED, _canceled(self._age_ms(job)))
         elif job.state is JobState.RUNNING:
-            self._db.execute(SQL["request_cancel"], {"row": job.row})
+            self._db.run("request_cancel", row=job.row)
         return job
 
     def supersede(self, client: str, source: str, *, keep: int) -> int:
         """Cancel the waiting jobs of a watch on a topic, but for the newest ones; return how many."""
-        key = {"client": client, "source": source, "keep": keep}
-        older = [_job(row) for row in self._db.execute(SQL["supersedable"], key).fetchall()]
+        older = self._db.jobs("supersedable", client=client, source=source, keep=keep)
         for job in older:
             failure = Failure.because(Code.CANCELED, "a newer message took its place")
             self.end(job, JobState.CANCELED, Outcome(error=failure))
@@ -447,196 +327,41 @@ class Queue:
 
     def expire(self) -> float | None:
         """End the waiting jobs whose time has passed; return when the next one's will, on the queue's clock."""
-        expiring = self._db.execute(SQL["expiring"], {"now": self.clock.now_s(), "limit": ROWS_AT_ONCE}).fetchall()
-        for job in map(_job, expiring):
+        for job in self._db.jobs("expiring", now=self.clock.now_s(), limit=ROWS_AT_ONCE):
             failure = _too_late(job)
             self.end(job, JobState.EXPIRED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
-        (next_s,) = self._db.execute(SQL["next_expiry"]).fetchone()
+        (next_s,) = self._db.row("next_expiry")
         return None if next_s is None else float(next_s)
-
-    # Their images
-
-    def _need(self, job: Job, here: Mapping[str, bool]) -> None:
-        rows = ({"row": job.row, "sha256": sha256, "here": is_here} for sha256, is_here in here.items())
-        self._db.executemany(SQL["need_image"], rows)
-
-    def missing(self, job: Job) -> tuple[str, ...]:
-        """Return the hashes of the images that a job waits for."""
-        return tuple(sha256 for (sha256,) in self._db.execute(SQL["missing"], {"row": job.row}))
-
-    def asked_for(self, client: str, sha256: str) -> bool | None:
-        """Return whether a job of this client waits for images, this one among those it needs.
-
-        False when all of that client's jobs that need it have it; None when none needs it.
-        """
-        (asked,) = self._db.execute(SQL["asked_for"], {"client": client, "sha256": sha256}).fetchone()
-        return None if asked is None else bool(asked)
-
-    def image_came(self, sha256: str) -> None:
-        """Note that an image is here; jobs that waited for no other are queued."""
-        self._db.execute(SQL["image_came"], {"sha256": sha256})
-        for row in self._db.execute(SQL["complete"], {"sha256": sha256}).fetchall():
-            self._changed(row)
-
-    def next_unprepared(self, model: str, *, ahead: int) -> Job | None:
-        """Return the first job of a model whose images are to be decoded; None while `ahead` decoded ones wait."""
-        key = {"model": model, "now": self.clock.now_s(), "ahead": ahead}
-        row = self._db.execute(SQL["next_unprepared"], key).fetchone()
-        return None if row is None else _job(row)
-
-    def prepared(self, job: Job, images: str) -> bool:
-        """Let a job be claimed, its images decoded; return False when it has ended meanwhile."""
-        return self._db.execute(SQL["prepared"], {"row": job.row, "images": images}).fetchone() is not None
-
-    def images(self) -> tuple[frozenset[str], frozenset[int]]:
-        """Return the hashes of the images that are needed, and the rows of the jobs that need them; forget others."""
-        self._db.execute(SQL["forget_images"])
-        hashes = frozenset(sha256 for (sha256,) in self._db.execute(SQL["needed_images"]))
-        return hashes, frozenset(row for (row,) in self._db.execute(SQL["jobs_with_images"]))
-
-    # Delivering results
-
-    def owed(self, limit: int) -> list[Owed]:
-        """Return the results to publish now, longest due first; give up those tried for RESULT_KEPT_S."""
-        now_s = self.clock.now_s()
-        due = []
-        for *row, due_s, tries in self._db.execute(SQL["owed"], {"now": now_s, "limit": limit}).fetchall():
-            owed = Owed(_job(row), due_s, tries)
-            if tries and now_s - (owed.job.finished_s or now_s) > RESULT_KEPT_S:
-                self.delivered(owed)
-            else:
-                due.append(owed)
-        return due
-
-    def next_owed_s(self) -> float | None:
-        """Return when the next result will be due that is not due yet, on the queue's clock."""
-        (due_s,) = self._db.execute(SQL["next_owed"], {"now": self.clock.now_s()}).fetchone()
-        return None if due_s is None else float(due_s)
-
-    def delivered(self, owed: Owed) -> None:
-        """Note that the broker took a result; one asked for again since then stays owed."""
-        self._db.execute(SQL["delivered"], {"row": owed.job.row, "due_s": owed.due_s})
-        if owed.job.watched:
-            self._remove(owed.job)
-
-    def deferred(self, owed: Owed, delay_s: float) -> None:
-        """Note that the broker refused a result; try again later."""
-        deliver_s = self.clock.now_s() + delay_s
-        self._db.execute(SQL["defer"], {"row": owed.job.row, "due_s": owed.due_s, "deliver_s": deliver_s})
-
-    def erase(self, job: Job) -> None:
-        """Forget prompt, answer and metadata of a delivered job; what it took and how it ended stays.
-
-        One whose result was asked for again since stays as it is.
-        """
-        outcome = Outcome.model_validate_json(job.outcome or "{}")
-        if outcome.text:
-            outcome = outcome.model_copy(update={"text": "", "text_truncated": True})
-        self._db.execute(SQL["erase"], {"row": job.row, "outcome": outcome.model_dump_json(exclude_none=True)})
-
-    # Knowing about them
-
-    def position(self, job: Job, limit: int) -> int | None:
-        """Return a waiting job's place, 1 for the next; None when it is beyond `limit`."""
-        arguments = {"model": job.model, "rank": job.rank, "row": job.row, "limit": limit}
-        (ahead,) = self._db.execute(SQL["ahead"], arguments).fetchone()
-        return ahead + 1 if ahead < limit else None
-
-    def line(self, job: Job, limit: int) -> Line | None:
-        """Return a waiting job's place and what is before it; None when it is beyond `limit` or waits for its time."""
-        position = self.position(job, limit) if job.not_before_s is None else None
-        if position is None:
-            return None
-        arguments = {"model": job.model, "rank": job.rank, "row": job.row, "limit": limit}
-        return Line(
-            work=Work(job.request_bytes, job.max_tokens),
-            position=position,
-            ahead=[Work(*row) for row in self._db.execute(SQL["ahead_work"], arguments)] if position > 1 else (),
-            running=self.running_work(job.model),
-        )
-
-    def running_work(self, model: str) -> list[Work]:
-        """Return what runs of a model."""
-        arguments = {"model": model, "now": self.clock.now_s()}
-        return [Work(*row) for row in self._db.execute(SQL["running_work"], arguments)]
-
-    def first(self, model: str, limit: int) -> list[Job]:
-        """Return the first waiting jobs of a model, in order."""
-        return [_job(row) for row in self._db.execute(SQL["first_queued"], {"model": model, "limit": limit})]
-
-    def demand(self, models: Sequence[str]) -> dict[str, float | None]:
-        """Return the rank of the first waiting job of each model, None where none waits; cheap, to be asked often."""
-        firsts = {model: self._db.execute(SQL["first_rank"], {"model": model}).fetchone() for model in models}
-        return {model: None if row is None else float(row[0]) for model, row in firsts.items()}
-
-    def unfinished(self) -> dict[JobState, int]:
-        """Return how many jobs wait for images, how many for an engine, and how many run."""
-        (running,) = self._db.execute(SQL["count_running"]).fetchone()
-        (waiting,) = self._db.execute(SQL["count_waiting"]).fetchone()
-        queued = self.backlog.jobs - running - waiting
-        return {JobState.WAITING: waiting, JobState.QUEUED: queued, JobState.RUNNING: running}
-
-    def oldest_age_s(self) -> float | None:
-        """Return how long the longest waiting job has waited."""
-        oldest = self._db.execute(SQL["oldest_queued"]).fetchone()
-        return None if oldest is None else self.clock.now_s() - float(oldest[0])
-
-    def totals(self) -> dict[str, int]:
-        """Return how many jobs were accepted and ended how, and their tokens, since the file was made."""
-        return dict(self._db.execute(SQL["totals"]).fetchall())
-
-    def newest(self, *, states: Sequence[JobState], client: str | None, limit: int) -> list[Job]:
-        """Return the last accepted jobs, of some states or all, of one client or all; without any text."""
-        wanted = to_json(states).decode() if states else None
-        return [
-            _job(row) for row in self._db.execute(SQL["newest"], {"states": wanted, "client": client, "limit": limit})
-        ]
-
-    def named(self, job_id: str, *, client: str | None = None) -> list[Job]:
-        """Return the jobs of an id, one for each client that used it; at most NAMED_MAX."""
-        arguments = {"job_id": job_id, "client": client, "limit": NAMED_MAX}
-        return [_job(row) for row in self._db.execute(SQL["named"], arguments)]
 
     # Housekeeping
 
     def forget_ended(self, older_s: float) -> int:
         """Forget jobs that ended longer ago, but those whose result is owed; return how many, at most ROWS_AT_ONCE."""
-        arguments = {"before_s": self.clock.now_s() - older_s, "limit": ROWS_AT_ONCE}
-        return self._db.execute(SQL["prune_age"], arguments).rowcount
+        return self._db.run("prune_age", before_s=self.clock.now_s() - older_s, limit=ROWS_AT_ONCE)
 
     def prune(self, *, keep_s: float, keep_jobs: int) -> bool:
         """Forget finished jobs beyond age and number, and old cancels, at most ROWS_AT_ONCE rows a statement.
 
         Returns whether that bound was reached, so that there may be more to forget.
         """
-        now_s = self.clock.now_s()
-        aged = self._db.execute(SQL["prune_age"], {"before_s": now_s - keep_s, "limit": ROWS_AT_ONCE}).rowcount
-        (finished,) = self._db.execute(SQL["finished_count"]).fetchone()
+        aged = self.forget_ended(keep_s)
+        (finished,) = self._db.row("finished_count")
         limit = min(max(0, finished - keep_jobs), ROWS_AT_ONCE)
-        surplus = self._db.execute(SQL["prune_count"], {"limit": limit}).rowcount
-        self._db.execute(SQL["prune_cancels"], {"before_s": now_s - keep_s})
-        self._db.execute(SQL["prune_cancel_count"], {"keep": CANCELS_MAX})
+        surplus = self._db.run("prune_count", limit=limit)
+        self._db.run("prune_cancels", before_s=self.clock.now_s() - keep_s)
+        self._db.run("prune_cancel_count", keep=CANCELS_MAX)
         self.remember_clock()
         return ROWS_AT_ONCE in (aged, surplus)
 
     def remember_clock(self) -> None:
         """Store where the queue's clock stands, for the next start."""
-        self._db.execute(SQL["write_clock"], dataclasses.asdict(self.clock.anchor()))
-
-    def _remove(self, job: Job) -> None:
-        self._db.execute(SQL["remove"], {"row": job.row})
+        self._db.run("write_clock", **asdict(self.clock.anchor()))
 
     def _current(self, job: Job) -> Job | None:
-        row = self._db.execute(SQL["find"], {"client": job.client, "job_id": job.job_id}).fetchone()
-        return None if row is None else _job(row)
+        return self._db.job("find", client=job.client, job_id=job.job_id)
 
     def _age_ms(self, job: Job) -> float:
         return (self.clock.now_s() - job.accepted_s) * 1000
-
-    def _changed(self, row: Sequence[Any]) -> Job:
-        job = _job(row)
-        self._changes.append(job)
-        return job
 
     def _count(self, job: Job, sign: int) -> None:
         self._ledger.add(job.client, sign, sign * job.request_bytes)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from edge_agent.errors import EdgeAgentError
+from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.job import TERMINAL, Job
-from edge_agent.jobs.queue import ROWS_AT_ONCE, Queue, StorageError
+from edge_agent.jobs.queue import ROWS_AT_ONCE, Queue
 from edge_agent.log import get_logger
 
 T = TypeVar("T")

@@ -11,9 +11,10 @@ from typing import Protocol
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached, attach
 from edge_agent.jobs.backlog import Backlog
+from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
-from edge_agent.jobs.queue import Envelope, Queue, StorageError
+from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Operation, Store
@@ -162,12 +163,12 @@ class Intake:
         try:
             return attach(request, spool=self._spool, folders=self._images.folders)
         except EdgeAgentError:
-            self._spool.sweep(*queue.images())  # of an image before the one at fault
+            self._spool.sweep(*queue.images.needed())  # of an image before the one at fault
             raise
 
     def _take_image(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
         piece = decode_image(inbound)
-        asked_for = queue.asked_for(client, piece.sha256)
+        asked_for = queue.images.asked_for(client, piece.sha256)
         if asked_for is None:
             raise EdgeAgentError(
                 Code.UNKNOWN_JOB, "sha256: no waiting job of yours needs this image; send the job that does first"
@@ -175,7 +176,7 @@ class Intake:
         if asked_for:
             self._check_disk()
             if self._spool.add_part(piece.sha256, part=piece.part, parts=piece.parts, content=piece.content):
-                queue.image_came(piece.sha256)
+                queue.images.came(piece.sha256)
         return _nothing
 
     def _take_cancel(self, queue: Queue, inbound: Inbound, asked: Asked) -> _Afterwards:
@@ -227,7 +228,7 @@ class Intake:
             code, sentence = Code.QUEUE_FULL, "the queue is full; send the job again later"
         else:
             return
-        retry_after_s = self._pace.room_s(model, queue.running_work(model))
+        retry_after_s = self._pace.room_s(model, queue.overview.running_work(model))
         if retry_after_s is None:
             retry_after_s = RETRY_AFTER_DEFAULT_S
         retry_after_s = max(RETRY_AFTER_LEAST_S, retry_after_s)

@@ -16,7 +16,8 @@ from typing import Literal
 from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
-from edge_agent.jobs.queue import Owed, Queue
+from edge_agent.jobs.queue import Queue
+from edge_agent.jobs.results import Owed
 from edge_agent.jobs.store import Store
 from edge_agent.log import get_logger
 from edge_agent.mqtt.chunks import ChunkStream
@@ -191,8 +192,8 @@ class Outbox:
             self.say(self._speech.status(job, tokens=tokens))
 
     def _status(self, queue: Queue, job: Job) -> Publication:
-        line = queue.line(job, POSITIONS_TOLD) if job.state is JobState.QUEUED else None
-        missing = queue.missing(job) if job.state is JobState.WAITING else None
+        line = queue.overview.line(job, POSITIONS_TOLD) if job.state is JobState.QUEUED else None
+        missing = queue.images.missing(job) if job.state is JobState.WAITING else None
         if line is None:
             return self._speech.status(job, missing=missing)
         eta_s = self._pace.eta_s(job.model, line)
@@ -298,9 +299,9 @@ class Outbox:
         erase = self._keep_text == "until_delivered" and reason != NO_SUBSCRIBERS and not owed.job.watched
 
         def delivered(queue: Queue) -> None:
-            queue.delivered(owed)
+            queue.results.delivered(owed)
             if erase:
-                queue.erase(owed.job)
+                queue.results.erase(owed.job)
 
         self._store.do(delivered)
 
@@ -315,7 +316,7 @@ class Outbox:
             reason=reason,
             retry_s=round(delay_s),
         )
-        self._store.do(lambda queue: queue.deferred(owed, delay_s))
+        self._store.do(lambda queue: queue.results.deferred(owed, delay_s))
 
     def _tell_settled(self) -> None:
         if self._settling and not (self._waiting or self._in_flight or self._asking or self._inbox.qsize()):
@@ -326,5 +327,5 @@ class Outbox:
 
 def _due(queue: Queue, *, room: int, busy: frozenset[int]) -> _Due:
     """Return the results there is room for, and when to ask again: at once when there were more."""
-    results = [owed for owed in queue.owed(room + len(busy)) if owed.job.row not in busy]
-    return _Due(results, 0.0 if len(results) == room else queue.next_owed_s())
+    results = [owed for owed in queue.results.owed(room + len(busy)) if owed.job.row not in busy]
+    return _Due(results, 0.0 if len(results) == room else queue.results.next_owed_s())

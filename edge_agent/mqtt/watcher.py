@@ -14,8 +14,9 @@ from functools import partial
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached
+from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.job import TERMINAL, Destination, Job, JobState, Outcome
-from edge_agent.jobs.queue import Envelope, Queue, StorageError
+from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Operation, Store
@@ -213,7 +214,7 @@ class Watcher:
         model = self._admit(queue, order.request)
         here = {} if order.image is None else {self._spool.add(order.image): True}
         if queue.supersede(order.envelope.client, order.topic, keep=order.rule.section.pending - 1) and here:
-            self._store.do(lambda queue: self._spool.sweep(*queue.images()))
+            self._store.do(lambda queue: self._spool.sweep(*queue.images.needed()))
         return queue.accept(order.request, order.envelope, model=model, attached=Attached(order.request, here))
 
     def _taken(self, receipt: Receipt, outcome: _Outcome | EdgeAgentError) -> None:

@@ -23,7 +23,7 @@ def fill(file: Path, jobs: int) -> None:
 
 def unsynced(queue: Queue) -> None:
     """Let a queue leave its writes to the operating system, so that the disk is not what is measured."""
-    queue._db.execute("PRAGMA synchronous = OFF")
+    queue._db.connection.execute("PRAGMA synchronous = OFF")
 
 
 def _request(number: int) -> Request:

@@ -14,8 +14,9 @@ from fakes import Time, accept, claim, find
 from running import AgentProcess, Listener, mosquitto_pub, wait_for
 
 import edge_agent
+from edge_agent.jobs.database import SQL
 from edge_agent.jobs.job import JobState
-from edge_agent.jobs.queue import SQL, Queue
+from edge_agent.jobs.queue import Queue
 
 DAY_S = 86_400.0
 JUMPS_S = (DAY_S, -DAY_S)
@@ -158,7 +159,7 @@ def another_boot(agent):
     """Make the queue believe that its clock was last read on another boot of this machine."""
     with reading(agent) as queue, queue.transaction():
         anchor = dataclasses.replace(queue.clock.anchor(), boot_id="another")
-        queue._db.execute(SQL["write_clock"], dataclasses.asdict(anchor))
+        queue._db.connection.execute(SQL["write_clock"], dataclasses.asdict(anchor))
 
 
 @pytest.mark.broker

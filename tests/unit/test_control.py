@@ -65,8 +65,8 @@ def end(queue, job, state=JobState.SUCCEEDED, text="an answer", *, delivered=Tru
     assert running.job_id == job.job_id
     ended = queue.end(running, state, Outcome(text=text))
     if delivered:
-        for owed in queue.owed(10):
-            queue.delivered(owed)
+        for owed in queue.results.owed(10):
+            queue.results.delivered(owed)
     return ended
 
 
@@ -141,7 +141,7 @@ def test_jobs_are_listed_newest_first_without_their_text(running):
     assert [line.job_id for line in reply.jobs] == ["a"]
     assert not reply.more
     assert running.ask(ListJobs(client="nobody")).jobs == ()
-    (brief,) = running.do(lambda queue: queue.newest(states=(JobState.SUCCEEDED,), client=None, limit=9))
+    (brief,) = running.do(lambda queue: queue.overview.newest(states=(JobState.SUCCEEDED,), client=None, limit=9))
     assert brief.request is None  # not even read: a list of a thousand jobs is small
     assert "answer" not in brief.outcome
     assert "secret" not in reply.model_dump_json()
@@ -174,11 +174,11 @@ def test_a_cancel_ends_what_waits_stops_what_runs_and_leaves_what_has_ended(runn
     running.do(lambda queue: queue.claim("tiny", idle=True))
     assert "told to stop" in running.ask(CancelJob(job_id="job-1")).said
     assert [job.job_id for job in running.canceled] == ["job-1"]
-    running.do(lambda queue: queue.end(queue.named("job-1")[0], JobState.CANCELED, Outcome()))
-    owed = running.do(lambda queue: queue.owed(10))
-    running.do(lambda queue: [queue.delivered(each) for each in owed])
+    running.do(lambda queue: queue.end(queue.overview.named("job-1")[0], JobState.CANCELED, Outcome()))
+    owed = running.do(lambda queue: queue.results.owed(10))
+    running.do(lambda queue: [queue.results.delivered(each) for each in owed])
     assert "had ended already: canceled" in running.ask(CancelJob(job_id="job-1")).said
-    assert running.do(lambda queue: queue.owed(10)) == []  # its requester is not told twice
+    assert running.do(lambda queue: queue.results.owed(10)) == []  # its requester is not told twice
 
 
 def test_a_retry_is_a_new_job_and_the_first_keeps_its_one_result(running):
@@ -186,11 +186,11 @@ def test_a_retry_is_a_new_job_and_the_first_keeps_its_one_result(running):
     first = running.do(lambda queue: end(queue, accept(queue, metadata={"n": 1}), JobState.FAILED))
     reply = running.ask(RetryJob(job_id="job-1"))
     assert reply.jobs[0].job_id == "again-1"
-    (again,) = running.do(lambda queue: queue.named("again-1"))
+    (again,) = running.do(lambda queue: queue.overview.named("again-1"))
     assert (again.client, again.state) == ("line-3", JobState.QUEUED)
     assert json.loads(again.metadata) == {"n": 1, "retry_of": "job-1"}
     assert json.loads(again.request)["prompt"] == "a secret"
-    assert running.do(lambda queue: queue.named("job-1")) == [first]
+    assert running.do(lambda queue: queue.overview.named("job-1")) == [first]
 
 
 @pytest.mark.parametrize("state", ["queued", "erased"])
@@ -198,7 +198,7 @@ def test_what_cannot_run_again_is_said(running, state):
     def prepare(queue):
         job = accept(queue)
         if state == "erased":
-            queue.erase(end(queue, job))
+            queue.results.erase(end(queue, job))
 
     running.do(prepare)
     assert running.ask(RetryJob(job_id="job-1")).error.code in (Code.BAD_REQUEST, Code.UNSUPPORTED)
@@ -268,7 +268,7 @@ def test_the_wish_to_cancel_a_job_that_ran_when_the_agent_died_is_kept(tmp_path)
     reach(tmp_path, desk=desk(), age_step_s=60.0)(CancelJob(job_id="job-1"))
     with Queue(tmp_path / "queue.db") as queue, queue.transaction():
         queue.recover()
-        assert queue.named("job-1")[0].state is JobState.CANCELED
+        assert queue.overview.named("job-1")[0].state is JobState.CANCELED
 
 
 # Who may ask, and what others cost

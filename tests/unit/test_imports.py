@@ -149,7 +149,7 @@ def test_parts_that_stand_apart_import_nothing_of_ours(part):
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("sqlite3", {"edge_agent.jobs.queue"}),
+        ("sqlite3", {"edge_agent.jobs.database"}),
         ("paho", {"edge_agent.mqtt.link", "edge_agent.mqtt.sockets", "edge_agent.mqtt.pool", "edge_agent.mqtt.client"}),
         ("typer", {name for name in FILES if inside(name, "edge_agent.cli", "edge_agent.synth")}),
         ("rich", {name for name in FILES if inside(name, "edge_agent.cli")}),

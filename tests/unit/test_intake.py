@@ -156,7 +156,7 @@ def test_a_repeat_is_answered_with_the_state_and_stored_once(desk):
     desk.finish()
     assert desk.submit() == [("answered", "job-1", JobState.SUCCEEDED), ("acked", 3)]
     assert desk.ask(lambda queue: sum(counts(queue).values())) == 1
-    assert [each.job.job_id for each in desk.ask(lambda queue: queue.owed(10))] == ["job-1"]
+    assert [each.job.job_id for each in desk.ask(lambda queue: queue.results.owed(10))] == ["job-1"]
 
 
 def test_a_repeat_is_answered_also_when_nothing_new_is_taken(tmp_path):
@@ -414,9 +414,9 @@ def test_the_state_of_a_known_job_is_told_again_with_its_result(desk):
     desk.submit()
     assert desk.take("status", {"job_id": "job-1"}) == [("answered", "job-1", JobState.QUEUED), ("acked", 2)]
     desk.finish()
-    desk.ask(lambda queue: queue.delivered(queue.owed(1)[0]))
+    desk.ask(lambda queue: queue.results.delivered(queue.results.owed(1)[0]))
     assert desk.take("status", {"job_id": "job-1"})[0] == ("answered", "job-1", JobState.SUCCEEDED)
-    assert len(desk.ask(lambda queue: queue.owed(10))) == 1
+    assert len(desk.ask(lambda queue: queue.results.owed(10))) == 1
 
 
 def test_an_unknown_job_is_said_to_be_unknown(desk):
@@ -466,7 +466,7 @@ def test_a_job_with_its_images_is_queued_and_their_bytes_are_on_disk(seeing):
     assert files(seeing) == [SHA256]
     assert ("answered", "job-1", JobState.QUEUED) in seeing.take("job", about(inline()))
     assert seeing.claim() is None
-    seeing.ask(lambda queue: queue.prepared(queue.next_unprepared("phi", ahead=4), "[]"))
+    seeing.ask(lambda queue: queue.images.prepared(queue.images.next_unprepared("phi", ahead=4), "[]"))
     assert seeing.claim().job_id == "job-1"
 
 
@@ -474,7 +474,7 @@ def test_a_job_whose_images_are_uploaded_apart_waits_for_them(seeing):
     """In parts or whole, whatever comes twice; with the last it is queued."""
     other = hashlib.sha256(b"other").hexdigest()
     assert ("told", "job-1", JobState.WAITING) in seeing.take("job", about(named(), named(other)))
-    assert set(seeing.ask(lambda queue: queue.missing(queue.recall("line-3", "job-1")))) == {SHA256, other}
+    assert set(seeing.ask(lambda queue: queue.images.missing(queue.recall("line-3", "job-1")))) == {SHA256, other}
     assert seeing.take("image", b"other") == [("acked", 2)]
     first, second = ({"sha256": SHA256, "part": part, "parts": "2"} for part in "12")
     for user, content in ((second, PHOTO[1000:]), (second, PHOTO[1000:])):
@@ -541,7 +541,7 @@ def test_images_beyond_the_quota_are_refused_until_a_job_has_ended(seeing):
     _, error = refusal(seeing.take("job", about(inline()) | {"job_id": "more"}))
     assert (error["code"], error["retryable"]) == (Code.STORAGE_FULL, True)
     seeing.take("cancel", {"job_id": "job-0"})
-    seeing.ask(lambda queue: seeing.spool.sweep(*queue.images()))
+    seeing.ask(lambda queue: seeing.spool.sweep(*queue.images.needed()))
     assert ("told", "more", JobState.QUEUED) in seeing.take("job", about(inline()) | {"job_id": "more"})
 
 

@@ -52,7 +52,7 @@ class Floor:
         for model, lanes in self.lanes.items():
             while len(self.busy(model)) < lanes and not any(job.alone for *_, job in self.busy(model)):
                 with self.queue.transaction():
-                    before = self.queue.first(model, 1000)
+                    before = self.queue.overview.first(model, 1000)
                     job = self.queue.claim(model, idle=not self.busy(model))
                 if job is None:
                     break

@@ -115,7 +115,7 @@ class Sender:
 
         def act(queue):
             self.machine.pass_s(LAST_RETRY_S)
-            owed = {each.job.job_id for each in queue.owed(1000)}
+            owed = {each.job.job_id for each in queue.results.owed(1000)}
             self.machine.pass_s(-LAST_RETRY_S)
             return owed
 
@@ -169,7 +169,7 @@ def test_a_refused_result_backs_off_and_blocks_no_other(sender):
     sender.answer_all()
     sender.settle()
     assert sender.owed() == {"a"}
-    due_s = sender.ask(lambda queue: queue.next_owed_s())
+    due_s = sender.ask(lambda queue: queue.results.next_owed_s())
     assert due_s == pytest.approx(sender.store.now_s() + FIRST_RETRY_S, abs=1)
     sender.machine.pass_s(FIRST_RETRY_S + 1)
     sender.outbox.wake()

@@ -12,23 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs import database
 from edge_agent.jobs import queue as queue_module
+from edge_agent.jobs.database import SCHEMA_VERSION, SQL, DamagedError, SchemaTooNewError, StorageError
 from edge_agent.jobs.job import TERMINAL, TRANSITIONS, Failure, JobState, Outcome, PromptTokensDetails, Usage
-from edge_agent.jobs.queue import (
-    CANCELS_MAX,
-    RESULT_KEPT_S,
-    RETRY_FIRST_S,
-    RETRY_MOST_S,
-    ROWS_AT_ONCE,
-    SCHEMA_VERSION,
-    SQL,
-    Backlog,
-    DamagedError,
-    Envelope,
-    Queue,
-    SchemaTooNewError,
-    StorageError,
-)
+from edge_agent.jobs.queue import CANCELS_MAX, RETRY_FIRST_S, RETRY_MOST_S, ROWS_AT_ONCE, Backlog, Envelope, Queue
+from edge_agent.jobs.results import RESULT_KEPT_S
 
 
 @pytest.fixture
@@ -83,7 +72,7 @@ def error_of(job):
 
 def owed(queue, limit=10):
     with queue.transaction():
-        return queue.owed(limit)
+        return queue.results.owed(limit)
 
 
 def claimed_names(queue):
@@ -172,8 +161,8 @@ def test_places_in_the_queue(queue):
     jobs = [accept(queue, name) for name in ("a", "b", "c")]
     accept(queue, "x", model="other", priority=9)
     with queue.transaction():
-        assert [queue.position(job, 2) for job in jobs] == [1, 2, None]
-        assert [job.job_id for job in queue.first("phi", 2)] == ["a", "b"]
+        assert [queue.overview.position(job, 2) for job in jobs] == [1, 2, None]
+        assert [job.job_id for job in queue.overview.first("phi", 2)] == ["a", "b"]
 
 
 # When an engine dies
@@ -283,7 +272,7 @@ def test_canceling_an_ended_job_owes_its_result_again(queue):
     accept(queue)
     end(queue, claim(queue))
     with queue.transaction():
-        queue.delivered(queue.owed(1)[0])
+        queue.results.delivered(queue.results.owed(1)[0])
     assert cancel(queue) == []
     assert [each.job.state for each in owed(queue)] == [JobState.SUCCEEDED]
 
@@ -322,9 +311,9 @@ def test_another_request_under_the_id_is_refused(queue):
     accept(queue)
     end(queue, claim(queue))
     with queue.transaction():
-        due = queue.owed(1)[0]
-        queue.delivered(due)
-        queue.erase(due.job)
+        due = queue.results.owed(1)[0]
+        queue.results.delivered(due)
+        queue.results.erase(due.job)
     with queue.transaction(), pytest.raises(EdgeAgentError) as caught:
         queue.repeated(request(max_tokens=7), "line-3")
     assert caught.value.code is Code.DUPLICATE_ID
@@ -390,7 +379,7 @@ def test_statements_allow_exactly_the_transitions_of_the_table(queue, source, ta
         if target is JobState.RUNNING:
             queue.claim("phi", idle=True)
         elif target is JobState.QUEUED and source is JobState.WAITING:
-            queue.image_came("a" * 64)
+            queue.images.came("a" * 64)
         elif target is JobState.QUEUED:
             queue.requeue(job, give_back=False)
         else:
@@ -494,7 +483,7 @@ def test_a_result_is_owed_until_it_is_delivered(queue):
     (due,) = owed(queue)
     assert due.tries == 0
     with queue.transaction():
-        queue.delivered(due)
+        queue.results.delivered(due)
     assert owed(queue) == []
 
 
@@ -505,10 +494,10 @@ def test_a_refused_result_waits_behind_the_others(queue, machine):
         machine.pass_s(1)
     refused = owed(queue)[0]
     with queue.transaction():
-        queue.deferred(refused, 30.0)
+        queue.results.deferred(refused, 30.0)
     assert [each.job.job_id for each in owed(queue)] == ["other"]
     with queue.transaction():
-        assert queue.next_owed_s() == pytest.approx(queue.clock.now_s() + 30.0)
+        assert queue.results.next_owed_s() == pytest.approx(queue.clock.now_s() + 30.0)
     machine.pass_s(30)
     assert [(each.job.job_id, each.tries) for each in owed(queue)] == [("other", 0), ("refused", 1)]
 
@@ -521,9 +510,9 @@ def test_a_result_asked_for_again_meanwhile_stays_owed(queue, machine):
     machine.pass_s(1)
     find(queue)
     with queue.transaction():
-        queue.delivered(due)
-        queue.erase(due.job)
-        queue.deferred(due, 60.0)
+        queue.results.delivered(due)
+        queue.results.erase(due.job)
+        queue.results.deferred(due, 60.0)
     (again,) = owed(queue)
     assert Outcome.model_validate_json(again.job.outcome).text == ANSWER.text
 
@@ -535,7 +524,7 @@ def test_a_result_refused_for_a_day_is_given_up(queue, machine):
     accept(queue, "untried")
     end(queue, claim(queue))
     with queue.transaction():
-        queue.deferred(queue.owed(1)[0], 30.0)
+        queue.results.deferred(queue.results.owed(1)[0], 30.0)
     machine.pass_s(RESULT_KEPT_S + 1)
     assert [each.job.job_id for each in owed(queue)] == ["untried"]
     assert [each.job.job_id for each in owed(queue)] == ["untried"]
@@ -546,9 +535,9 @@ def test_an_erased_job_keeps_how_it_ended_and_says_that_text_is_missing(queue, t
     accept(queue, prompt="a secret recipe", metadata={"line": "hidden"})
     end(queue, claim(queue), outcome=Outcome(text="a secret answer", finish_reason="stop"))
     with queue.transaction():
-        due = queue.owed(1)[0]
-        queue.delivered(due)
-        queue.erase(due.job)
+        due = queue.results.owed(1)[0]
+        queue.results.delivered(due)
+        queue.results.erase(due.job)
     job = find(queue)
     outcome = Outcome.model_validate_json(job.outcome)
     assert (job.request, job.metadata) == (None, "{}")
@@ -566,7 +555,7 @@ def test_finished_jobs_are_forgotten_by_age_but_never_an_owed_result(queue, mach
         end(queue, claim(queue))
     accept(queue, "waiting", ttl_s=86_400)
     with queue.transaction():
-        queue.delivered(queue.owed(1)[0])
+        queue.results.delivered(queue.results.owed(1)[0])
     machine.pass_s(100)
     with queue.transaction():
         queue.prune(keep_s=99, keep_jobs=1000)
@@ -580,7 +569,7 @@ def test_finished_jobs_are_forgotten_by_number_oldest_first(queue, machine):
         accept(queue, name)
         end(queue, claim(queue))
         with queue.transaction():
-            queue.delivered(queue.owed(1)[0])
+            queue.results.delivered(queue.results.owed(1)[0])
         machine.pass_s(1)
     with queue.transaction():
         queue.prune(keep_s=1000, keep_jobs=1)
@@ -617,13 +606,13 @@ def test_a_failed_transaction_changes_nothing_and_counts_nothing(queue):
 
 
 def test_a_full_disk_is_a_storage_error_and_nothing_of_it_happened(queue):
-    pages = queue._db.execute("PRAGMA page_count").fetchone()[0]
-    queue._db.execute(f"PRAGMA max_page_count = {pages}")
+    pages = queue._db.connection.execute("PRAGMA page_count").fetchone()[0]
+    queue._db.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageError), queue.transaction():
         queue.accept(request(prompt="x" * 100_000), Envelope("line-3", 60.0), model="phi")
     assert queue.backlog == Backlog(0, 0)
     assert find(queue) is None
-    queue._db.execute("PRAGMA max_page_count = 1000000")
+    queue._db.connection.execute("PRAGMA max_page_count = 1000000")
     assert accept(queue).state is JobState.QUEUED
 
 
@@ -655,7 +644,7 @@ def test_everything_survives_a_restart(tmp_path, machine):
 
 
 def test_every_statement_has_a_name_of_its_own():
-    assert len(SQL) == queue_module.SCRIPTS.joinpath("queries.sql").read_text().count("-- name: ")
+    assert len(SQL) == database.SCRIPTS.joinpath("queries.sql").read_text().count("-- name: ")
 
 
 def test_what_is_committed_survives_a_process_that_never_closes(tmp_path, machine):
@@ -664,8 +653,8 @@ def test_what_is_committed_survives_a_process_that_never_closes(tmp_path, machin
         accept(queue)
         with machine.queue(tmp_path) as other:
             assert find(other).state is JobState.QUEUED
-        assert queue._db.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert queue._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert queue._db.connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert queue._db.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def version(file):
@@ -677,7 +666,7 @@ def version(file):
 
 def test_a_newer_schema_is_refused_with_what_to_do(tmp_path, machine):
     with machine.queue(tmp_path) as queue:
-        queue._db.execute("PRAGMA user_version = 99")
+        queue._db.connection.execute("PRAGMA user_version = 99")
     with pytest.raises(
         SchemaTooNewError, match=rf"version 99, this program knows {SCHEMA_VERSION}; install the newer program"
     ):
@@ -689,9 +678,9 @@ def scripts(tmp_path, monkeypatch):
     """A program two versions ahead, its migrations still to be written by the test."""
     folder = tmp_path / "scripts"
     folder.mkdir()
-    folder.joinpath("schema.sql").write_text(queue_module.SCRIPTS.joinpath("schema.sql").read_text())
-    monkeypatch.setattr(queue_module, "SCRIPTS", folder)
-    monkeypatch.setattr(queue_module, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
+    folder.joinpath("schema.sql").write_text(database.SCRIPTS.joinpath("schema.sql").read_text())
+    monkeypatch.setattr(database, "SCRIPTS", folder)
+    monkeypatch.setattr(database, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
     return folder
 
 
@@ -706,7 +695,7 @@ def test_an_older_schema_is_migrated_version_by_version(tmp_path, machine, queue
     for _ in range(2):
         with machine.queue(tmp_path) as migrated:
             assert find(migrated).state is JobState.QUEUED
-            assert migrated._db.execute("SELECT tier FROM jobs").fetchall() == [("two and three",)]
+            assert migrated._db.connection.execute("SELECT tier FROM jobs").fetchall() == [("two and three",)]
     assert version(tmp_path / "queue.db") == SCHEMA_VERSION + 2
 
 
@@ -721,8 +710,12 @@ def test_the_first_schema_becomes_the_present_one(tmp_path, machine):
     shapes = []
     for folder in (old, new):
         with machine.queue(folder) as queue:
-            names = queue._db.execute("SELECT type, name, tbl_name FROM sqlite_schema ORDER BY type, name").fetchall()
-            columns = sorted(queue._db.execute("PRAGMA table_xinfo(jobs)").fetchall(), key=lambda column: column[1])
+            names = queue._db.connection.execute(
+                "SELECT type, name, tbl_name FROM sqlite_schema ORDER BY type, name"
+            ).fetchall()
+            columns = sorted(
+                queue._db.connection.execute("PRAGMA table_xinfo(jobs)").fetchall(), key=lambda column: column[1]
+            )
             shapes.append((names, [column[1:] for column in columns]))
     assert shapes[0] == shapes[1]
 
@@ -751,7 +744,7 @@ def test_jobs_of_the_first_schema_are_counted_as_far_as_they_are_remembered(tmp_
         )
     db.close()
     with machine.queue(tmp_path) as migrated:
-        assert migrated.totals() == {"accepted": 1, "failed": 1}
+        assert migrated.overview.totals() == {"accepted": 1, "failed": 1}
 
 
 def test_totals_count_each_job_once_and_survive(tmp_path, machine, queue):
@@ -770,15 +763,15 @@ def test_totals_count_each_job_once_and_survive(tmp_path, machine, queue):
     with queue.transaction():
         queue.end(job, JobState.SUCCEEDED, ANSWER.model_copy(update={"usage": usage}))
         queue.end(job, JobState.CANCELED, ANSWER)
-    for owed in queue.owed(9):
-        queue.delivered(owed)
+    for owed in queue.results.owed(9):
+        queue.results.delivered(owed)
     machine.pass_s(9.0)
     with queue.transaction():
         queue.prune(keep_s=1.0, keep_jobs=0)
     assert counts(queue) == {}
     queue.close()
     with machine.queue(tmp_path) as again:
-        assert again.totals() == {"accepted": 2, "canceled": 1, "succeeded": 1, "completion_tokens": 7}
+        assert again.overview.totals() == {"accepted": 2, "canceled": 1, "succeeded": 1, "completion_tokens": 7}
 
 
 @pytest.mark.parametrize("damage", ["no database", "torn page"])
@@ -806,7 +799,7 @@ def test_a_claim_among_many_waiting_jobs_reads_the_index_and_sorts_nothing(queue
     """The plan of the hot statements: a search, no scan of the table, no temporary tree."""
     for name in ("claim", "expiring", "owed", "find", "first_rank"):
         names = ("model", "now", "idle", "limit", "client", "job_id")
-        plan = queue._db.execute("EXPLAIN QUERY PLAN " + SQL[name], dict.fromkeys(names, 1)).fetchall()
+        plan = queue._db.connection.execute("EXPLAIN QUERY PLAN " + SQL[name], dict.fromkeys(names, 1)).fetchall()
         steps = " / ".join(step[3] for step in plan)
         assert "SCAN jobs" not in steps, (name, steps)
         assert "TEMP B-TREE" not in steps, (name, steps)
@@ -817,12 +810,12 @@ def test_the_demand_for_models_is_the_rank_of_their_first_job(queue):
     with queue.transaction():
         for name, priority in (("a", 5), ("b", 9)):
             queue.accept(request(name, priority=priority), Envelope("line-3", 500), model="phi")
-        first = queue.first("phi", 1)[0]
-        assert queue.demand(["phi", "other"]) == {"phi": first.rank, "other": None}
+        first = queue.overview.first("phi", 1)[0]
+        assert queue.overview.demand(["phi", "other"]) == {"phi": first.rank, "other": None}
         assert first.job_id == "b"
         for _ in range(2):
             queue.claim("phi", idle=True)
-        assert queue.demand(["phi"]) == {"phi": None}
+        assert queue.overview.demand(["phi"]) == {"phi": None}
 
 
 # Whatever happens
@@ -955,14 +948,14 @@ class Life(RuleBasedStateMachine):
     def counters_equal_the_table(self):
         if not hasattr(self, "queue"):
             return
-        rows = self.queue._db.execute(SQL["unfinished"]).fetchall()
+        rows = self.queue._db.connection.execute(SQL["unfinished"]).fetchall()
         assert self.queue.backlog == sum_of(rows)
         assert {client: self.queue.backlog_of(client) for client, *_ in rows} == {c: Backlog(*n) for c, *n in rows}
         with self.queue.transaction():
             assert counts(self.queue) == Counter(self.states.values())
-            unfinished = {state: count for state, count in self.queue.unfinished().items() if count}
+            unfinished = {state: count for state, count in self.queue.overview.unfinished().items() if count}
             assert unfinished == {state: n for state, n in counts(self.queue).items() if state not in TERMINAL}
-            owed = {each.job.job_id for each in self.queue.owed(10)}
+            owed = {each.job.job_id for each in self.queue.results.owed(10)}
         assert owed == {name for name, state in self.states.items() if state in TERMINAL}
 
     def teardown(self):

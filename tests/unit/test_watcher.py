@@ -78,7 +78,7 @@ class Tower:
     def waiting(self):
         """The prompts that wait, first to run first."""
         flush(self.store)
-        return [json.loads(job.request)["messages"][-1]["content"] for job in self.queue.first("phi", 100)]
+        return [json.loads(job.request)["messages"][-1]["content"] for job in self.queue.overview.first("phi", 100)]
 
     def reading(self, name="sensor"):
         flush(self.store)
@@ -98,7 +98,7 @@ def test_a_message_is_acknowledged_after_its_job_is_stored_and_so_is_one_that_ma
         assert [receipt.mid for receipt in tower.link.acked] == [1, 2, 3]
         reading = tower.reading()
         assert (reading.taken, reading.dropped) == (1, {"when": 1})
-        (job,) = tower.queue.first("phi", 9)
+        (job,) = tower.queue.overview.first("phi", 9)
         assert (job.client, job.source, job.stream) == ("watch:sensor", "a/b", False)
         assert json.loads(job.answer)["topic"] == "edge/v1/agents/edge-01/watch/sensor"
 
@@ -110,7 +110,7 @@ def test_the_newest_takes_the_place_of_the_oldest_of_its_topic(tmp_path):
             tower.see(f"a/{number % 2}", b"%d" % number)
         assert tower.waiting() == ["96", "97", "98", "99"]
         assert counts(tower.queue) == {"queued": 4}
-        assert tower.queue.backlog == Backlog(4, sum(len(job.request) for job in tower.queue.first("phi", 9)))
+        assert tower.queue.backlog == Backlog(4, sum(len(job.request) for job in tower.queue.overview.first("phi", 9)))
         assert (tower.reading().taken, tower.reading().superseded) == (100, 96)
         assert {job.state for job in tower.told} == {JobState.QUEUED, JobState.CANCELED}
 
@@ -138,7 +138,7 @@ def test_what_did_not_succeed_leaves_nothing(tmp_path, capsys):
         assert counts(tower.queue) == {}
         assert tower.reading().failed == 2
         assert tower.queue.backlog == Backlog(0, 0)
-        assert tower.queue.owed(9) == []
+        assert tower.queue.results.owed(9) == []
     assert "watch.failed" in capsys.readouterr().err
 
 
@@ -149,7 +149,7 @@ def test_answers_that_came_of_answers_end(tmp_path):
             tower.see("a/b", count.encode(), user={"edge-agent-hops": count})
         assert tower.waiting() == ["0", "3", "no number"]
         assert tower.reading().dropped == {"hops": 2}
-        assert [json.loads(job.answer)["hops"] for job in tower.queue.first("phi", 9)] == [1, 4, 1]
+        assert [json.loads(job.answer)["hops"] for job in tower.queue.overview.first("phi", 9)] == [1, 4, 1]
         assert len(tower.link.acked) == 5
 
 
@@ -245,7 +245,7 @@ def test_images_of_superseded_jobs_leave_the_disk(tmp_path):
             flush(tower.store)
         flush(tower.store)
         assert (tower.reading().taken, tower.reading().dropped) == (100, {})
-        (job,) = tower.queue.first("phi", 9)
+        (job,) = tower.queue.overview.first("phi", 9)
         ((image, text),) = [json.loads(job.request)["messages"][-1]["content"]]
         assert text == {"type": "text", "text": "What is this?"}
         assert tower.spool.path(image["sha256"]).read_bytes() == jpeg(99)

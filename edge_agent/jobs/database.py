@@ -1,0 +1,169 @@
+"""The queue's file: opened, checked, brought up to date, changed in transactions. All of SQLite."""
+
+import dataclasses
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edge_agent.jobs.job import Job, JobState, sources
+
+SCHEMA_VERSION = 2
+SCRIPTS = resources.files(__package__)
+"""Where `schema.sql`, `queries.sql` and, one per later version, `migrate_VERSION.sql` lie."""
+
+
+class SchemaTooNewError(Exception):
+    """The database was written by a newer version; the message says what to do."""
+
+
+class DamagedError(Exception):
+    """The database file is damaged."""
+
+
+class StorageError(Exception):
+    """The disk is full or the folder cannot be written; nothing of the transaction happened."""
+
+
+def _load_queries() -> dict[str, str]:
+    names = [field.name for field in dataclasses.fields(Job)]
+    columns = ", ".join(names)
+    # Without what may be long, and is nobody's business in a list.
+    brief = ", ".join(
+        {"request": "NULL", "outcome": "json_remove(outcome, '$.text')"}.get(name, name) for name in names
+    )
+    to_queued = ", ".join(f"'{state}'" for state in sources(JobState.QUEUED))
+    text = SCRIPTS.joinpath("queries.sql").read_text(encoding="utf-8")
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return {name: sql.strip().format(job=columns, brief=brief, to_queued=to_queued) for name, sql in pairs}
+
+
+SQL = _load_queries()
+
+_STORAGE_FAULTS = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+)
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn SQLite's errors into StorageError or DamagedError; any other is our own fault and crashes."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if primary in _STORAGE_FAULTS:
+            raise StorageError(str(error)) from error
+        if primary in _DAMAGE:
+            raise DamagedError(str(error)) from error
+        raise
+
+
+def job_of(row: Sequence[Any]) -> Job:
+    """Return the job of a row that has its columns."""
+    job = Job(*row)
+    return dataclasses.replace(
+        job,
+        state=JobState(job.state),
+        alone=bool(job.alone),
+        cancel_requested=bool(job.cancel_requested),
+        stream=bool(job.stream),
+        unprepared=bool(job.unprepared),
+    )
+
+
+class Database:
+    """The statements of `queries.sql`, by name. One owner at a time; opened and closed by another thread than used.
+
+    Opening creates the file or brings its schema up to date. Raises SchemaTooNewError, DamagedError or StorageError.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._changes: list[Job] = []
+        with translated():
+            self.connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, cached_statements=64)
+            try:
+                self._open()
+            except BaseException:
+                self.connection.close()
+                raise
+
+    def _open(self) -> None:
+        self.connection.execute("PRAGMA journal_mode = WAL")
+        self.connection.execute("PRAGMA synchronous = FULL")
+        self.connection.execute("PRAGMA secure_delete = ON")
+        self.connection.execute("PRAGMA cache_size = -2048")
+        (found,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise DamagedError(found)
+        self._migrate()
+
+    def _migrate(self) -> None:
+        (version,) = self.connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise SchemaTooNewError(
+                f"the queue has schema version {version}, this program knows {SCHEMA_VERSION}; "
+                "install the newer program again, or move the file away to begin with an empty queue"
+            )
+        while version < SCHEMA_VERSION:
+            name = "schema.sql" if version == 0 else f"migrate_{version + 1}.sql"
+            script = SCRIPTS.joinpath(name).read_text(encoding="utf-8")
+            version = SCHEMA_VERSION if version == 0 else version + 1
+            self.connection.executescript(f"BEGIN IMMEDIATE;\n{script}\n; PRAGMA user_version = {version}; COMMIT;")
+
+    def close(self) -> None:
+        """Close the file."""
+        self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[list[Job]]:
+        """Commit everything done inside at once, or nothing of it.
+
+        Yields the list of changed rows, complete when the block has ended. Raises StorageError, DamagedError.
+        """
+        self._changes = []
+        with translated():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._changes
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def row(self, name: str, **arguments: Any) -> Any:
+        """Return the first row a statement gives; None when it gives none."""
+        return self.connection.execute(SQL[name], arguments).fetchone()
+
+    def rows(self, name: str, **arguments: Any) -> list[Any]:
+        """Return all rows a statement gives."""
+        return self.connection.execute(SQL[name], arguments).fetchall()
+
+    def run(self, name: str, **arguments: Any) -> int:
+        """Return how many rows a statement changed."""
+        return self.connection.execute(SQL[name], arguments).rowcount
+
+    def run_each(self, name: str, each: Iterable[Mapping[str, Any]]) -> None:
+        """Run a statement once for each of the arguments."""
+        self.connection.executemany(SQL[name], each)
+
+    def job(self, name: str, **arguments: Any) -> Job | None:
+        """Return the first job a statement gives."""
+        row = self.row(name, **arguments)
+        return None if row is None else job_of(row)
+
+    def jobs(self, name: str, **arguments: Any) -> list[Job]:
+        """Return all jobs a statement gives."""
+        return [job_of(row) for row in self.rows(name, **arguments)]
+
+    def change(self, name: str, **arguments: Any) -> list[Job]:
+        """Return the jobs a statement changed, all of them; everybody is told of them."""
+        changed = self.jobs(name, **arguments)
+        self._changes += changed
+        return changed

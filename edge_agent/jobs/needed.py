@@ -1,0 +1,51 @@
+"""The images that jobs of a queue need: which are here, and whose are to be decoded next."""
+
+from collections.abc import Mapping
+
+from edge_agent.jobs.clock import Clock
+from edge_agent.jobs.database import Database
+from edge_agent.jobs.job import Job
+
+
+class NeededImages:
+    """Which image, known by its hash, which job needs."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._db = database
+        self._clock = clock
+
+    def add(self, job: Job, here: Mapping[str, bool]) -> None:
+        """Note what a new job needs, and whether it is here."""
+        each = ({"row": job.row, "sha256": sha256, "here": is_here} for sha256, is_here in here.items())
+        self._db.run_each("need_image", each)
+
+    def missing(self, job: Job) -> tuple[str, ...]:
+        """Return the hashes of the images that a job waits for."""
+        return tuple(sha256 for (sha256,) in self._db.rows("missing", row=job.row))
+
+    def asked_for(self, client: str, sha256: str) -> bool | None:
+        """Return whether a job of this client waits for images, this one among those it needs.
+
+        False when all of that client's jobs that need it have it; None when none needs it.
+        """
+        (asked,) = self._db.row("asked_for", client=client, sha256=sha256)
+        return None if asked is None else bool(asked)
+
+    def came(self, sha256: str) -> None:
+        """Note that an image is here; jobs that waited for no other are queued."""
+        self._db.run("image_came", sha256=sha256)
+        self._db.change("complete", sha256=sha256)
+
+    def next_unprepared(self, model: str, *, ahead: int) -> Job | None:
+        """Return the first job of a model whose images are to be decoded; None while `ahead` decoded ones wait."""
+        return self._db.job("next_unprepared", model=model, now=self._clock.now_s(), ahead=ahead)
+
+    def prepared(self, job: Job, images: str) -> bool:
+        """Let a job be claimed, its images decoded; return False when it has ended meanwhile."""
+        return self._db.row("prepared", row=job.row, images=images) is not None
+
+    def needed(self) -> tuple[frozenset[str], frozenset[int]]:
+        """Return the hashes of the images that are needed, and the rows of the jobs that need them; forget others."""
+        self._db.run("forget_images")
+        hashes = frozenset(sha256 for (sha256,) in self._db.rows("needed_images"))
+        return hashes, frozenset(row for (row,) in self._db.rows("jobs_with_images"))
