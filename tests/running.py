@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -92,13 +92,15 @@ class AgentProcess:
     def pid(self):
         return self.process.pid
 
-    def engines(self):
-        """The engine children, as processes."""
-        try:
-            children = psutil.Process(self.pid).children()
-        except psutil.NoSuchProcess:
-            return []
-        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    def engines(self, word=None):
+        """The children as processes, those with a word on their command line; who has just ended is none of them."""
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.pid).children():
+                with suppress(psutil.NoSuchProcess):
+                    if child.status() != psutil.STATUS_ZOMBIE and (word is None or word in child.cmdline()):
+                        found.append(child)
+        return found
 
     def kill(self):
         self.process.kill()

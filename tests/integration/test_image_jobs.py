@@ -45,9 +45,7 @@ def engine_pid(agent, which=-1):
 
 
 def decoders(agent):
-    return [
-        child.pid for child in agent.engines() if DECODER in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE
-    ]
+    return [child.pid for child in agent.engines(DECODER)]
 
 
 def drawn(shape, colour, size=(336, 336)):

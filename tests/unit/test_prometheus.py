@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families
+from running import wait_for
 
 from edge_agent.errors import Code, SettingsError
 from edge_agent.health.tally import Tally
@@ -228,6 +229,7 @@ def test_connections_are_few_and_end(monkeypatch):
         for each in idle:
             assert each.recv(1) == b""
             each.close()
+        wait_for(lambda: not server._server._ends_s, "their places to be free")
         assert get(server, "/healthz")[0] == 200
 
 
