@@ -176,6 +176,13 @@ def test_a_plugin_that_finds_nothing_says_so(decoder, plugged):
     assert raised.value.code is Code.UNSUPPORTED
 
 
+def test_webgpu_runs_on_the_processor_where_it_is_offered(decoder, plugged):
+    """Its package does so when the environment allows a software adapter, and then only."""
+    plugged.found = [Hardware("another", "CPU"), right := Hardware("onnxruntime_ep_webgpu_provider", "CPU")]
+    decoder.open_session("model.onnx", device="webgpu", threads=3, options={})
+    assert plugged.appended == [([right], {})]
+
+
 def test_a_plugin_that_does_not_load_says_why(decoder, plugged, monkeypatch):
     """As TensorRT-RTX without NVIDIA's driver, seen with its package."""
 
