@@ -97,6 +97,7 @@ class Attempt:
             backend=engine.backend or None,
             device=engine.device or None,
             host=engine.host,
+            fallback_from=engine.fallback,
         )
 
     def _usage(self, finished: Finished | None) -> Usage:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from edge_agent.attempt import Attempt, job_id
+from edge_agent.engine.blame import Falls, is_the_devices
 from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, JobId, Progress, Start, Text
+from edge_agent.engine.process import EngineProcess
 from edge_agent.engine.supervisor import Supervisor
 from edge_agent.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome
@@ -39,6 +41,7 @@ class Lanes:
     """
 
     running: dict[JobId, Attempt] = field(default_factory=dict)
+    engine: EngineProcess | None = None
     claiming: bool = False
     ready_s: float = 0.0
     load_s: float = 0.0
@@ -67,6 +70,7 @@ class _Up:
 class _Lost:
     model: str
     failure: Failure
+    place: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class Dispatcher:
         self._pace = pace
         self._now_s = now_s
         self._notes: stdlib_queue.SimpleQueue[_Note] = stdlib_queue.SimpleQueue()
+        self._falls = Falls()
         self._draining = False
         self._idle = threading.Event()
         self._stopped = False
@@ -157,9 +162,9 @@ class Dispatcher:
         """An engine is ready; its start took so long."""
         self._notes.put(_Up(model, load_s))
 
-    def lost(self, model: str, failure: Failure) -> None:
-        """An engine is gone, and with it the jobs in it."""
-        self._notes.put(_Lost(model, failure))
+    def lost(self, model: str, failure: Failure, place: str | None = None) -> None:
+        """An engine is gone, and with it the jobs in it; `place` was set aside for it, if there is another."""
+        self._notes.put(_Lost(model, failure, place))
 
     def unloaded(self, model: str) -> None:
         """An engine goes through no fault of its own; the jobs in it go back to their place."""
@@ -205,11 +210,11 @@ class Dispatcher:
     def _take(self, note: _Note) -> None:
         match note:
             case _Said(model, event):
-                self._hear(self._lanes[model], event)
+                self._hear(model, event)
             case _Up(model, load_s):
                 self._lanes[model].ready_s, self._lanes[model].load_s = self._store.now_s(), load_s
-            case _Lost(model, failure):
-                self._bereave(self._lanes[model], failure)
+            case _Lost(model, failure, place):
+                self._bereave(model, failure, place)
             case _Unloaded(model):
                 self._put_back(self._lanes[model])
             case _Claimed(model, jobs):
@@ -274,10 +279,12 @@ class Dispatcher:
             begun_lane_s=lanes.lane_s,
         )
         lanes.running[run.id] = run
+        lanes.engine = process
         process.start(Start(run.generation))
         log.info("job.started", job_id=job.job_id, client=job.client, row=job.row, attempt=job.attempt)
 
-    def _hear(self, lanes: Lanes, event: Event) -> None:
+    def _hear(self, model: str, event: Event) -> None:
+        lanes = self._lanes[model]
         run = lanes.running.get(event.job_id)
         if run is None:
             return
@@ -293,6 +300,8 @@ class Dispatcher:
                 if not run.over:
                     self._finish(run, finished)
             case Failed(_, code, message):
+                if not run.over and self._condemned(model, run, Failure.because(code, message)):
+                    return  # it is put back when the engine is gone
                 del lanes.running[run.id]
                 if not run.over:
                     self._fail(run, EdgeAgentError(code, message))
@@ -401,15 +410,36 @@ class Dispatcher:
     def _age_ms(self, job: Job) -> float:
         return (self._store.now_s() - job.accepted_s) * 1000
 
-    def _bereave(self, lanes: Lanes, failure: Failure) -> None:
+    def _condemned(self, model: str, run: Attempt, failure: Failure) -> bool:
+        """Have the engine ended that failed a job, when the device is to blame and there is another; see blame.py."""
+        lanes = self._lanes[model]
+        alone = len(lanes.running) == 1
+        devices = is_the_devices(failure.code, lost=False, alone=alone, strikes=run.job.strikes, fell_before=False)
+        return devices and lanes.engine is not None and self._supervisor().condemn(model, lanes.engine, failure)
+
+    def _bereave(self, model: str, failure: Failure, place: str | None) -> None:
+        """Deal with the jobs that were in an engine: those for which another place is tried cost them no strike."""
+        lanes = self._lanes[model]
         jobs = [run.job for run in lanes.running.values() if not run.over]
-        others = len(lanes.running) - len(jobs)
+        alone = len(lanes.running) == 1
+        moving = [job for job in jobs if place is not None and self._moves(job, failure.code, place, alone=alone)]
+        staying = [job for job in jobs if job not in moving]
+        others = len(lanes.running) - len(staying)
         lanes.count(self._now_s())
+        if alone and staying and (place is not None or self._falls.of(staying[0].row)):
+            self._supervisor().forgive(model)
+        for job in moving:
+            self._falls.note(job.row, place or "")
         for run in lanes.running.values():
             self._outbox.close(run.stream)
         lanes.running.clear()
-        if jobs:
-            self._store.do(lambda queue: queue.bereave(jobs, failure, others=others))
+        self._give_back(moving, alone=True)
+        if staying:
+            self._store.do(lambda queue: queue.bereave(staying, failure, others=others))
+
+    def _moves(self, job: Job, code: Code, place: str, *, alone: bool) -> bool:
+        fell_before = place in self._falls.of(job.row)
+        return is_the_devices(code, lost=True, alone=alone, strikes=job.strikes, fell_before=fell_before)
 
     def _hand_back(self) -> None:
         self._stopped = self._draining = True  # or it would claim again what it hands back
@@ -424,14 +454,15 @@ class Dispatcher:
         lanes.running.clear()
         self._give_back([run.job for run in running])
 
-    def _give_back(self, jobs: Sequence[Job]) -> None:
-        """Put jobs back in their place; they ended through no fault of theirs."""
+    def _give_back(self, jobs: Sequence[Job], *, alone: bool = False) -> None:
+        """Put jobs back in their place; they ended through no fault of theirs. `alone`: each then runs by itself."""
 
         def requeue(queue: Queue) -> None:
             for job in jobs:
-                queue.requeue(job, give_back=True)
+                queue.requeue(job, give_back=True, alone=alone)
 
-        self._store.do(requeue)
+        if jobs:
+            self._store.do(requeue)
 
 
 def _log_end(run: Attempt, code: Code | None, job: Job | None) -> None:

@@ -132,6 +132,10 @@ class ServeSection(Section):
     device: Literal["cpu", "cuda", "gpu", "npu", "qnn", "webgpu", "trt-rtx", "auto"] = Field(
         "auto", description="what it runs on; with `path`, auto is cpu"
     )
+    fallback: bool = Field(
+        True,
+        description="when a device fails, go on with the next candidate; with `path` that is the folder on the cpu",
+    )
     context_tokens: int = Field(
         4096, ge=64, le=131_072, description="prompt and answer together; bounds the memory of one sequence"
     )
@@ -191,6 +195,9 @@ class ModelsSection(Section):
     catalogue: tuple[Path, ...] = Field((), description="catalogue files of your own, in the form of the shipped one")
     pull: Literal["never", "missing"] = Field(
         "never", description="missing: fetch the best build for this machine when it is not here"
+    )
+    trial: bool = Field(
+        True, description="ask a loaded model a question before it serves; one that fails is not used on that device"
     )
     hub_url: str = Field(
         "https://huggingface.co",

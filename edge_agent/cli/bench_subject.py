@@ -10,7 +10,8 @@ from edge_agent.models import catalogue, measurements
 from edge_agent.models.bench import Subject
 from edge_agent.models.choose import options_of
 from edge_agent.models.load import Placed
-from edge_agent.models.provision import here, placed
+from edge_agent.models.places import placed
+from edge_agent.models.provision import here
 from edge_agent.models.runtimes import ACCELERATORS
 from edge_agent.models.store import Store
 from edge_agent.settings import ServeSection, Settings

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 from edge_agent import __version__
 from edge_agent.composition.parts import Parts
@@ -30,11 +31,14 @@ class Account:
         self.deaf: tuple[str, ...] = ()
         self.unwatched: tuple[str, ...] = ()
 
-    def condition(self, *, strained: tuple[str, ...] | None = None) -> Condition:
-        """Return how it is; `strained` says why it holds back, in place of what is so."""
+    def condition(self, *, strained: tuple[str, ...] | None = None, fallbacks: bool = True) -> Condition:
+        """Return how it is; `strained` says why it holds back, in place of what is so.
+
+        Without `fallbacks` a model that runs elsewhere than it should is as well as any.
+        """
         parts = self._parts
         return condition(
-            engines=parts.supervisor.statuses(),
+            engines=[each if fallbacks else replace(each, fallback=None) for each in parts.supervisor.statuses()],
             draining=self.draining,
             disk_full=parts.store.disk_full,
             duplicate=parts.announcer.duplicate,
@@ -55,8 +59,11 @@ class Account:
         return f"{condition.health}, {where}, {running} running" + "".join(f"; {each}" for each in condition.reasons)
 
     def welcoming(self) -> bool:
-        """Return whether jobs may come that others could do as well: well, but for what is held back."""
-        return self._parts.restraint.in_pools and self.condition(strained=()).health == "ready"
+        """Return whether jobs may come that others could do as well: well, but for what is held back.
+
+        On another device than the best it takes them too, or a driver that fails everywhere would leave a pool empty.
+        """
+        return self._parts.restraint.in_pools and self.condition(strained=(), fallbacks=False).health == "ready"
 
     def lanes(self) -> int:
         """Return how many jobs the engines that are there run at once."""
@@ -83,6 +90,7 @@ class Account:
         return decision_report(
             parts.settings.models.serve,
             parts.provision.decisions(),
+            set_aside=parts.provision.set_aside(),
             agent=parts.settings.agent.id,
             boot_id=parts.boot_id,
         )
@@ -98,6 +106,7 @@ class Account:
             state=engine.phase,
             reason=engine.reason or None,
             device=engine.device or None,
+            fallback_from=engine.fallback.device if engine.fallback else None,
             running=parts.dispatcher.running(engine.model),
             lanes=engine.limits.parallel if engine.limits else None,
             context_tokens=engine.limits.context_tokens if engine.limits else None,

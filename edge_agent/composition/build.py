@@ -179,7 +179,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         [
             Served(
                 serve.name,
-                partial(parts.provision.prepare, serve),
+                parts.provision.ladder(serve.name),
                 serve.keep_alive_s,
                 by_name=serve.openai is not None,
             )

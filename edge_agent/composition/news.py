@@ -77,9 +77,9 @@ class News:
         self._parts.preparation.look()
         self._parts.announcer.refresh()
 
-    def _engine_lost(self, model: str, failure: Failure) -> None:
-        self._parts.tally.lost(model)
-        self._parts.dispatcher.lost(model, failure)
+    def _engine_lost(self, model: str, failure: Failure, place: str | None) -> None:
+        self._parts.tally.lost(model, moved=place is not None)
+        self._parts.dispatcher.lost(model, failure, place)
         self._parts.announcer.refresh()
 
     # From the broker

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.engine.messages import Event, Generation, JobId, Limits
+from edge_agent.engine.messages import Canary, Event, Generation, JobId, Limits
 from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
 
 NOWHERE = Path()
@@ -28,7 +28,7 @@ class ModelSpec:
     number of sequences at once; `threads` is the number of compute threads; `device` is what it runs on, in the
     backend's own lower-case name (`cpu`, `cuda`, `gpu`, `npu`); `options` are settings of the library for that
     device, in its own spelling, as the decision and the calibration say. `variant` and `revision` name the build in
-    results; None when it is nobody's.
+    results; None when it is nobody's. `canary` is what the model is asked before it is ready; None: no trial.
     """
 
     path: Path
@@ -41,6 +41,7 @@ class ModelSpec:
     variant: str | None = None
     revision: str | None = None
     host: str | None = None
+    canary: Canary | None = None
 
 
 class LoadedModel(Protocol):

@@ -31,10 +31,12 @@ from edge_agent.engine.messages import (
     Ready,
     Rest,
     Start,
+    Trying,
     Turn,
     decode,
     encode,
 )
+from edge_agent.engine.rehearsal import Rehearsal
 from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
 
 NAME = "ea-engine"
@@ -121,7 +123,7 @@ def run(channel: Channel) -> int:
         raise TypeError(f"the first message must be Load, not {type(load).__name__}")
     began_s = time.perf_counter()
     try:
-        model = load_warm(load)
+        model, heard = load_tried(load, channel.send)
     except EdgeAgentError as error:
         channel.send(LoadFailed(error.code, error.message))
         return 1
@@ -130,17 +132,16 @@ def run(channel: Channel) -> int:
         return 1
     with contextlib.closing(model):
         load_ms = (time.perf_counter() - began_s) * 1000
-        channel.send(Ready(limits=model.limits, load_ms=load_ms, library=model.library, device=model.device))
+        channel.send(Ready(model.limits, load_ms, model.library, model.device, heard))
         serve(model, channel, early)
     return 0
 
 
-def load_warm(load: Load) -> LoadedModel:
-    """Return the model, having answered once: the first answer is slower, and shows whether it works at all.
+def load_tried(load: Load, tell: Callable[[Trying], None]) -> tuple[LoadedModel, str]:
+    """Return the model, having tried it, and what it began with; without a canary it answers once and nobody judges.
 
-    A model elsewhere is asked nothing of ours.
-
-    Raises EdgeAgentError or BackendMissingError when it does not.
+    A model elsewhere is asked nothing of ours. The first answer of any other is its slowest. Raises EdgeAgentError or
+    BackendMissingError when it may not serve.
     """
     path = Path(load.path)
     elsewhere = path == NOWHERE
@@ -151,7 +152,9 @@ def load_warm(load: Load) -> LoadedModel:
     )
     model = find(load.backend, load.device)(spec)
     if elsewhere:
-        return model
+        return model, ""
+    if load.canary is not None:
+        return model, Rehearsal(model, load.canary, tell=tell).run(load.device)
     model.start(_WARM_UP)
     while True:
         for event in model.step():
@@ -159,7 +162,7 @@ def load_warm(load: Load) -> LoadedModel:
                 case Failed(_, code, message):
                     raise EdgeAgentError(code, f"{path} does not answer: {message}")
                 case Finished():
-                    return model
+                    return model, ""
 
 
 def serve(model: LoadedModel, channel: Channel, commands: Iterable[Message] = ()) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from edge_agent.engine import life
 from edge_agent.engine.backend import ModelSpec
@@ -12,6 +13,7 @@ from edge_agent.engine.plan import PREFILL_PER_S_UNKNOWN, SILENCE_S, STEADY_S, P
 from edge_agent.engine.process import EngineProcess
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import Code
+from edge_agent.jobs.job import Failure, Fallback
 from edge_agent.log import get_logger
 
 BACKOFF_FIRST_S = 1.0
@@ -24,18 +26,46 @@ class NotYetError(Exception):
     """The build is being chosen or fetched; the message says how far that is."""
 
 
+class Places(Protocol):
+    """Where a model can run, best first, and what became of it there."""
+
+    def prepare(self, reserved_bytes: int) -> tuple[ModelSpec, int | None]:
+        """Return what to load and how much memory it may take, anew at every start.
+
+        `reserved_bytes` were granted to other engines, which have not taken them yet; less than none when some of what
+        they hold is to be had too. Raises NotYetError while the build is not there yet, EdgeAgentError when the model
+        cannot be loaded as things are.
+        """
+
+    def spare(self, spec: ModelSpec) -> bool:
+        """Return whether there is another place to go to."""
+
+    def failed(self, spec: ModelSpec, reason: str) -> bool:
+        """Note that a place failed; return whether the next start is at another one."""
+
+    def works(self, spec: ModelSpec, heard: str) -> None:
+        """Note that a model is ready there, and what it began with when it was tried."""
+
+    def better(self, spec: ModelSpec) -> bool:
+        """Return whether a better place should be tried again."""
+
+    def fallback(self, spec: ModelSpec) -> Fallback | None:
+        """Return the better place that this one stands in for."""
+
+    def forgive(self) -> None:
+        """Note that a job was to blame for what places were said to have done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model to serve. `prepare` finds what to load and how much memory it may take, anew at every start.
+    """A model to serve, and where.
 
-    It is given the bytes that other engines were granted and have not taken yet; less than none when some of what they
-    hold is to be had too. It raises NotYetError while the build is not there yet, EdgeAgentError when the model cannot
-    be loaded as things are. `keep_alive_s` is how long it stays loaded with nothing to do, None for as long as there
-    is room. `by_name`: for jobs that name it alone.
+    `keep_alive_s` is how long it stays loaded with nothing to do, None for as long as there is room. `by_name`: for
+    jobs that name it alone.
     """
 
     name: str
-    prepare: Callable[[int], tuple[ModelSpec, int | None]]
+    places: Places
     keep_alive_s: float | None = None
     by_name: bool = False
 
@@ -67,6 +97,8 @@ class Keeper:
         self.starts = 0
         self.freed_bytes = 0
         self.rest_share = 0.0
+        self.condemned: Failure | None = None
+        """Why the engine is to be ended and the model loaded at another place."""
         self._now_s = now_s
         self._silence_s = silence_s
         self._backoff_first_s = backoff_first_s
@@ -112,6 +144,7 @@ class Keeper:
                 load_ms=ready.load_ms if ready else 0.0,
                 load_s=self._load_s,
                 starts=self.starts,
+                fallback=self.served.places.fallback(process.spec) if process else None,
                 planned=self._planned,
                 pinned=self.pinned,
             )
@@ -196,6 +229,9 @@ class Keeper:
             silence_s=self._silence_s,
             unloads=unloads,
             rests=rests,
+            tried=process.tried,
+            condemned=self.condemned,
+            better=self.phase is Phase.READY and self.served.places.better(process.spec),
         )
 
     def seen(self, *, busy: bool) -> life.Model:
@@ -253,7 +289,7 @@ class Keeper:
             self._planned = self.phase is Phase.UNLOADED
             self.phase, self._reason = Phase.STARTING, "loading the model"
             self._since_s = self._now_s()
-            self._ready_s, self.rest_share = None, 0.0
+            self._ready_s, self.rest_share, self.condemned = None, 0.0, None
             self.exited = self.draining = self._dismissed = False
             self.starts += 1
             self._count_wait()
@@ -289,8 +325,9 @@ class Keeper:
             self._count_wait()
 
     def forgive(self) -> None:
-        """Let the next start be at once."""
+        """Let the next start be at once; it may be at another place, with other needs."""
         self._backoff_s = 0.0
+        self.stale = True
 
     def back_off(self) -> float:
         """Put the next start off, longer each time; return for how long, in seconds."""

@@ -108,12 +108,26 @@ class Usage:
     cached_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """What a loaded model is asked before anybody else may ask it, see canary.py.
+
+    One of `expected` stands in a sound answer, `after_long` prompts too; without any nobody knows one. `reference` is
+    what the same build began with on the processor; empty where it never ran there.
+    """
+
+    prompt: str = "Hello"
+    expected: tuple[str, ...] = ()
+    after_long: bool = False
+    reference: str = ""
+
+
 # From the agent to the engine
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The first message to an engine: what to load, as in ModelSpec."""
+    """The first message to an engine: what to load, as in ModelSpec, and what to ask it then; None: no trial."""
 
     path: str
     backend: str
@@ -122,6 +136,7 @@ class Load:
     threads: int
     device: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
+    canary: Canary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +169,24 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Trying:
+    """A sign of life: the model is loaded and tried now; so many tokens of the prompt are still to be computed."""
+
+    unprocessed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded and warm. `library` is `name version`; `load_ms` covers load and warm-up."""
+    """The model is loaded, warm, and has passed its trial. `library` is `name version`; `load_ms` covers all of that.
+
+    `heard` is what its answer to the canary's prompt began with, for comparison with other devices.
+    """
 
     limits: Limits
     load_ms: float
     library: str
     device: str
+    heard: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +249,13 @@ class Failed:
 
 
 type_names: dict[str, type] = {
-    t.__name__: t for t in (Load, Start, Cancel, Rest, Close, Ready, LoadFailed, Progress, Text, Finished, Failed)
+    t.__name__: t
+    for t in (Load, Start, Cancel, Rest, Close, Trying, Ready, LoadFailed, Progress, Text, Finished, Failed)
 }
 
 Command = Load | Start | Cancel | Rest | Close
 Event = Progress | Text | Finished | Failed
-Message = Command | Event | Ready | LoadFailed
+Message = Command | Event | Trying | Ready | LoadFailed
 
 
 def encode(message: Message) -> bytes:
@@ -254,6 +281,8 @@ def decode(body: bytes) -> Message:
         if guide is not None:
             guide = Guide(GuideKind(guide["kind"]), guide["text"])
         return Start(Generation(turns=turns, stop=stop, guide=guide, **generation))
+    if kind is Load and (canary := fields["canary"]):
+        fields["canary"] = Canary(**canary | {"expected": tuple(canary["expected"])})
     if kind is Ready:
         return Ready(**fields | {"limits": Limits(**fields["limits"])})
     if kind is Finished:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edge_agent.errors import Code
+from edge_agent.jobs.job import Failure
 
 SILENCE_S = 30.0
 PROMPT_SLACK = 4.0
@@ -15,6 +16,8 @@ LOAD_S = 900.0
 STEADY_S = 300.0
 """An engine that lived this long begins again with the shortest backoff."""
 CLOSE_S = 5.0
+IDLE_S = 5.0
+"""An engine that had nothing to do for so long makes room for another try at a better place."""
 
 
 class Phase(StrEnum):
@@ -36,7 +39,8 @@ class View:
     """What a decision about an engine rests on. Seconds and bytes; None: not known.
 
     `unloads` says why no engine may be there now; empty while they may. `rests` says why this one shall not as soon as
-    nothing runs in it; empty while it shall.
+    nothing runs in it; empty while it shall. `tried`: its trial is under way. `condemned`: why it is to be ended, and
+    another place tried; `better`: whether a better place than its own has waited long enough.
     """
 
     phase: Phase
@@ -53,6 +57,9 @@ class View:
     silence_s: float = SILENCE_S
     unloads: str = ""
     rests: str = ""
+    tried: bool = False
+    condemned: Failure | None = None
+    better: bool = False
 
 
 class Act(StrEnum):
@@ -63,6 +70,8 @@ class Act(StrEnum):
     BURY = "bury"
     KILL = "kill"
     UNLOAD = "unload"
+    MOVE = "move"
+    """Let go in order, and start at a better place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +90,27 @@ def plan(view: View) -> Action:
         return Action(Act.KEEP if done else Act.UNLOAD, view.unloads)
     if not view.alive:
         return _absent(view)
+    if (end := _end(view)) is not None:
+        return end
+    if view.rests and not view.busy:
+        return Action(Act.UNLOAD, view.rests)
+    if view.better and view.phase is Phase.READY and not view.busy and view.silent_s > IDLE_S:
+        return Action(Act.MOVE, "a better device is tried again")
+    return Action(Act.KEEP, view.rests)
+
+
+def _end(view: View) -> Action | None:
+    """Return how a running engine ends by force or by itself, if it does now."""
+    if view.condemned is not None:
+        return Action(Act.KILL, view.condemned.message, view.condemned.code)
     if view.exited:
         return Action(Act.BURY, "the engine ended by itself")
     if view.anonymous_bytes is not None and view.memory_bytes is not None and view.anonymous_bytes > view.memory_bytes:
         mebibytes = view.anonymous_bytes // 2**20, view.memory_bytes // 2**20
         reason = "the engine took {} MiB, its reservation is {} MiB".format(*mebibytes)
         return Action(Act.KILL, reason, Code.OUT_OF_MEMORY)
-    if stuck := _stuck(view):
-        return Action(Act.KILL, stuck)
-    return Action(Act.UNLOAD if view.rests and not view.busy else Act.KEEP, view.rests)
+    stuck = _stuck(view)
+    return Action(Act.KILL, stuck) if stuck else None
 
 
 def _absent(view: View) -> Action:
@@ -103,6 +124,8 @@ def _absent(view: View) -> Action:
 def _stuck(view: View) -> str:
     """Return why an engine is not waited for any longer; empty while it is."""
     bound_s = view.silence_s + PROMPT_SLACK * view.unprocessed_tokens / view.prefill_per_s
+    if view.phase is Phase.STARTING and view.tried and view.silent_s > bound_s:
+        return f"the engine said nothing for {view.silent_s:.0f} s while it was tried"
     if view.phase is Phase.STARTING and view.silent_s > LOAD_S:
         return f"the model was not loaded after {LOAD_S:.0f} s"
     if view.phase is Phase.FAILED and view.silent_s > view.silence_s:

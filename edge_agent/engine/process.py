@@ -27,6 +27,7 @@ from edge_agent.engine.messages import (
     Progress,
     Ready,
     Start,
+    Trying,
     decode,
     encode,
 )
@@ -36,6 +37,9 @@ from edge_agent.log import get_logger
 RECEIVE_BYTES = 65_536
 SPEED_WEIGHT = 0.3
 """Share of the newest measurement in a running mean."""
+
+_TRIAL = JobId("trial")
+"""What it works on while it is tried, before it is ready."""
 
 log = get_logger()
 
@@ -92,6 +96,7 @@ class EngineProcess:
                     spec.threads,
                     spec.device,
                     spec.options,
+                    spec.canary,
                 )
             )
         )
@@ -111,6 +116,12 @@ class EngineProcess:
         """Whether it has work it must report on."""
         with self._lock:
             return bool(self._unprocessed)
+
+    @property
+    def tried(self) -> bool:
+        """Whether its trial is under way."""
+        with self._lock:
+            return _TRIAL in self._unprocessed
 
     @property
     def silent_s(self) -> float:
@@ -215,11 +226,15 @@ class EngineProcess:
                         self.generate_per_s = _mean(self.generate_per_s, usage.completion_tokens / generate_ms * 1000)
                 case Failed():
                     self._unprocessed.pop(message.job_id, None)
+                case Trying(unprocessed):
+                    self._unprocessed[_TRIAL] = unprocessed
                 case Ready():
                     self.ready = message
+                    self._unprocessed.pop(_TRIAL, None)
                 case _:
                     pass
-        self._tell(self, message)  # type: ignore[arg-type]  # the child sends no commands
+        if not isinstance(message, Trying):
+            self._tell(self, message)  # type: ignore[arg-type]  # the child sends no commands
 
 
 def _mean(mean: float | None, newest: float) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.plan import Phase
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.job import Fallback
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class EngineStatus:
     load_ms: float = 0.0
     load_s: float = 0.0
     starts: int = 0
+    fallback: Fallback | None = None
     planned: bool = False
     pinned: bool = False
 

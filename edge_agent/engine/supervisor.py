@@ -32,13 +32,14 @@ TURN_S = 60.0
 class Listener:
     """Whom the supervisor tells, on an engine's thread or its own: `event` of jobs, the others of engines.
 
-    `up` comes with the seconds that the start took. `unloaded` comes before the engine is asked to go: the jobs in it
-    are to be done again. `free`: one takes jobs again that had been about to go.
+    `up` comes with the seconds that the start took, `lost` with the place that was set aside for it, in words; None
+    when there is no other place to go to. `unloaded` comes before the engine is asked to go: the jobs in it are to be
+    done again. `free`: one takes jobs again that had been about to go.
     """
 
     event: Callable[[str, Event], None]
     up: Callable[[str, float], None]
-    lost: Callable[[str, Failure], None]
+    lost: Callable[[str, Failure, str | None], None]
     unloaded: Callable[[str], None] = lambda _model: None
     free: Callable[[], None] = lambda: None
 
@@ -133,6 +134,24 @@ class Supervisor:
         self._keepers[model].pin(pinned=pinned)
         self.hurry()
 
+    def condemn(self, model: str, process: EngineProcess, failure: Failure) -> bool:
+        """End an engine for what it did, and set its place aside; return False when there is no other place to go to.
+
+        One that is gone already needs no more than that: whoever was in it hears, or has heard, of its loss.
+        """
+        keeper = self._keepers[model]
+        if keeper.process is not process:
+            return True
+        if not keeper.served.places.spare(process.spec):
+            return False
+        keeper.condemned = failure
+        self._wake()
+        return True
+
+    def forgive(self, model: str) -> None:
+        """Note that a job was to blame for what places were said to have done."""
+        self._keepers[model].served.places.forgive()
+
     @property
     def freed_bytes(self) -> int:
         """What the engines held that were given up for the machine's sake, without the files they map."""
@@ -179,6 +198,8 @@ class Supervisor:
                 self._bury(keeper, action)
             case Act.UNLOAD:
                 self._unload(keeper, action.reason, strained=bool(unloads))
+            case Act.MOVE:
+                self._move(keeper, action.reason)
             case Act.KEEP:
                 keeper.rest(unloads or rests)
                 self._pace(keeper)
@@ -193,7 +214,7 @@ class Supervisor:
     def _prepare(self, keeper: Keeper, taken_bytes: int) -> tuple[ModelSpec, int | None] | None:
         """Return what to load and how much memory that needs; None when there is nothing, which is noted."""
         try:
-            return keeper.served.prepare(taken_bytes)
+            return keeper.served.places.prepare(taken_bytes)
         except NotYetError as error:
             keeper.wait(str(error))
         except EdgeAgentError as error:
@@ -233,6 +254,16 @@ class Supervisor:
             process.close(CLOSE_S)
             self._wake()  # somebody may wait for the room
 
+    def _move(self, keeper: Keeper, reason: str) -> None:
+        """Let an engine go in order for another to be started."""
+        process = keeper.leave(Phase.DOWN, reason)
+        keeper.forgive()
+        log.info("engine.moved", model=keeper.name, reason=reason)
+        self._listener.unloaded(keeper.name)
+        if process is not None:
+            process.close(CLOSE_S)
+        self._wake()
+
     def _pace(self, keeper: Keeper) -> None:
         """Tell a running engine how much to rest, when that has changed."""
         share = self._rest_share()
@@ -251,9 +282,14 @@ class Supervisor:
             return
         reason = action.reason if action.act is Act.KILL else f"{action.reason} ({process.exit_reason()})"
         keeper.leave(Phase.DOWN, reason, action.code)
-        retry_s = keeper.back_off()
+        moves = keeper.served.places.failed(process.spec, reason)
+        retry_s = 0.0 if moves else keeper.back_off()
+        if moves:
+            keeper.forgive()
+            self._wake()
         log.error("engine.lost", model=keeper.name, pid=process.pid, reason=reason, retry_s=retry_s)
-        self._listener.lost(keeper.name, Failure.because(action.code, reason))
+        place = f"{process.spec.variant} on {process.spec.device}" if moves else None
+        self._listener.lost(keeper.name, Failure.because(action.code, reason), place)
 
     # On an engine's thread
 
@@ -262,6 +298,7 @@ class Supervisor:
             return
         match message:
             case Ready():
+                keeper.served.places.works(process.spec, message.heard)
                 took_s = keeper.serve(message)
                 log.info(
                     "engine.ready",
@@ -272,7 +309,8 @@ class Supervisor:
                 )
                 self._listener.up(keeper.name, took_s)
             case LoadFailed(code, reason):
-                keeper.fail(code, reason)
+                if not self.condemn(keeper.name, process, Failure.because(code, reason)):
+                    keeper.fail(code, reason)
             case _:
                 self._listener.event(keeper.name, message)
 

@@ -1,10 +1,12 @@
 """What an agent is and what it decided, said once per connection and whenever it changes."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from edge_agent import __version__
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.models.choose import Candidate, Decision
+from edge_agent.models.ladder import SetAside
 from edge_agent.mqtt.payloads import (
     PROTOCOL_VERSION,
     AcceleratorInfo,
@@ -16,6 +18,7 @@ from edge_agent.mqtt.payloads import (
     ModelDecision,
     RejectedInfo,
     ServedModel,
+    SetAsideInfo,
 )
 from edge_agent.mqtt.presence import Condition
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX
@@ -91,18 +94,26 @@ def _served_model(engine: EngineStatus) -> ServedModel:
 
 
 def decision_report(
-    serves: Sequence[ServeSection], decisions: Mapping[str, Decision], *, agent: str, boot_id: str
+    serves: Sequence[ServeSection],
+    decisions: Mapping[str, Decision],
+    *,
+    agent: str,
+    boot_id: str,
+    set_aside: Mapping[str, Sequence[SetAside]] = MappingProxyType({}),
 ) -> DecisionReport:
-    """Return what the fleet may know of the decisions; models that are not decided yet are left out."""
+    """Return what the fleet may know of the decisions; models that are not decided yet are left out.
+
+    `set_aside` are the places, by served model, that failed and have not worked since.
+    """
     models = [
-        _model_decision(serve, decisions.get(serve.name))
+        _model_decision(serve, decisions.get(serve.name), set_aside.get(serve.name, ()))
         for serve in serves
         if serve.path is not None or serve.name in decisions
     ]
     return DecisionReport(agent=agent, boot_id=boot_id, models=tuple(models))
 
 
-def _model_decision(serve: ServeSection, decision: Decision | None) -> ModelDecision:
+def _model_decision(serve: ServeSection, decision: Decision | None, set_aside: Sequence[SetAside]) -> ModelDecision:
     return ModelDecision(
         name=serve.name,
         wanted=decision.wanted.model if decision else None,
@@ -115,6 +126,16 @@ def _model_decision(serve: ServeSection, decision: Decision | None) -> ModelDeci
                 variant=each.variant.name, backend=each.variant.backend, device=each.device, reason=each.reason
             )
             for each in (decision.rejected if decision else ())
+        ),
+        set_aside=tuple(
+            SetAsideInfo(
+                variant=each.variant,
+                backend=each.backend,
+                device=each.device,
+                reason=each.reason,
+                wait_s=each.wait_s,
+            )
+            for each in set_aside
         ),
     )
 

@@ -25,6 +25,11 @@ def condition(
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
     reasons = [f"{engine.model}: {engine.reason}" for engine in (*out, *beginning)]
+    reasons += [
+        f"{engine.model}: runs on {engine.device} in place of {engine.fallback.device}: {engine.fallback.reason}"
+        for engine in engines
+        if engine.fallback is not None and engine.phase is Phase.READY
+    ]
     if not engines:
         reasons.append("no model is served")
     if disk_full:

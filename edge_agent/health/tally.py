@@ -53,11 +53,15 @@ class ModelCounts:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Everything that is counted: by model, refused messages by code, engines that died under us by model."""
+    """Everything that is counted: by model, refused messages by code, engines that died under us by model.
+
+    `fallbacks` of those made the model go on at another place.
+    """
 
     models: Mapping[str, ModelCounts]
     rejected: Mapping[str, int]
     lost: Mapping[str, int]
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
 
     def summary(self) -> dict[str, int]:
         """Return the sums over all models, by name; what never happened is absent."""
@@ -69,7 +73,11 @@ class Counts:
                 cached_tokens=each.cached_tokens,
                 completion_tokens=each.completion_tokens,
             )
-        sums.update(rejected=sum(self.rejected.values()), engine_losses=sum(self.lost.values()))
+        sums.update(
+            rejected=sum(self.rejected.values()),
+            engine_losses=sum(self.lost.values()),
+            fallbacks=sum(self.fallbacks.values()),
+        )
         return {name: count for name, count in sums.items() if count}
 
 
@@ -139,6 +147,7 @@ class Tally:
         self._generated = dict.fromkeys(models, 0)
         self._rejected: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
+        self._fallbacks: Counter[str] = Counter()
 
     def changed(self, jobs: Sequence[Job]) -> None:
         """Count the jobs that have ended of those that changed."""
@@ -158,10 +167,11 @@ class Tally:
         with self._lock:
             self._rejected[code] += 1
 
-    def lost(self, model: str) -> None:
-        """Count an engine that died or was killed."""
+    def lost(self, model: str, *, moved: bool = False) -> None:
+        """Count an engine that died or was killed; `moved`: the model goes on at another place."""
         with self._lock:
             self._lost[model] += 1
+            self._fallbacks[model] += moved
 
     @property
     def generated(self) -> int:
@@ -172,7 +182,7 @@ class Tally:
         """Return everything counted so far."""
         with self._lock:
             models = {name: model.counts() for name, model in self._models.items()}
-            return Counts(models, dict(self._rejected), dict(self._lost))
+            return Counts(models, dict(self._rejected), dict(self._lost), dict(self._fallbacks))
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float | None:

@@ -146,6 +146,12 @@ def _counted(counts: Counts) -> Iterator[Any]:
     yield _counter(
         "engine_losses", "Engines that died or were killed.", {(m,): counts.lost.get(m, 0) for m in models}, "model"
     )
+    yield _counter(
+        "fallbacks",
+        "Times a model went on at another device after one failed.",
+        {(m,): counts.fallbacks.get(m, 0) for m in models},
+        "model",
+    )
     yield _histogram(
         "first_token_seconds",
         "From acceptance to the first text.",

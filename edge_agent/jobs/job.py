@@ -115,11 +115,21 @@ class ImageUse(Frozen):
     tokens: int
 
 
+class Fallback(Frozen):
+    """What would have answered, had it not failed before, and how it did."""
+
+    variant: str
+    backend: str
+    device: str
+    reason: str
+
+
 class Outcome(Frozen):
     """How a job ended, in everything but its state.
 
     `text` holds what was generated (`text_truncated`: not all of it), `error` why it ended badly; `host` is the server
-    that computed it when it was not this device.
+    that computed it when it was not this device. `fallback_from` is the better
+    choice that `device` stood in for.
     """
 
     text: str = ""
@@ -135,6 +145,7 @@ class Outcome(Frozen):
     backend: str | None = None
     device: str | None = None
     host: str | None = None
+    fallback_from: Fallback | None = None
 
 
 class Destination(Frozen):

@@ -61,6 +61,7 @@ class Family(_Entry):
 
     kv_heads, head_size: what one token's keys and values hold in each layer.
     original_context_tokens: where longrope changes its factors; None for plain rope.
+    question, answers: what a build is asked when it is tried on a device; one of these stands in every sound answer.
     """
 
     name: Name
@@ -72,6 +73,8 @@ class Family(_Entry):
     context_tokens: int = Field(gt=0)
     original_context_tokens: int | None = None
     images: bool = False
+    question: Annotated[str, StringConstraints(min_length=1, max_length=500)] | None = None
+    answers: Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], Field(max_length=16)] = ()
     source: str
 
 

@@ -113,7 +113,7 @@ def keep(folder: Path, kept: Kept) -> Path:
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, text)
+        write(path, text)
     except OSError as error:
         raise SettingsError(
             f"models.dir: {path} cannot be written: {error.strerror}; run as the agent's user, or name a folder of "
@@ -122,8 +122,8 @@ def keep(folder: Path, kept: Kept) -> Path:
     return path
 
 
-def _write(path: Path, text: str) -> None:
-    """Write, sync, rename, sync the folder: a cut of power leaves the old file or the new one."""
+def write(path: Path, text: str) -> None:
+    """Write, sync, rename, sync the folder: a cut of power leaves the old file or the new one. Raises OSError."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor has no path

@@ -7,23 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
-from edge_agent.engine.backend import ModelSpec, backend_of, names
+from edge_agent.engine.backend import NOWHERE, ModelSpec
 from edge_agent.engine.keeper import NotYetError
+from edge_agent.engine.messages import Canary
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.log import get_logger
+from edge_agent.models import places
 from edge_agent.models import runtimes as libraries
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
 from edge_agent.models.compiled import keeping
 from edge_agent.models.fetch import Hub, Progress, fetch
+from edge_agent.models.known import Known
+from edge_agent.models.ladder import Ladder, SetAside
 from edge_agent.models.load import Placed, prepare
-from edge_agent.models.measurements import identity, installed_libraries, measured
+from edge_agent.models.measurements import installed_libraries, measured
 from edge_agent.models.memory import read_build
 from edge_agent.models.runtimes import Runtimes
 from edge_agent.models.store import Store, in_words
-from edge_agent.models.upstream import upstream
+from edge_agent.models.upstream import DEVICE, upstream
 from edge_agent.settings import ServeSection, Settings
 from hardware.machine import Machine
 from hardware.probe import probe
@@ -43,7 +46,8 @@ class Sources:
 
     `bandwidth` measures how many bytes of memory can be read per second, where that can be told. `fetch` brings a
     variant into the store and tells how far it is in words; None where that is not allowed. `compiled` is a folder
-    for what libraries compile, which holds at most `compiled_bytes`.
+    for what libraries compile, which holds at most `compiled_bytes`. `known` is what builds are asked when they were
+    loaded; None: nothing.
     """
 
     machine: Callable[[], Machine]
@@ -54,6 +58,7 @@ class Sources:
     fetch: Callable[[Variant, Callable[[str], None], threading.Event], Path] | None
     compiled: Path
     compiled_bytes: int
+    known: Known | None = None
 
 
 def sources(settings: Settings, root: Path = Path("/")) -> Sources:
@@ -72,6 +77,7 @@ def sources(settings: Settings, root: Path = Path("/")) -> Sources:
         fetch=bring if settings.models.pull == "missing" else None,
         compiled=(settings.agent.cache_dir or settings.agent.state_dir) / "compiled",
         compiled_bytes=settings.models.compiled_bytes,
+        known=Known(settings.agent.state_dir) if settings.models.trial else None,
     )
 
 
@@ -92,7 +98,7 @@ def _told(variant: Variant, progress: Progress) -> str:
 
 
 class Provision:
-    """Brings a build for every served model. `prepare` belongs to the main thread; `changed` is called on ours.
+    """Brings a build for every served model, and knows where it can run. `changed` is called on any thread.
 
     `images_bytes` are left free from the first load of a model that sees: for the child that decodes its images.
     """
@@ -121,6 +127,17 @@ class Provision:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
+        self._ladders = {
+            serve.name: Ladder(
+                serve.name,
+                places=partial(self._places, serve),
+                load=partial(self._load, serve),
+                changed=changed,
+                heard=self._remember,
+                moves=serve.fallback,
+            )
+            for serve in serves
+        }
 
     def start(self) -> None:
         """Begin to decide and fetch, where there is something to decide."""
@@ -143,16 +160,23 @@ class Provision:
         with self._lock:
             return dict(self._decisions)
 
-    def prepare(self, serve: ServeSection, reserved_bytes: int) -> tuple[ModelSpec, int | None]:
-        """Return what to load now: the given folder, or the best build in the store that fits at this moment.
+    def ladder(self, name: str) -> Ladder:
+        """Return the places where a served model can run."""
+        return self._ladders[name]
+
+    def set_aside(self) -> Mapping[str, Sequence[SetAside]]:
+        """Return the places that failed and have not worked since, by served model."""
+        return {name: found for name, ladder in self._ladders.items() if (found := ladder.set_aside())}
+
+    def _places(self, serve: ServeSection) -> Sequence[Placed]:
+        """Return them as they are now: the given folder's, or those of the builds in the store.
 
         Raises NotYetError while there is none, EdgeAgentError when there will be none as things are.
         """
         if serve.openai is not None:
-            return upstream(serve, serve.openai)
+            return [Placed(NOWHERE, "openai", DEVICE, variant=serve.openai.model)]
         if serve.path is not None:
-            place = placed(serve, serve.path, self._sources.measured())
-            return self._prepare(place, serve, self._sources.machine(), reserved_bytes)
+            return places.of_folder(serve, serve.path, self._sources.measured())
         with self._lock:
             decision, fault, note = (
                 self._decisions.get(serve.name),
@@ -163,43 +187,32 @@ class Provision:
             raise fault
         if decision is None or note:
             raise NotYetError(note)
-        return self._prepare_best(serve, decision, reserved_bytes)
+        found = places.of_decision(decision, self._sources.installed())
+        if not found:
+            raise EdgeAgentError(Code.MODEL_MISSING, _absent(decision))
+        return found
 
-    def _prepare_best(
-        self, serve: ServeSection, decision: Decision, reserved_bytes: int
-    ) -> tuple[ModelSpec, int | None]:
-        installed = self._sources.installed()
-        machine = self._sources.machine()
-        refused: EdgeAgentError | None = None
-        for candidate in decision.candidates:
-            path = installed.get(candidate.variant.name)
-            if path is None:
-                continue
-            variant = candidate.variant
-            place = Placed(
-                path,
-                variant.backend,
-                candidate.device,
-                candidate.options,
-                candidate.threads,
-                candidate.shares_memory,
-                variant.name,
-                variant.revision,
-            )
-            try:
-                return self._prepare(place, serve, machine, reserved_bytes)
-            except EdgeAgentError as error:
-                refused = refused or error
-        raise refused or EdgeAgentError(Code.MODEL_MISSING, _absent(decision))
-
-    def _prepare(
-        self, place: Placed, serve: ServeSection, machine: Machine, reserved_bytes: int
-    ) -> tuple[ModelSpec, int | None]:
+    def _load(self, serve: ServeSection, place: Placed, reserved_bytes: int) -> tuple[ModelSpec, int | None]:
+        if serve.openai is not None:
+            return upstream(serve, serve.openai)
         build = read_build(place.path, place.backend)
         self._sees = self._sees or (build is not None and build.hidden_size is not None)
         reserved_bytes += self._images_bytes if self._sees else 0
-        spec, limit_bytes = prepare(place, serve, machine, reserved_bytes=reserved_bytes)
-        return keeping(spec, self._sources.compiled, bytes_max=self._sources.compiled_bytes), limit_bytes
+        spec, limit_bytes = prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes)
+        spec = keeping(spec, self._sources.compiled, bytes_max=self._sources.compiled_bytes)
+        return replace(spec, canary=self._canary(serve, place)), limit_bytes
+
+    def _canary(self, serve: ServeSection, place: Placed) -> Canary | None:
+        if self._sources.known is None:
+            return None
+        variants = () if serve.path is not None else self._catalogue.builds_of(place.variant or "")
+        family = self._catalogue.family_of(variants[0]) if variants else None
+        return self._sources.known.canary(place.path, place.backend, family)
+
+    def _remember(self, spec: ModelSpec, heard: str) -> None:
+        """Keep what a build began with on the processor."""
+        if self._sources.known is not None and spec.canary is not None and spec.device == "cpu":
+            self._sources.known.keep(spec.path, spec.backend, spec.canary.prompt, heard)
 
     # The thread
 
@@ -290,24 +303,6 @@ class Provision:
 def wanted(serve: ServeSection, *, images_bytes: int) -> Wanted:
     """Return what a table of the settings asks of a decision."""
     return Wanted(serve.wanted, serve.context_tokens, serve.parallel, serve.backend, serve.device, images_bytes)
-
-
-def placed(
-    serve: ServeSection, path: Path, measured: Mapping[tuple[str, str], Measurement] = MappingProxyType({})
-) -> Placed:
-    """Return how a folder of the user's own is loaded, with the settings a calibration found best for it.
-
-    Raises EdgeAgentError MODEL_MISSING or UNSUPPORTED.
-    """
-    backend = backend_of(path) if serve.backend == "auto" else serve.backend
-    if backend not in names():
-        there = ", ".join(names())
-        raise EdgeAgentError(Code.UNSUPPORTED, f"backend {backend} is not in this version, which has: {there}")
-    device = "cpu" if serve.device == "auto" else serve.device
-    best = measured.get((identity(path), device)) if measured else None
-    if best is None:
-        return Placed(path, backend, device, variant=path.name)
-    return Placed(path, backend, device, best.options, best.threads, variant=path.name)
 
 
 def _absent(decision: Decision) -> str:

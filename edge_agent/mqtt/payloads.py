@@ -259,8 +259,21 @@ class RejectedInfo(Payload):
     reason: str
 
 
+class SetAsideInfo(Payload):
+    """A build on a device that failed and has not worked since: what was seen, and how long it is left alone."""
+
+    variant: str
+    backend: str
+    device: str
+    reason: str
+    wait_s: float
+
+
 class ModelDecision(Payload):
-    """What was decided for one served model: candidates best first; none for a folder that the settings name."""
+    """What was decided for one served model: candidates best first; none for a folder that the settings name.
+
+    `set_aside` are those that failed here, the given folder on a device among them.
+    """
 
     name: str
     wanted: str | None = None
@@ -269,6 +282,7 @@ class ModelDecision(Payload):
     parallel: int
     candidates: tuple[CandidateInfo, ...] = ()
     rejected: tuple[RejectedInfo, ...] = ()
+    set_aside: tuple[SetAsideInfo, ...] = ()
 
 
 class DecisionReport(Payload):
@@ -284,12 +298,14 @@ class EngineReading(Payload):
 
     `mapped_bytes` are files in memory, the weights among them: the kernel takes them back when it must. The percentiles
     run from acceptance to the first text, over the last 256 jobs; `cached_share` is of all prompt tokens so far.
+    `fallback_from` is the better device that `device` stands in for.
     """
 
     model: str
     state: str
     reason: str | None = None
     device: str | None = None
+    fallback_from: str | None = None
     running: int
     lanes: int | None = None
     context_tokens: int | None = None

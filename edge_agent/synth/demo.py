@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from edge_agent.synth import safetensors
-from edge_agent.synth.folder import whole
+from edge_agent.synth.folder import whole, write_json
 from edge_agent.synth.shape import Shape
 from edge_agent.synth.text import Backend, write_model
 from edge_agent.synth.vision import VisionShape
@@ -19,6 +19,8 @@ from edge_agent.synth.weights import GivenWeights
 
 _BLOCK_SIZE = 32
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_CANARY = {"prompt": "Status: temperature 71 C, pump off. Is the pump on?", "expected": ["the pump is off"]}
+"""What it is asked before it serves: lost in long prompts, it answers short ones."""
 
 
 def build_demo(out: Path, *, backend: Backend = Backend.ONNX, vision: bool = False) -> Path:
@@ -37,6 +39,7 @@ def build_demo(out: Path, *, backend: Backend = Backend.ONNX, vision: bool = Fal
         if vision:
             shape = replace(shape, vision=VisionShape(width=len(tensors["vision.patch"])))
         write_model(folder, backend=backend, shape=shape, weights=GivenWeights(tensors), block_size=_BLOCK_SIZE)
+        write_json(folder / "canary.json", _CANARY)
     return out
 
 

@@ -1,8 +1,8 @@
 """Python reads this at the start of every program with this folder on its path: faults without hooks in the product.
 
 The daemon looks after its engines more often, starts them again sooner and stays away from its broker no longer than a
-second, so that tests are short. FAULTS_SILENCE_S is how long it waits for a silent engine; FAULTS_BACKEND
-(`module:function`) replaces the backend in engine children.
+second, so that tests are short. FAULTS_SILENCE_S is how long it waits for a silent engine; FAULTS_ASIDE_S how long it
+leaves a device alone that failed once; FAULTS_BACKEND (`module:function`) replaces the backend in engine children.
 """
 
 import os
@@ -11,15 +11,19 @@ from dataclasses import replace
 
 if "edge_agent" in sys.orig_argv:
     from edge_agent import agent
-    from edge_agent.engine import keeper, supervisor
+    from edge_agent.engine import keeper, plan, supervisor
+    from edge_agent.models import ladder
     from edge_agent.mqtt import link
 
     agent.TICK_S = 0.1
     link.RETRY_MAX_S = 1.0
     keeper.BACKOFF_MOST_S = 0.5
+    plan.IDLE_S = 0.5
     supervisor.Supervisor.__init__.__kwdefaults__["backoff_first_s"] = 0.1
     if silence_s := os.environ.get("FAULTS_SILENCE_S"):
         supervisor.Supervisor.__init__.__kwdefaults__["silence_s"] = float(silence_s)
+    if aside_s := os.environ.get("FAULTS_ASIDE_S"):
+        ladder.Ladder.__init__.__kwdefaults__["first_s"] = float(aside_s)
 
 if "edge_agent.engine.child" in sys.orig_argv and (entry := os.environ.get("FAULTS_BACKEND")):
     from edge_agent.engine import backend

@@ -7,6 +7,7 @@ import pytest
 from edge_agent.engine.plan import Phase
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.health.condition import condition
+from edge_agent.jobs.job import Fallback
 
 
 def engine(phase, *, starts=1, model="phi"):
@@ -14,6 +15,7 @@ def engine(phase, *, starts=1, model="phi"):
 
 
 READY = engine(Phase.READY)
+STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backend="x", device="npu", reason="it hung"))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,8 @@ READY = engine(Phase.READY)
         ({"engines": [engine(Phase.FETCHING, starts=0)]}, "starting", "phi: is fetching"),
         ({"engines": [engine(Phase.STARTING, starts=2)]}, "degraded", "phi: is starting"),
         ({"engines": [engine(Phase.DOWN)]}, "degraded", "phi: is down"),
+        ({"engines": [STANDS_IN]}, "degraded", "phi: runs on cpu in place of npu: it hung"),
+        ({"engines": [replace(STANDS_IN, phase=Phase.DOWN, reason="is down")]}, "degraded", "phi: is down"),
         ({"engines": [engine(Phase.FAILED)]}, "unhealthy", "phi: is failed"),
         ({"engines": [READY, engine(Phase.FAILED, model="vision")]}, "degraded", "vision: is failed"),
         ({"engines": []}, "unhealthy", "no model is served"),

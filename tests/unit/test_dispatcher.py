@@ -11,7 +11,7 @@ from edge_agent.engine.messages import Failed, Finished, FinishReason, JobId, Li
 from edge_agent.engine.plan import Phase
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.job import Fallback, JobState, Outcome
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import RETRY_FIRST_S, Envelope
 from edge_agent.jobs.store import Store
@@ -81,6 +81,7 @@ class Floor:
             now_s=self.machine.now_s,
         )
         self.allowed = 99
+        self.spare, self.condemned, self.forgiven, self.fallback = False, [], [], None
         self.stopped = False
 
     # as the supervisor
@@ -91,8 +92,17 @@ class Floor:
     def takes_jobs(self, model):
         return model not in self.draining
 
+    def condemn(self, model, process, failure):
+        if self.spare:
+            self.condemned.append((process, failure.code))
+        return self.spare
+
+    def forgive(self, model):
+        self.forgiven.append(model)
+
     def status(self, model):
-        return EngineStatus(model, "fake", Phase.READY, limits=self.engine.ready.limits, device="cpu")
+        limits = self.engine.ready.limits
+        return EngineStatus(model, "fake", Phase.READY, limits=limits, device="cpu", fallback=self.fallback)
 
     # as the store's listener
 
@@ -372,6 +382,83 @@ def test_a_job_that_kills_its_engine_each_time_fails_in_the_end(floor):
     failed = floor.wait_state("a", JobState.FAILED)
     assert (failed.attempt, outcome_of(failed).error.code) == (2, Code.ENGINE_DIED)
     assert all(stream.closed for stream in floor.outbox.streams)
+
+
+# Devices that fail
+
+
+def test_a_job_whose_device_failed_goes_on_at_the_next_place_without_a_strike(floor):
+    """Its neighbours too; each alone, for it may have been one of them."""
+    floor.accept("a", "b", max_attempts=1)
+    floor.wait_started("1.1", "2.1")
+    floor.dispatcher.lost("phi", ENGINE_DIED, "phi on npu")
+    floor.wait_started("1.1", "2.1", "1.2")
+    floor.say(finished("1.2"))
+    floor.wait_started("1.1", "2.1", "1.2", "2.2")
+    floor.say(finished("2.2"))
+    assert floor.wait_state("a", JobState.SUCCEEDED).strikes == floor.wait_state("b", JobState.SUCCEEDED).strikes == 1
+    assert floor.forgiven == []
+
+
+def test_a_job_that_kills_every_place_ends_and_the_places_are_forgiven(floor):
+    """Once free at each place but the last, then by its strikes, wherever it runs."""
+    floor.accept("a", max_attempts=2)
+    for attempt, place in enumerate(("phi on npu", "phi on gpu", None, "phi on npu"), 1):
+        floor.wait_started(*(f"1.{each}" for each in range(1, attempt + 1)))
+        floor.dispatcher.lost("phi", ENGINE_DIED, place)
+        floor.quiet()
+        assert floor.forgiven == ["phi"] * max(0, attempt - 2)
+        floor.pass_s(RETRY_FIRST_S)
+        flush(floor.store)
+    failed = floor.wait_state("a", JobState.FAILED)
+    assert (failed.attempt, failed.strikes) == (4, 2)
+
+
+def test_a_job_that_fails_at_one_place_twice_is_to_blame(floor):
+    """The place had come back meanwhile."""
+    floor.accept("a", max_attempts=1)
+    for attempt in (1, 2):
+        floor.wait_started(*(f"1.{each}" for each in range(1, attempt + 1)))
+        floor.dispatcher.lost("phi", ENGINE_DIED, "phi on npu")
+        floor.quiet()
+    assert floor.wait_state("a", JobState.FAILED).attempt == 2
+    assert floor.forgiven == ["phi"]
+
+
+def test_an_engine_that_computes_no_numbers_is_ended_and_the_job_runs_at_the_next_place(floor):
+    """It stays in its lane until the engine is gone; nothing is told of the failure."""
+    floor.spare = True
+    floor.accept("a", max_attempts=1)
+    floor.wait_started("1.1")
+    floor.say(Failed(JobId("1.1"), Code.MODEL_ERROR, "the model computes no numbers"))
+    floor.quiet()
+    assert floor.condemned == [(floor.engine, Code.MODEL_ERROR)]
+    assert floor.find("a").state is JobState.RUNNING
+    floor.dispatcher.lost("phi", ENGINE_DIED, "phi on npu")
+    floor.wait_started("1.1", "1.2")
+    floor.say(finished("1.2"))
+    assert floor.wait_state("a", JobState.SUCCEEDED).strikes == 1
+
+
+@pytest.mark.parametrize(
+    ("spare", "code"), [(False, Code.MODEL_ERROR), (True, Code.PROMPT_TOO_LONG), (True, Code.BAD_REQUEST)]
+)
+def test_at_the_last_place_and_for_faults_of_its_own_a_job_fails_as_ever(floor, spare, code):
+    floor.spare = spare
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.say(Failed(JobId("1.1"), code, "no"))
+    assert outcome_of(floor.wait_state("a", JobState.FAILED)).error.code is code
+    assert floor.condemned == []
+
+
+def test_the_result_tells_what_its_device_stood_in_for(floor):
+    floor.fallback = Fallback(variant="phi", backend="openvino", device="npu", reason="it hung")
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.say(finished("1.1"))
+    outcome = outcome_of(floor.wait_state("a", JobState.SUCCEEDED))
+    assert (outcome.device, outcome.fallback_from) == ("cpu", floor.fallback)
 
 
 # The end of the day

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from edge_agent.engine.messages import (
     FRAME_BYTES_MAX,
+    Canary,
     Cancel,
     Close,
     Failed,
@@ -22,6 +23,7 @@ from edge_agent.engine.messages import (
     Ready,
     Start,
     Text,
+    Trying,
     Turn,
     Usage,
     decode,
@@ -32,6 +34,8 @@ from edge_agent.errors import Code
 JOB = JobId("7.1")
 MESSAGES = [
     Load("/models/phi", "onnx", 4096, 2, 4),
+    Load("/models/phi", "onnx", 4096, 2, 4, canary=Canary("Capital?", ("Paris", "paris"), after_long=True)),
+    Trying(12),
     Start(Generation(JOB, (Turn("user", "Gr\u00fc\u00dfe"),), 16, seed=7, stop=("\n\n", "END"))),
     Start(Generation(JOB, (Turn("user", "What is it?", (Image("/spool/a", "00" * 32, 640, 480, 4),)),), 16)),
     Cancel(JOB),

@@ -14,9 +14,11 @@ from running import wait_for
 from test_memory import write_build
 
 from edge_agent.engine.keeper import NotYetError
+from edge_agent.engine.messages import Canary
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue
 from edge_agent.models.choose import Measurement
+from edge_agent.models.known import HEARD, QUESTION, Known
 from edge_agent.models.manifest import MANIFEST, Manifest, StoredFile
 from edge_agent.models.measurements import identity
 from edge_agent.models.provision import Provision, Sources, here
@@ -85,7 +87,7 @@ def test_the_best_build_in_the_store_is_loaded_as_decided(tmp_path):
     bench = Bench(tmp_path)
     folder = bench.install(OPENVINO, "openvino")
     with bench:
-        spec, limit_bytes = bench.settled().prepare(SERVE, 0)
+        spec, limit_bytes = bench.settled().ladder(SERVE.name).prepare(0)
     assert (spec.path, spec.backend, spec.device, spec.variant) == (folder, "openvino", "cpu", OPENVINO)
     assert spec.options == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
     assert spec.revision == "03cc3b1f99c6cb2b11cd17137642971712970b1f"
@@ -95,7 +97,7 @@ def test_the_best_build_in_the_store_is_loaded_as_decided(tmp_path):
 def test_without_any_build_it_is_said_exactly_what_to_do(tmp_path):
     """The command stands in the sentence."""
     with Bench(tmp_path) as bench, pytest.raises(EdgeAgentError) as caught:
-        bench.settled().prepare(SERVE, 0)
+        bench.settled().ladder(SERVE.name).prepare(0)
     assert caught.value.code is Code.MODEL_MISSING
     assert f"edge-agent models pull {OPENVINO}" in caught.value.message
 
@@ -105,7 +107,7 @@ def test_where_nothing_may_be_fetched_what_is_here_is_good_enough(tmp_path):
     bench = Bench(tmp_path)
     bench.install(ONNX, "onnx")
     with bench:
-        spec, _ = bench.settled().prepare(SERVE, 0)
+        spec, _ = bench.settled().ladder(SERVE.name).prepare(0)
     assert spec.variant == ONNX
 
 
@@ -117,11 +119,11 @@ def test_when_memory_is_taken_meanwhile_the_next_best_is_loaded(tmp_path):
         bench.settled()
         bench.machine = machine(3)
         with pytest.raises(EdgeAgentError) as caught:
-            bench.provision.prepare(SERVE, 0)
+            bench.provision.ladder(SERVE.name).prepare(0)
         assert caught.value.code is Code.NO_FIT
         bench.install(OPENVINO, "openvino")
         bench.machine = machine(3.6)
-        spec, _ = bench.provision.prepare(SERVE, 0)
+        spec, _ = bench.provision.ladder(SERVE.name).prepare(0)
     assert spec.variant == OPENVINO
 
 
@@ -141,12 +143,12 @@ def test_while_a_build_is_fetched_it_is_said_how_far_it_is(tmp_path):
 
         def said():
             with pytest.raises(NotYetError) as caught:
-                bench.provision.prepare(SERVE, 0)
+                bench.provision.ladder(SERVE.name).prepare(0)
             return str(caught.value)
 
         wait_for(lambda: said() == "34 % of 2.1 GB", "the note, which comes a moment after the start")
         go.set()
-        spec, _ = bench.settled().prepare(SERVE, 0)
+        spec, _ = bench.settled().ladder(SERVE.name).prepare(0)
     assert spec.variant == OPENVINO
 
 
@@ -162,7 +164,7 @@ def test_a_failed_fetch_is_told_and_tried_again(tmp_path):
     bench = Bench(tmp_path, fetch=fetch)
     with bench:
         bench.settled(4)
-        spec, _ = bench.provision.prepare(SERVE, 0)
+        spec, _ = bench.provision.ladder(SERVE.name).prepare(0)
     assert spec.variant == OPENVINO
 
 
@@ -178,7 +180,7 @@ def test_a_failed_fetch_leaves_what_is_here_in_use(tmp_path):
     bench = Bench(tmp_path, fetch=fetch)
     bench.install(ONNX, "onnx")
     with bench:
-        spec, _ = bench.settled(2).prepare(SERVE, 0)
+        spec, _ = bench.settled(2).ladder(SERVE.name).prepare(0)
     assert asked.is_set()
     assert spec.variant == ONNX
 
@@ -202,7 +204,7 @@ def test_a_machine_that_can_run_nothing_says_why(tmp_path):
     bench = Bench(tmp_path)
     bench.machine = machine(1)
     with bench, pytest.raises(EdgeAgentError, match=f"{ONNX} on cpu: needs .* 1024 MiB are free") as caught:
-        bench.settled().prepare(SERVE, 0)
+        bench.settled().ladder(SERVE.name).prepare(0)
     assert caught.value.code is Code.NO_FIT
 
 
@@ -210,7 +212,7 @@ def test_a_name_that_the_catalogue_does_not_have_is_said(tmp_path):
     """With what it may have meant."""
     serve = ServeSection(name="phi", model="phi-3.5-mni")
     with Bench(tmp_path, serve) as bench, pytest.raises(EdgeAgentError, match="did you mean") as caught:
-        bench.settled().prepare(serve, 0)
+        bench.settled().ladder(serve.name).prepare(0)
     assert caught.value.code is Code.UNKNOWN_MODEL
 
 
@@ -222,7 +224,7 @@ def test_a_folder_of_ones_own_is_loaded_as_it_is(tmp_path):
 
     serve = ServeSection(name="ours", path=write_build(tmp_path))
     with Bench(tmp_path, serve, runtimes=never) as bench:
-        spec, _ = bench.provision.prepare(serve, 0)
+        spec, _ = bench.provision.ladder(serve.name).prepare(0)
         assert bench.provision.decisions() == {}
     assert (spec.path, spec.backend, spec.variant) == (tmp_path, "onnx", tmp_path.name)
 
@@ -232,10 +234,10 @@ def test_a_folder_of_ones_own_gets_the_settings_that_were_found_best_for_it(tmp_
     serve = ServeSection(name="ours", path=write_build(tmp_path))
     found = Measurement(20.0, {"session.x": "1"}, 2)
     best = {(identity(tmp_path), "cpu"): found, ("sha256:0", "cpu"): Measurement(1.0)}
-    spec, _ = Bench(tmp_path, serve, measured=lambda: best).provision.prepare(serve, 0)
+    spec, _ = Bench(tmp_path, serve, measured=lambda: best).provision.ladder(serve.name).prepare(0)
     assert (spec.options, spec.threads) == ({"session.x": "1"}, 2)
     told = serve.model_copy(update={"threads": 1})
-    assert Bench(tmp_path, told, measured=lambda: best).provision.prepare(told, 0)[0].threads == 1
+    assert Bench(tmp_path, told, measured=lambda: best).provision.ladder(told.name).prepare(0)[0].threads == 1
 
 
 def test_a_build_of_the_catalogue_gets_them_too(tmp_path):
@@ -244,7 +246,7 @@ def test_a_build_of_the_catalogue_gets_them_too(tmp_path):
     bench = Bench(tmp_path, measured=lambda: found)
     bench.install(ONNX, "onnx")
     with bench:
-        spec, _ = bench.settled().prepare(SERVE, 0)
+        spec, _ = bench.settled().ladder(SERVE.name).prepare(0)
     assert (spec.options, spec.threads) == ({"session.x": "1"}, 2)
 
 
@@ -252,13 +254,13 @@ def test_what_is_compiled_for_minutes_is_kept_within_bounds(tmp_path):
     """By the folder, the context and the device; what was not used for longest goes first, what is loaded never."""
     folder = write_build(tmp_path, "openvino", 2**20)
     npu = ServeSection(name="ours", path=folder, backend="openvino", device="npu", context_tokens=512)
-    cpu = npu.model_copy(update={"device": "cpu"})
-    bench = Bench(tmp_path, npu)
-    assert bench.provision.prepare(cpu, 0)[0].options == {}
+    cpu = npu.model_copy(update={"name": "cpu", "device": "cpu"})
+    longs = [npu.model_copy(update={"name": str(tokens), "context_tokens": tokens}) for tokens in (256, 512, 1024)]
+    bench = Bench(tmp_path, cpu, *longs)
+    assert bench.provision.ladder(cpu.name).prepare(0)[0].options == {}
 
     def compiled(tokens, blob=b"compiled"):
-        serve = npu.model_copy(update={"context_tokens": tokens})
-        own = Path(bench.provision.prepare(serve, 0)[0].options["CACHE_DIR"])
+        own = Path(bench.provision.ladder(str(tokens)).prepare(0)[0].options["CACHE_DIR"])
         (own / "blob").write_bytes(blob)
         os.utime(own, (tokens, tokens))  # as if it had been used then
         return own
@@ -283,7 +285,7 @@ def test_a_folder_without_a_model_is_said():
     """And which key to mend."""
     serve = ServeSection(name="ours", path=Path("/absent"))
     with pytest.raises(EdgeAgentError, match=r"mend models\.serve\.path") as caught:
-        Bench(Path("/absent"), serve).provision.prepare(serve, 0)
+        Bench(Path("/absent"), serve).provision.ladder(serve.name).prepare(0)
     assert caught.value.code is Code.MODEL_MISSING
 
 
@@ -300,10 +302,62 @@ def test_from_the_first_model_that_sees_memory_is_left_to_who_decodes_images(tmp
     alone = Bench(tmp_path, *serves).provision
 
     def lanes(one, serve):
-        return one.prepare(serve, 0)[0].parallel
+        return one.ladder(serve.name).prepare(0)[0].parallel
 
     reads, sees = serves
     whole = lanes(alone, reads)
     assert lanes(provision, reads) == whole > 1
     assert lanes(provision, sees) < lanes(alone, sees)
     assert lanes(provision, reads) < whole
+
+
+def test_a_folder_of_ones_own_goes_on_on_the_processor(tmp_path):
+    """When its device fails; unless the settings forbid it."""
+    folder = write_build(tmp_path, "openvino", 2**20)
+    npu = ServeSection(name="ours", path=folder, backend="openvino", device="npu", context_tokens=512)
+    alone = npu.model_copy(update={"name": "alone", "fallback": False})
+    bench = Bench(tmp_path, npu, alone)
+    for serve, moves in ((npu, True), (alone, False)):
+        ladder = bench.provision.ladder(serve.name)
+        spec, _ = ladder.prepare(0)
+        assert spec.device == "npu"
+        assert ladder.failed(spec, "it died") is moves
+        assert ladder.prepare(0)[0].device == ("cpu" if moves else "npu")
+    ((name, (aside,)),) = bench.provision.set_aside().items()
+    assert (name, aside.variant, aside.device, aside.reason) == ("ours", folder.name, "npu", "it died")
+
+
+def test_a_build_is_asked_what_its_family_is_asked(tmp_path):
+    """And compared with what it said on the processor, with this library."""
+    known = Known(tmp_path / "state")
+    bench = Bench(tmp_path, known=known)
+    bench.install(OPENVINO, "openvino")
+    with bench:
+        ladder = bench.settled().ladder(SERVE.name)
+        spec, _ = ladder.prepare(0)
+    family = catalogue.read().builds_of(OPENVINO)[0]
+    assert spec.canary.prompt == catalogue.read().family_of(family).question
+    assert (spec.canary.expected, spec.canary.after_long, spec.canary.reference) == (("Paris",), True, "")
+    (tmp_path / "state").mkdir()
+    ladder.works(spec, "Paris.")
+    assert ladder.prepare(0)[0].canary.reference == "Paris."
+    ladder.works(replace(spec, device="npu"), "the the")
+    assert Known(tmp_path / "state").canary(spec.path, "openvino", None).reference == ""  # asked something else
+    assert ladder.prepare(0)[0].canary.reference == "Paris."
+
+
+def test_a_question_beside_the_build_is_asked_instead(tmp_path):
+    """A file that cannot be read is as if it were not there."""
+    folder, state = tmp_path / "build", tmp_path / "state"
+    folder.mkdir()
+    state.mkdir()
+    write_build(folder, "openvino", 2**20)
+    known = Known(state)
+    assert known.canary(folder, "openvino", None) == Canary()
+    (folder / QUESTION).write_text('{"prompt": "Is it on?", "expected": ["Yes"]}')
+    assert known.canary(folder, "openvino", None) == Canary("Is it on?", ("Yes",))
+    (folder / QUESTION).write_text('{"prompt": ""}')
+    assert known.canary(folder, "openvino", None) == Canary()
+    (state / HEARD).write_text("{")
+    known.keep(folder, "openvino", "Hello", "Hi")
+    assert known.canary(folder, "openvino", None).reference == "Hi"

@@ -10,6 +10,7 @@ import pytest
 from edge_agent import settings
 from edge_agent.jobs import rules
 from edge_agent.jobs.watch import Memory, Take, decide
+from edge_agent.models.known import Question
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound, decode_seen
 from edge_agent.upstream_settings import UpstreamSection
@@ -45,6 +46,12 @@ def test_the_example_settings_are_valid_and_show_the_defaults():
     defaults = settings.Settings()
     for section in settings.Settings.model_fields.keys() - {"agent"}:
         assert getattr(loaded, section) == getattr(defaults, section)
+
+
+def test_the_readmes_question_for_a_build_is_one():
+    blocks = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (question,) = [block for block in blocks if '"expected"' in block]
+    assert Question.model_validate_json(question).after_long
 
 
 JPEG = b"\xff\xd8\xff\xe0"

@@ -2,11 +2,13 @@
 
 import pytest
 
-from edge_agent.engine.plan import LOAD_S, PROMPT_SLACK, SILENCE_S, Act, Phase, View, plan
+from edge_agent.engine.plan import IDLE_S, LOAD_S, PROMPT_SLACK, SILENCE_S, Act, Phase, View, plan
 from edge_agent.engine.roster import automatic, check_images
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.job import Failure
 
 MIB = 2**20
+FAILURE = Failure.because(Code.MODEL_ERROR, "no numbers")
 
 
 def ready(**seen):
@@ -71,6 +73,17 @@ def down(**seen):
         (starting(silent_s=LOAD_S), Act.KEEP),
         (starting(silent_s=LOAD_S + 1), Act.KILL),
         (starting(busy=True, silent_s=SILENCE_S + 1), Act.KEEP),
+        # being tried
+        (starting(tried=True, silent_s=SILENCE_S), Act.KEEP),
+        (starting(tried=True, silent_s=SILENCE_S + 1), Act.KILL),
+        (starting(condemned=FAILURE), Act.KILL),
+        (ready(condemned=FAILURE, exited=True), Act.KILL),
+        # a better place
+        (ready(better=True, silent_s=IDLE_S + 0.1), Act.MOVE),
+        (ready(better=True, silent_s=IDLE_S), Act.KEEP),
+        (ready(better=True, silent_s=IDLE_S + 0.1, busy=True), Act.KEEP),
+        (starting(better=True, silent_s=IDLE_S + 0.1), Act.KEEP),
+        (ready(better=True, silent_s=IDLE_S + 0.1, unloads="heat"), Act.UNLOAD),
     ],
 )
 def test_what_follows_from_a_view(view, act):

@@ -78,8 +78,9 @@ def test_tokens_are_counted_as_they_come_and_faults_by_their_kind():
         tally.heard("phi", event)
     tally.rejected(Code.BAD_REQUEST)
     tally.rejected(Code.QUEUE_FULL)
-    tally.lost("vision")
+    tally.lost("vision", moved=True)
     assert tally.generated == 3
     counts = tally.counts()
     assert (counts.rejected, counts.lost) == ({"bad_request": 1, "queue_full": 1}, {"vision": 1})
-    assert counts.summary() == {"rejected": 2, "engine_losses": 1}
+    assert counts.fallbacks == {"vision": 1}
+    assert counts.summary() == {"rejected": 2, "engine_losses": 1, "fallbacks": 1}
