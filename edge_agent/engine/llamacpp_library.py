@@ -21,6 +21,12 @@ from edge_agent.errors import Code, EdgeAgentError
 PACKAGE = "xllamacpp"
 VERSION = "2026.10.11549"
 """The one whose header and layouts were looked at; pyproject.toml names it too."""
+_SETTINGS = {
+    "GGML_NO_BACKTRACE": "1",  # it would start a debugger to say where it died
+    # Threads that wait for one another spin by default, some hundred times a token. Where a neighbour had the core of
+    # the one that was waited for, that made decoding five times slower.
+    "OMP_WAIT_POLICY": "passive",
+}
 _ERROR = 4
 """The level of errors in the library's log."""
 _SAID_CHARACTERS = 200
@@ -140,7 +146,8 @@ class Library:
     """The library's functions by their names, and the last error that it wrote into its log."""
 
     def __init__(self, path: Path) -> None:
-        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # it would start a debugger to say where it died
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
         self.said = ""
         self.functions: Any = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
