@@ -68,9 +68,9 @@ class ContextParams(Structure):
         ("cb_eval_user_data", c_void_p),
         ("type_k", c_int32),
         ("type_v", c_int32),
+        ("moe_cache_size", ctypes.c_size_t),
         ("abort_callback", c_void_p),
         ("abort_callback_data", c_void_p),
-        ("unknown", c_void_p),  # between the versions whose header was read
         *((name, c_bool) for name in ("embeddings", "offload_kqv", "no_perf", "op_offload", "swa_full", "kv_unified")),
         ("samplers", c_void_p),
         ("n_samplers", ctypes.c_size_t),
