@@ -8,11 +8,13 @@ from edge_agent.cli.bench import bench
 from edge_agent.cli.demo import demo
 from edge_agent.cli.doctor import doctor
 from edge_agent.cli.explain import explain
+from edge_agent.cli.fleet import fleet
 from edge_agent.cli.install_service import install_service
 from edge_agent.cli.jobs import jobs
 from edge_agent.cli.models import models
 from edge_agent.cli.probe import probe
 from edge_agent.cli.run import run
+from edge_agent.cli.simulate import simulate
 from edge_agent.cli.status import status
 from edge_agent.cli.submit import submit
 from edge_agent.cli.synth import synth
@@ -40,7 +42,7 @@ def _options(
     log.configure(format="console", level="error")  # a command speaks for itself; the daemon has settings for this
 
 
-for verb in (run, demo, submit, probe, explain, bench, synth, acl, doctor, status, install_service):
+for verb in (run, demo, submit, probe, explain, bench, synth, acl, doctor, status, fleet, simulate, install_service):
     app.command()(verb)
 app.add_typer(models, name="models")
 app.add_typer(jobs, name="jobs")

@@ -1,8 +1,11 @@
 """The options of every command that talks to a broker, and what they amount to."""
 
+import functools
+import inspect
 import os
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +46,43 @@ Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS.", rich_help_panel=P
 TlsCaFile = Annotated[Path | None, typer.Option(help="Certificates that may sign the broker's.", rich_help_panel=PANEL)]
 TlsCertFile = Annotated[Path | None, typer.Option(help="Our certificate.", rich_help_panel=PANEL)]
 TlsKeyFile = Annotated[Path | None, typer.Option(help="Its key.", rich_help_panel=PANEL)]
+
+
+OPTIONS = {
+    "config": Config,
+    "host": Host,
+    "port": Port,
+    "fallback_host": FallbackHost,
+    "transport": Transport,
+    "websocket_path": WebsocketPath,
+    "username": Username,
+    "password_file": PasswordFile,
+    "root": Root,
+    "tls": Tls,
+    "tls_ca_file": TlsCaFile,
+    "tls_cert_file": TlsCertFile,
+    "tls_key_file": TlsKeyFile,
+}
+
+
+def takes_broker(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a broker in place of its parameter `section`, which then is what they amount to."""
+    signature = inspect.signature(command)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "section"]
+    options = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=False if name == "tls" else None, annotation=kind
+        )
+        for name, kind in OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def with_options(*given: Any, **named: Any) -> None:
+        broker = {name: named.pop(name) for name in OPTIONS}
+        command(*given, section=broker_section(broker.pop("config"), **broker), **named)
+
+    with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]  # typer's way to ask
+    return with_options
 
 
 def broker_section(config: Path | None, **given: Any) -> MqttSection:

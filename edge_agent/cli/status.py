@@ -15,17 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_agent import settings
+from edge_agent.cli.words import STATE_STYLES, number, size
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState, Standing
 from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.mqtt.payloads import EngineReading, Telemetry
 
-GIB_BYTES, MIB_BYTES = 2**30, 2**20
 WATCH_S = 2.0
 EXIT_UNHEALTHY = 1
 EXIT_DOWN = 3
 """As `systemctl status` exits where nothing runs."""
-COLOURS = {"ready": "green", "starting": "cyan", "degraded": "yellow", "draining": "cyan", "unhealthy": "red"}
 
 Rows = Iterator[tuple[str, str]]
 errors = Console(stderr=True, highlight=False)
@@ -89,7 +88,7 @@ def shown(state: Standing | None, folder: Path) -> RenderableType:
     if state is None:
         return Text(f"no agent runs on {folder}", style="red")
     told = state.telemetry
-    head = Text.assemble((state.agent, "bold"), "  ", (state.health, COLOURS.get(state.health, "")))
+    head = Text.assemble((state.agent, "bold"), "  ", (state.health, STATE_STYLES.get(state.health, "")))
     head.append(f"  edge-agent {state.version}, pid {state.pid}" + (f", up {_time(told.uptime_s)}" if told else ""))
     parts: list[RenderableType] = [head, *(Text(f"  {reason}", style="yellow") for reason in state.reasons)]
     facts = Table.grid(padding=(0, 2))
@@ -128,11 +127,11 @@ def _machine(told: Telemetry) -> Rows:
         load = "" if told.load_1m is None else f", load {told.load_1m:.2f}"
         yield "processor", f"{told.cpu_percent:.0f} %{load}"
     if told.memory_available_bytes is not None:
-        total = f" of {_size(told.memory_total_bytes)}" if told.memory_total_bytes else ""
+        total = f" of {size(told.memory_total_bytes)}" if told.memory_total_bytes else ""
         stall = f", {told.memory_stall_percent:.0f} % waiting" if told.memory_stall_percent else ""
-        yield "memory", f"{_size(told.memory_available_bytes)} free{total}{stall}"
+        yield "memory", f"{size(told.memory_available_bytes)} free{total}{stall}"
     if told.disk_free_bytes is not None:
-        yield "disk", f"{_size(told.disk_free_bytes)} free"
+        yield "disk", f"{size(told.disk_free_bytes)} free"
     if told.hottest_celsius is not None:
         margin = "" if told.heat_margin_c is None else f", {told.heat_margin_c:.0f} K below its limit"
         yield "heat", ", ".join((f"{told.hottest_celsius:.0f} °C ({told.hottest}{margin})", *(told.slowed or ())))
@@ -162,26 +161,18 @@ def _engines(engines: tuple[EngineReading, ...]) -> Table:
             engine.state,
             engine.device or "",
             f"{engine.running}/{engine.lanes}" if engine.lanes else str(engine.running),
-            _number(engine.prompt_per_second),
-            _number(engine.generate_per_second),
+            number(engine.prompt_per_second),
+            number(engine.generate_per_second),
             _milliseconds(engine.first_token_p50_ms),
             _milliseconds(engine.first_token_p95_ms),
             "" if engine.cached_share is None else f"{100 * engine.cached_share:.0f} %",
-            "" if engine.anonymous_bytes is None else _size(engine.anonymous_bytes + (engine.mapped_bytes or 0)),
+            "" if engine.anonymous_bytes is None else size(engine.anonymous_bytes + (engine.mapped_bytes or 0)),
         )
     return table
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
 def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.0f} s"
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / GIB_BYTES:.1f} GiB" if size_bytes >= GIB_BYTES else f"{size_bytes / MIB_BYTES:.0f} MiB"
 
 
 def _time(seconds: float) -> str:

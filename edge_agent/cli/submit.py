@@ -12,6 +12,7 @@ from edge_agent.cli import broker_options as broker
 from edge_agent.cli.follow import follow
 from edge_agent.errors import EdgeAgentError
 from edge_agent.mqtt.client import EdgeClient
+from edge_agent.settings import MqttSection
 
 CONNECT_S = 10.0
 errors = Console(stderr=True, highlight=False)
@@ -19,6 +20,7 @@ errors = Console(stderr=True, highlight=False)
 PANEL = "Job"
 
 
+@broker.takes_broker
 def submit(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
     *,
@@ -45,19 +47,7 @@ def submit(
     ] = 600,
     timeout_s: Annotated[float, typer.Option(help="How long it may run, in seconds.", rich_help_panel=PANEL)] = 300,
     json: Annotated[bool, typer.Option("--json", help="Print every message of the agent as a line of JSON.")] = False,
-    config: broker.Config = None,
-    host: broker.Host = None,
-    port: broker.Port = None,
-    fallback_host: broker.FallbackHost = None,
-    transport: broker.Transport = None,
-    websocket_path: broker.WebsocketPath = None,
-    username: broker.Username = None,
-    password_file: broker.PasswordFile = None,
-    root: broker.Root = None,
-    tls: broker.Tls = False,
-    tls_ca_file: broker.TlsCaFile = None,
-    tls_cert_file: broker.TlsCertFile = None,
-    tls_key_file: broker.TlsKeyFile = None,
+    section: MqttSection,
 ) -> None:
     """Send a prompt, and images it is about, to an agent or a pool of them, and print the answer as it comes.
 
@@ -65,21 +55,6 @@ def submit(
     """
     if (agent is None) == (pool is None):
         raise typer.BadParameter("give either --agent or --pool")
-    section = broker.broker_section(
-        config,
-        host=host,
-        port=port,
-        fallback_host=fallback_host,
-        transport=transport,
-        websocket_path=websocket_path,
-        username=username,
-        password_file=password_file,
-        root=root,
-        tls=tls,
-        tls_ca_file=tls_ca_file,
-        tls_cert_file=tls_cert_file,
-        tls_key_file=tls_key_file,
-    )
     text = sys.stdin.read() if prompt == "-" else prompt
     messages = [{"role": "system", "content": system}] if system else []
     job: dict[str, Any] = {

@@ -62,6 +62,7 @@ class News:
             lost=self._engine_lost,
             unloaded=self._engine_unloaded,
             free=self._parts.dispatcher.look,
+            failed=lambda _model: self._parts.announcer.refresh(),
         )
 
     def _heard(self, model: str, event: Event) -> None:

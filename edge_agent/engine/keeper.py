@@ -340,12 +340,13 @@ class Keeper:
 
     # For both
 
-    def fail(self, code: Code, reason: str) -> None:
-        """Note that the model cannot be loaded as it is, and why."""
+    def fail(self, code: Code, reason: str) -> bool:
+        """Note that the model cannot be loaded as it is, and why; return whether that is news."""
         changed = self._be(Phase.FAILED, reason, code)
         self._asked, self.known = False, False
         if changed:
             log.error("model.failed", model=self.name, code=code, reason=reason)
+        return changed
 
     def serve(self, ready: Ready) -> float:
         """Note that the engine is ready for jobs; return how long that took, in seconds."""

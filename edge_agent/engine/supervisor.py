@@ -34,7 +34,8 @@ class Listener:
 
     `up` comes with the seconds that the start took, `lost` with the place that was set aside for it, in words; None
     when there is no other place to go to. `unloaded` comes before the engine is asked to go: the jobs in it are to be
-    done again. `free`: one takes jobs again that had been about to go.
+    done again. `free`: one takes jobs again that had been about to go. `failed`: a model cannot be loaded, for a reason
+    that is new.
     """
 
     event: Callable[[str, Event], None]
@@ -42,6 +43,7 @@ class Listener:
     lost: Callable[[str, Failure, str | None], None]
     unloaded: Callable[[str], None] = lambda _model: None
     free: Callable[[], None] = lambda: None
+    failed: Callable[[str], None] = lambda _model: None
 
 
 class Supervisor:
@@ -187,7 +189,7 @@ class Supervisor:
         if keeper.drain(rests if verdict.fate is Fate.DRAIN else ""):
             self._listener.free()
         if verdict.fate is Fate.BARRED:
-            keeper.fail(Code.NO_FIT, verdict.reason)
+            self._fail(keeper, Code.NO_FIT, verdict.reason)
             keeper.back_off()
             return
         action = plan(keeper.view(unloads=unloads, rests=rests, busy=self._busy(keeper.name)))
@@ -218,7 +220,7 @@ class Supervisor:
         except NotYetError as error:
             keeper.wait(str(error))
         except EdgeAgentError as error:
-            keeper.fail(error.code, error.message)
+            self._fail(keeper, error.code, error.message)
             keeper.back_off()
         return None
 
@@ -310,9 +312,13 @@ class Supervisor:
                 self._listener.up(keeper.name, took_s)
             case LoadFailed(code, reason):
                 if not self.condemn(keeper.name, process, Failure.because(code, reason)):
-                    keeper.fail(code, reason)
+                    self._fail(keeper, code, reason)
             case _:
                 self._listener.event(keeper.name, message)
+
+    def _fail(self, keeper: Keeper, code: Code, reason: str) -> None:
+        if keeper.fail(code, reason):
+            self._listener.failed(keeper.name)
 
     def _gone(self, keeper: Keeper, process: EngineProcess) -> None:
         if keeper.process is process:

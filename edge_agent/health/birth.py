@@ -72,6 +72,7 @@ def birth_certificate(
             ttl_s=settings.queue.ttl_max_s,
         ),
         pools=settings.agent.pools,
+        telemetry_period_s=settings.telemetry.period_s,
     )
 
 

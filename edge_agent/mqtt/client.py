@@ -20,6 +20,7 @@ from edge_agent.jobs.request import Request
 from edge_agent.mqtt import pictures
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.handle import Handle, JobRejectedError
+from edge_agent.mqtt.hearing import hear
 from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.order_book import OrderBook, OrderHandle
 from edge_agent.mqtt.payloads import (
@@ -413,24 +414,24 @@ class EdgeClient:
         _, agent, name, leaf = levels
         try:
             if leaf == "presence":
-                self._hear_presence(agent, _read(Presence, inbound.payload, agent))
+                self._hear_presence(agent, hear(Presence, inbound.payload, agent))
                 return
             if self._orders.owns(agent, name):
-                kind = OrderResult if leaf == "result" else OrderStatus
-                self._orders.hear(agent, name, _read(kind, inbound.payload, agent))
+                kind: type[OrderResult | OrderStatus] = OrderResult if leaf == "result" else OrderStatus
+                self._orders.hear(agent, name, hear(kind, inbound.payload, agent))
                 return
             job = self._open.get((agent, name)) or self._open.get((None, name))
             if job is None:
                 if leaf == "status" and name in self._closed:
-                    self._hear_late(agent, _read(Status, inbound.payload, agent))
+                    self._hear_late(agent, hear(Status, inbound.payload, agent))
                 return
             match leaf:
                 case "status":
-                    self._hear_status(job, _read(Status, inbound.payload, agent))
+                    self._hear_status(job, hear(Status, inbound.payload, agent))
                 case "chunk":
-                    self._hear_chunk(job, _read(Chunk, inbound.payload, agent))
+                    self._hear_chunk(job, hear(Chunk, inbound.payload, agent))
                 case "result":
-                    self._hear_result(job, _read(Result, inbound.payload, agent))
+                    self._hear_result(job, hear(Result, inbound.payload, agent))
         except ValueError:
             return  # not from an agent we understand; the job is asked after
 
@@ -565,14 +566,3 @@ def _left_s(job: _Open, now_s: float) -> int:
 
 def _ref(job: _Open) -> bytes:
     return JobRef(job_id=job.handle.job_id).model_dump_json().encode()
-
-
-def _read(kind: type[Any], payload: bytes, agent: str) -> Any:
-    """Return a payload; fields of newer agents are passed over. Raises ValueError, also when it is not of this agent.
-
-    The broker's ACL vouches for the agent in the topic, and for nothing in the payload.
-    """
-    body = kind.model_validate_json(payload, extra="ignore")
-    if body.agent != agent:
-        raise ValueError("the payload names another agent than the topic")
-    return body

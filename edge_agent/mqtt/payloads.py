@@ -216,7 +216,7 @@ class MachineInfo(Payload):
 
 
 class Info(Payload):
-    """The birth certificate."""
+    """The birth certificate. Who is silent for three of the `telemetry_period_s` is lost."""
 
     agent: str
     protocol: int
@@ -229,6 +229,7 @@ class Info(Payload):
     models: tuple[ServedModel, ...]
     limits: Limits
     pools: tuple[str, ...] = ()
+    telemetry_period_s: float | None = None
 
 
 class CandidateInfo(Payload):

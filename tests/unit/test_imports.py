@@ -27,6 +27,7 @@ LAYERS = (
         "edge_agent.mqtt.payloads",
         "edge_agent.mqtt.wire",
         "edge_agent.mqtt.filters",
+        "edge_agent.mqtt.hearing",
     ),
     (
         "edge_agent.engine",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import settings
+from edge_agent.fleet.rows import Row
 from edge_agent.jobs import rules
 from edge_agent.jobs.watch import Memory, Take, decide
 from edge_agent.models.known import Question
@@ -39,6 +40,12 @@ def test_the_readme_names_no_setting_that_does_not_exist():
     named = {line.split("`")[1] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")}
     sections = (*(f"{section}." for section in settings.Settings.model_fields), "watch[]")
     assert {key for key in named if key.startswith(sections)} == set(_keys())
+
+
+@pytest.mark.parametrize("key", Row.__dataclass_fields__)
+def test_every_key_of_a_fleets_agent_stands_in_the_readme(key):
+    section = (ROOT / "README.md").read_text().partition("## Watch a fleet")[2].partition("\n## ")[0]
+    assert f"`{key}`" in section
 
 
 def test_the_example_settings_are_valid_and_show_the_defaults():
