@@ -224,13 +224,19 @@ class OpenaiModel:
             if asked.tokens == asked.generation.max_tokens:  # it does not heed its bound
                 asked.reason = FinishReason.LENGTH
                 return True
-            asked.first_s = self._now_s() if asked.first_s is None else asked.first_s
             asked.tokens += 1
-            self._tell(asked, Text(asked.job_id, asked.stops.feed(piece.text), 1))
+            self._tell(asked, Text(asked.job_id, asked.stops.feed(self._begun(asked, piece.text)), 1))
             if asked.stops.met:
                 asked.reason = FinishReason.STOP
                 return True
         return piece.done
+
+    def _begun(self, asked: _Asked, text: str) -> str:
+        """Note the first text, which begins without the space of its first word unless a guide asks for it."""
+        if asked.first_s is not None:
+            return text
+        asked.first_s = self._now_s()
+        return text if asked.generation.guide else text.removeprefix(" ")
 
     # What the parent hears
 

@@ -166,17 +166,18 @@ class BareLlamacpp:
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.verbosity = -1
         self._server = xllamacpp.Server(params)
+        self.address = self._server.listening_address
 
     def encode(self, turns):
         # Without the white space for which Phi-3.5's tokenizer has no token there.
         prompt = "".join(
             f"<|{turn.role}|>{'' if turn.role == 'assistant' else chr(10)}{turn.text}<|end|>\n" for turn in turns
         )
-        return self._asked("tokenize", content=f"{prompt}<|assistant|>", parse_special=True)["tokens"]
+        return self.asked("tokenize", content=f"{prompt}<|assistant|>", parse_special=True)["tokens"]
 
     def texts(self, turns, max_tokens, repetition_penalty=1.0):
         """Return the text of each token generated; of a character of several tokens with the last."""
-        answer = self._asked(
+        answer = self.asked(
             "completion",
             prompt=self.encode(turns),
             n_predict=max_tokens,
@@ -189,8 +190,8 @@ class BareLlamacpp:
         texts = [piece["content"] for piece in answer if not piece["stop"]]
         return [text.removeprefix(" ") if number == 0 else text for number, text in enumerate(texts)]
 
-    def _asked(self, path, **body):
-        request = urllib.request.Request(f"{self._server.listening_address}/{path}", json.dumps(body).encode())
+    def asked(self, path, **body):
+        request = urllib.request.Request(f"{self.address}/{path}", json.dumps(body).encode())
         with urllib.request.urlopen(request) as answer:
             text = answer.read().decode()
         if "stream" not in body:

@@ -10,12 +10,24 @@ import time
 
 import pytest
 from authority import Authority
+from conftest import SUBJECTS, BareLlamacpp, require
 from driving import drive, outcome
 from PIL import Image as Pillow
 from upstream import CUT, DONE, HANG, Answer, Upstream, chunk, error, usage, words
 
 from edge_agent.engine import backend
-from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Progress, Text, Turn, Usage
+from edge_agent.engine.messages import (
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Guide,
+    GuideKind,
+    Progress,
+    Text,
+    Turn,
+    Usage,
+)
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.upstream import upstream as spec_of
 from edge_agent.settings import ServeSection
@@ -31,8 +43,8 @@ def connect(tmp_path):
     models = []
     (tmp_path / "key").write_text(f"{KEY}\n")
 
-    def connect(server, *, parallel=4, **table):
-        url = server if isinstance(server, str) else server.url
+    def connect(where, *, parallel=4, **table):
+        url = where if isinstance(where, str) else where.url
         table = UpstreamSection.model_validate(
             {"url": url, "model": "big", "key_file": tmp_path / "key", "retries": 0} | table
         )
@@ -136,7 +148,7 @@ def test_a_cancel_closes_the_connection(connect, ask):
     ("answer", "code", "sentence"),
     [
         (Answer([chunk("so"), CUT]), Code.ENGINE_DIED, "127.0.0.1 broke off its answer"),
-        (Answer([chunk("so"), b""]), Code.ENGINE_DIED, "127.0.0.1 broke off its answer"),
+        (Answer([chunk("so")]), Code.ENGINE_DIED, "127.0.0.1 broke off its answer"),
         (Answer([chunk("so"), HANG]), Code.ENGINE_DIED, "said nothing more for 0.2 s"),
         (Answer([HANG]), Code.ENGINE_DIED, "said nothing for 0.4 s"),
         (Answer([b": still here\n\n", HANG]), Code.ENGINE_DIED, "said nothing for 0.4 s"),
@@ -329,3 +341,66 @@ def test_the_body_is_what_the_documents_say(connect, ask):
         0.9,
         '{"role": "user", "content": "\\u00fc?"}',
     )
+
+
+@pytest.fixture(scope="module")
+def llama_server(tiny_folder):
+    """llama.cpp's own server, with a tiny model whose next token depends on distant context."""
+    require(SUBJECTS["llamacpp"])
+    return BareLlamacpp(tiny_folder("llamacpp"))
+
+
+@pytest.mark.engine
+class TestLlamaServer:
+    """A server that others made."""
+
+    @pytest.fixture
+    def model(self, connect, llama_server):
+        return connect(f"{llama_server.address}/v1", server="llama-server", model="tiny")
+
+    @pytest.fixture
+    def whole(self, llama_server):
+        """Return its own answer, asked for in one piece: the text and the counts."""
+
+        def whole(max_tokens, **told):
+            body = {"messages": [{"role": "user", "content": QUESTION[0].text}], "max_tokens": max_tokens}
+            answer = llama_server.asked("v1/chat/completions", **body, temperature=0, **told)
+            return answer["choices"][0]["message"]["content"], answer["usage"]
+
+        return whole
+
+    def test_its_text_and_its_counts_are_ours(self, model, whole, ask):
+        """But for the space of the first word, as with every backend."""
+        (said,) = drive(model, ask(17))
+        text, counts = whole(17)
+        assert f" {said.text}" == text
+        assert (said.end.usage.prompt_tokens, said.end.usage.completion_tokens) == (counts["prompt_tokens"], 17)
+        assert (said.end.reason, text_tokens(said)) == (FinishReason.LENGTH, 17)
+
+    def test_what_it_is_asked_beyond_openais_api_is_heeded(self, model, whole, ask):
+        plain, _ = whole(40)
+        (penalised,) = drive(model, ask(40, repetition_penalty=1.5))
+        assert f" {penalised.text}" == whole(40, repeat_penalty=1.5)[0] != plain
+        (guided,) = drive(model, ask(60, guide=Guide(GuideKind.GRAMMAR, 'root ::= "the " ("pump" | "fan")')))
+        assert guided.text in {"the pump", "the fan"}
+        (stopped,) = drive(model, ask(40, stop=(plain[11:15],)))
+        assert (f" {stopped.text}", stopped.end.reason) == (plain[:11], FinishReason.STOP)
+
+    def test_its_refusals_are_understood(self, model, ask):
+        (long,) = drive(model, ask(8, turns=(Turn("user", "0123456789" * 500),)))
+        assert long.end.code is Code.PROMPT_TOO_LONG
+        (bad,) = drive(model, ask(8, guide=Guide(GuideKind.GRAMMAR, "root ::= (")))
+        assert bad.end.code in {Code.BAD_REQUEST, Code.MODEL_ERROR}
+        (good,) = drive(model, ask(3))
+        assert good.end.usage.completion_tokens == 3
+
+    def test_a_cancel_is_heard(self, model, ask):
+        generation = ask(3000)
+        model.start(generation)
+        events = []
+        while not any(isinstance(event, Text) for event in events):
+            events += model.step()
+        events += model.cancel(generation.job_id)
+        assert outcome(events, generation.job_id).end.reason is FinishReason.CANCELED
+        (next_one,) = drive(model, ask(3))
+        assert isinstance(next_one.end, Finished)
