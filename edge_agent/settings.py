@@ -159,6 +159,12 @@ class ServeSection(Section):
         "unset it is loaded at the start and stays, unless another needs the room",
     )
 
+    upstream: str | None = Field(
+        None,
+        max_length=63,
+        description="name of a served model with an openai table, whose server answers while nothing here can: jobs of "
+        "this model then leave the device too",
+    )
     openai: UpstreamSection | None = Field(
         None, description="table of a server that answers in the model's place, for jobs that name the model"
     )
@@ -169,6 +175,8 @@ class ServeSection(Section):
             raise ValueError("backend openai needs a table [models.serve.openai] with url and model")
         if self.openai is not None and (self.path or self.model or self.backend not in {"auto", "openai"}):
             raise ValueError("openai excludes path, model and another backend: nothing is loaded on this device")
+        if self.upstream is not None and (self.openai is not None or not self.fallback):
+            raise ValueError("upstream goes with a model of this device, and with fallback = true")
         if self.path is not None and self.model is not None:
             raise ValueError("model and path exclude each other: model is taken from the catalogue")
         return self
@@ -222,6 +230,9 @@ class ModelsSection(Section):
         names = [serve.name for serve in self.serve]
         if len(set(names)) != len(names):
             raise ValueError("two [[models.serve]] tables have the same name")
+        elsewhere = {serve.name for serve in self.serve if serve.openai is not None}
+        if any(serve.upstream not in {None, *elsewhere} for serve in self.serve):
+            raise ValueError("upstream must be the name of another [[models.serve]] table with an openai table")
         return self
 
 

@@ -6,7 +6,7 @@ never is. What is set aside is tried again when its wait is over, or when nothin
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_agent.engine.backend import ModelSpec
@@ -70,19 +70,25 @@ class Ladder:
     def prepare(self, reserved_bytes: int) -> tuple[ModelSpec, int | None]:
         """Return what to load now: the best place that fits and is not left alone, else the best of those that are.
 
+        Before another machine is asked, those of this one that do not fit are set aside too, to be tried again.
         Raises what `places` raises, and EdgeAgentError when memory holds none.
         """
         places = self._places()
         with self._lock:
             self._order = tuple(map(_key, places))
+            self._asides = {key: each for key, each in self._asides.items() if key in self._order}
             held = {key for key in self._order if self._held(key)}
         refused: dict[Key, EdgeAgentError] = {}
         for place in sorted(places, key=lambda place: _key(place) in held):
             try:
-                return self._load(place, reserved_bytes)
+                found = self._load(place, reserved_bytes)
             except EdgeAgentError as error:
                 refused[_key(place)] = error
                 self._put_off(_key(place), error.message)
+            else:
+                if place.elsewhere:
+                    self._set_aside(refused)
+                return found
             finally:
                 with self._lock:
                     self._refused = frozenset(refused)
@@ -142,6 +148,20 @@ class Ladder:
         """Return the places that failed and have not worked since."""
         with self._lock:
             return tuple(SetAside(*key, each.reason, each.wait_s) for key, each in self._asides.items() if each.waits)
+
+    def _set_aside(self, refused: Mapping[Key, EdgeAgentError]) -> None:
+        """Set aside what was refused and is not left alone already."""
+        with self._lock:
+            fresh = {
+                key: aside.failed(self._asides.get(key), error.message, now_s=self._now_s(), first_s=self._first_s)
+                for key, error in refused.items()
+                if not self._held(key)
+            }
+            self._asides |= fresh
+        for key, each in fresh.items():
+            log.warning("device.set_aside", model=self._name, **_named(key), reason=each.reason, wait_s=each.wait_s)
+        if fresh:
+            self._changed()
 
     def _put_off(self, key: Key, reason: str) -> None:
         """Leave a place alone for longer that was to be tried again and cannot even be prepared."""

@@ -24,7 +24,8 @@ class Placed:
     """A build on disk and where it runs; `options` are the library's, see ModelSpec.
 
     threads: compute threads, where a calibration found how many.
-    shares_memory: whether the device computes in the machine's own memory.
+    shares_memory: whether the device computes in the machine's own memory. elsewhere: it is no build, but a server on
+    another machine. fault: why it cannot be loaded, where that is known before.
     """
 
     path: Path
@@ -35,6 +36,8 @@ class Placed:
     shares_memory: bool = True
     variant: str | None = None
     revision: str | None = None
+    elsewhere: bool = False
+    fault: EdgeAgentError | None = None
 
     def reserved_bytes(self, need: Needed) -> int:
         """Return the machine's memory that is set aside for a predicted need."""

@@ -120,6 +120,7 @@ class Provision:
         self._sees = False
         self._retry_s = retry_s
         self._chosen = [serve for serve in serves if serve.chosen]
+        self._serves = {serve.name: serve for serve in serves}
         self._lock = threading.Lock()
         self._decisions: dict[str, Decision] = {}
         self._notes: dict[str, str] = {serve.name: "looks at what this machine can run" for serve in self._chosen}
@@ -169,12 +170,30 @@ class Provision:
         return {name: found for name, ladder in self._ladders.items() if (found := ladder.set_aside())}
 
     def _places(self, serve: ServeSection) -> Sequence[Placed]:
-        """Return them as they are now: the given folder's, or those of the builds in the store.
+        """Return them as they are now: of this device, then elsewhere where the settings allow it.
+
+        Raises as `_here`; but where there is a place elsewhere, what is missing here is a place that cannot be had.
+        """
+        table = self._elsewhere(serve).openai
+        if table is None:
+            return self._here(serve)
+        there = Placed(NOWHERE, "openai", DEVICE, variant=table.model, elsewhere=True)
+        if serve.openai is not None:
+            return [there]
+        try:
+            return [*self._here(serve), there]
+        except EdgeAgentError as error:
+            return [Placed(NOWHERE, serve.backend, serve.device, variant=serve.wanted, fault=error), there]
+
+    def _elsewhere(self, serve: ServeSection) -> ServeSection:
+        """Return whose server may answer for a model: its own, or that of the one it names; its own when neither."""
+        return serve if serve.upstream is None else self._serves[serve.upstream]
+
+    def _here(self, serve: ServeSection) -> Sequence[Placed]:
+        """Return the given folder's places, or those of the builds in the store.
 
         Raises NotYetError while there is none, EdgeAgentError when there will be none as things are.
         """
-        if serve.openai is not None:
-            return [Placed(NOWHERE, "openai", DEVICE, variant=serve.openai.model)]
         if serve.path is not None:
             return places.of_folder(serve, serve.path, self._sources.measured())
         with self._lock:
@@ -193,8 +212,10 @@ class Provision:
         return found
 
     def _load(self, serve: ServeSection, place: Placed, reserved_bytes: int) -> tuple[ModelSpec, int | None]:
-        if serve.openai is not None:
-            return upstream(serve, serve.openai)
+        if place.fault is not None:
+            raise place.fault
+        if place.elsewhere:
+            return upstream(self._elsewhere(serve))
         build = read_build(place.path, place.backend)
         self._sees = self._sees or (build is not None and build.hidden_size is not None)
         reserved_bytes += self._images_bytes if self._sees else 0

@@ -2,7 +2,6 @@
 
 from edge_agent.engine.backend import NOWHERE, ModelSpec
 from edge_agent.settings import ServeSection
-from edge_agent.upstream_settings import UpstreamSection
 
 DEVICE = "upstream"
 """What results say it ran on."""
@@ -10,8 +9,11 @@ MEMORY_BYTES = 256 * 2**20
 """What the engine may take: it holds answers under way, of 16 MiB at most each, and images to be sent."""
 
 
-def upstream(serve: ServeSection, table: UpstreamSection) -> tuple[ModelSpec, int]:
-    """Return what to load, and within how much memory. The key itself stays in its file."""
+def upstream(serve: ServeSection) -> tuple[ModelSpec, int]:
+    """Return what to load, and within how much memory, for a model with a server. The key itself stays in its file."""
+    table = serve.openai
+    if table is None:
+        raise ValueError(f"{serve.name} has no server")
     told = table.model_dump(mode="json", exclude_none=True)
     spec = ModelSpec(
         path=NOWHERE,

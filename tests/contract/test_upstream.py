@@ -48,7 +48,7 @@ def connect(tmp_path):
         table = UpstreamSection.model_validate(
             {"url": url, "model": "big", "key_file": tmp_path / "key", "retries": 0} | table
         )
-        spec, _ = spec_of(ServeSection(name="cloud", openai=table, parallel=parallel), table)
+        spec, _ = spec_of(ServeSection(name="cloud", openai=table, parallel=parallel))
         models.append(backend.find("openai", "upstream")(spec, backoff_s=0.01))
         return models[-1]
 
@@ -308,7 +308,7 @@ def test_silence_is_told_as_a_sign_of_life(job_id, monkeypatch):
     with Upstream(Answer([HANG])) as server:
         table = UpstreamSection(url=server.url, model="big")
         seconds = itertools.count(step=openai.ALIVE_S)
-        spec, _ = spec_of(ServeSection(name="cloud", openai=table), table)
+        spec, _ = spec_of(ServeSection(name="cloud", openai=table))
         model = openai.load(spec, now_s=lambda: next(seconds))
         generation = Generation(job_id(), QUESTION, 4)
         model.start(generation)

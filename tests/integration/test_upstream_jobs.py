@@ -84,3 +84,22 @@ def test_an_agent_with_nothing_but_a_server_elsewhere_sends_it_no_unnamed_job(br
         assert status["error"]["code"] == "unknown_model"
         assert status["error"]["message"] == "model: name one of cloud; auto sends nothing to another machine"
         assert not server.asked
+
+
+def test_where_the_settings_say_so_it_stands_in_for_a_model_that_cannot_be_had(broker, tmp_path, server):
+    """For `auto` too, and every result tells why."""
+    elsewhere = f'[[models.serve]]\nname = "cloud"\n[models.serve.openai]\nurl = "{server.url}"\nmodel = "big-1"\n'
+    models = [{"name": "ours", "path": str(tmp_path / "nothing"), "upstream": "cloud"}]
+    with (
+        AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, extra=elsewhere) as agent,
+        requester(broker) as client,
+        Listener(broker, "edge/v1/agents/+/evt/#") as watching,
+    ):
+        agent.wait_said("engine.ready", 2)
+        server.answers.append(words("It is off."))
+        result = client.submit("edge-01", prompt="Is the pump on?").result(60)
+        assert (result.state, result.model, result.text) == ("succeeded", "ours", "It is off.")
+        assert (result.device, result.host, result.variant) == ("upstream", "127.0.0.1", "big-1")
+        assert "is not a folder" in result.fallback_from.reason
+        assert server.bodies[0]["messages"][0]["content"] == "Is the pump on?"
+        watching.wait("presence", health="degraded")

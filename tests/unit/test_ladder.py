@@ -189,3 +189,34 @@ def test_of_so_many_jobs_only_it_is_remembered_where_they_failed():
     falls.note(2, "npu")
     falls.note(3, "npu")
     assert (falls.of(1), falls.of(3)) == (frozenset(), {"npu"})
+
+
+CLOUD = Placed(Path(), "openai", "upstream", variant="big", elsewhere=True)
+
+
+def test_another_machine_stands_in_while_this_one_cannot_and_no_longer():
+    """What did not fit here is tried again after a while, and what stands in says for whom."""
+    bench = Bench(CPU, CLOUD)
+    assert bench.next().device == "cpu"
+    bench.refused = {"cpu"}
+    there = bench.next()
+    assert (there.device, bench.devices(), bench.changes) == ("upstream", ["cpu"], 1)
+    assert bench.ladder.fallback(there).reason == "memory is short for cpu"
+    assert not bench.ladder.better(there)
+    bench.now_s += ASIDE_FIRST_S
+    assert bench.ladder.better(there)
+    assert bench.next().device == "upstream"
+    assert not bench.ladder.better(there)
+    bench.now_s += 2 * ASIDE_FIRST_S
+    bench.refused = set()
+    here = bench.next()
+    bench.ladder.works(here, "")
+    assert (here.device, bench.devices(), bench.ladder.fallback(here)) == ("cpu", [], None)
+
+
+def test_another_device_stands_in_for_what_does_not_fit_without_setting_it_aside():
+    """As long as nothing leaves the machine."""
+    bench = Bench(GPU, CPU)
+    bench.refused = {"gpu"}
+    assert bench.next().device == "cpu"
+    assert bench.devices() == []

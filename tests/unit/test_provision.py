@@ -361,3 +361,22 @@ def test_a_question_beside_the_build_is_asked_instead(tmp_path):
     (state / HEARD).write_text("{")
     known.keep(folder, "openvino", "Hello", "Hi")
     assert known.canary(folder, "openvino", None).reference == "Hi"
+
+
+CLOUD = ServeSection(name="cloud", openai={"url": "https://host/v1", "model": "big"}, parallel=3)
+
+
+def test_an_upstream_is_the_last_candidate_and_only_where_it_is_named(tmp_path):
+    """While no build is here it answers, with its own lanes; with one that fits it is not asked."""
+    local = ServeSection(name="phi-3.5-mini", upstream="cloud")
+    with Bench(tmp_path, local, CLOUD) as bench:
+        spec, _ = bench.settled().ladder(local.name).prepare(0)
+        assert (spec.device, spec.host, spec.parallel) == ("upstream", "host", 3)
+        instead = bench.provision.ladder(local.name).fallback(spec)
+        assert (instead.variant, "edge-agent models pull" in instead.reason) == ("phi-3.5-mini", True)
+        bench.install(ONNX, "onnx")
+        bench.settled()
+        wait_for(lambda: bench.provision.ladder(local.name).prepare(0)[0].variant == ONNX, "the build to be taken")
+        assert not bench.provision.set_aside()
+    with Bench(tmp_path / "other", SERVE, CLOUD) as bench, pytest.raises(EdgeAgentError, match="models pull"):
+        bench.settled().ladder(SERVE.name).prepare(0)

@@ -112,3 +112,17 @@ def test_a_key_may_go_to_this_device_itself(tmp_path):
     file = write(tmp_path, UPSTREAM.format(serve="", table='url = "http://127.0.0.1:11434/v1"\nkey_file = "k"'))
     (cloud,) = settings.load(file, environ={}).models.serve
     assert (cloud.openai.host, cloud.chosen) == ("127.0.0.1", False)
+
+
+@pytest.mark.parametrize(
+    ("serve", "sentence"),
+    [
+        ('upstream = "sky"', "models: upstream must be the name of another"),
+        ('upstream = "local"', "models: upstream must be the name of another"),
+        ('upstream = "cloud"\nfallback = false', "models.serve.1: upstream goes with a model of this device"),
+    ],
+)
+def test_an_upstream_is_another_served_model_elsewhere(tmp_path, serve, sentence):
+    cloud = UPSTREAM.format(serve="", table='url = "https://host/v1"')
+    with pytest.raises(SettingsError, match=re.escape(sentence)):
+        settings.load(write(tmp_path, f'{cloud}\n[[models.serve]]\nname = "local"\n{serve}\n'), environ={})
