@@ -59,9 +59,19 @@ class Mosquitto:
             return *common, "--cert", str(self.folder / f"{user}.pem"), "--key", str(self.folder / f"{user}.key")
         return *common, "-u", user, "-P", (self.folder / f"{user}.password").read_text().strip()
 
-    def may_write(self, user, topic, payload="x"):
+    def may_write(self, user, topic, payload="x", *, retain=False):
         """Publish and return whether the broker took it."""
-        command = ["mosquitto_pub", *self.options(user), "-q", "1", "-t", topic, "-m", payload]
+        command = [
+            "mosquitto_pub",
+            *self.options(user),
+            "-q",
+            "1",
+            "-t",
+            topic,
+            "-m",
+            payload,
+            *(["-r"] if retain else []),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == 0 or "Not authorized" in done.stderr, done.stderr
         return "Not authorized" not in done.stderr

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.text import Text
 
 from edge_agent import settings
 from edge_agent.errors import SettingsError
@@ -120,6 +121,11 @@ def _common_name(section: MqttSection) -> str | None:
         return certificate.read(located(section.tls_cert_file)).common_name
     except (OSError, ValueError):
         return None  # said in words when the connection is made
+
+
+def unreachable(section: MqttSection, trouble: str | None) -> Text:
+    """Return the sentence for a broker that is not there; `trouble` is why, where that is known."""
+    return Text(f"no broker at {section.host}:{section.port}: {trouble or 'nothing answers there'}", style="red")
 
 
 def access(section: MqttSection, name: str) -> Access:

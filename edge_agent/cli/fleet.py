@@ -2,6 +2,7 @@
 
 import contextlib
 import json as jsonlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -60,8 +61,7 @@ def fleet(
     with Monitor(broker.access(section, f"{name[:40]}-fleet"), root=section.root) as monitor:
         if once or json or not (sys.stdin.isatty() and sys.stdout.isatty()):
             if not monitor.wait_connected(CONNECT_S):
-                found = monitor.trouble or "nothing answers there"
-                errors.print(Text(f"no broker at {section.host}:{section.port}: {found}", style="red"))
+                errors.print(broker.unreachable(section, monitor.trouble))
                 raise typer.Exit(EXIT_DOWN)
             _await_picture(monitor, wait_s)
             raise typer.Exit(_print(monitor, agent, sort=sort, words=only, json=json))
@@ -140,6 +140,8 @@ def _browse(monitor: Monitor, asking: Asking, at: Browsing, head: str) -> None:
     """Show the fleet until somebody presses q."""
     console = Console(highlight=False)
     drawn_s = float("-inf")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the terminal would stay as we made it
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     with (
         contextlib.suppress(KeyboardInterrupt, EOFError),
         Keyboard() as keyboard,

@@ -65,7 +65,7 @@ def _head(scene: Scene, at: Browsing, width: int, place: str) -> Text:
         line.append(f"  {scene.trouble}", "red")
     elif at.place is not Place.FILTER and at.words:
         line.append("  only ", "dim").append(at.words, "bold")
-    return padded(line, width - len(place)).append(place, "dim")
+    return padded(line, width - len(place) - 1).append(f" {place}", "dim")
 
 
 def _keys(at: Browsing, width: int) -> Text:
@@ -107,7 +107,7 @@ def _detail(scene: Scene, at: Browsing, width: int, room: int) -> tuple[list[Tex
     if scene.asking is not None and scene.asking.agent == at.chosen:
         lines += [*_answer(scene.asking, width), Text()]
     if scene.member is None or scene.member_row is None:
-        lines.append(Text(f"{at.chosen} is no more: nothing is kept of it", style="dim"))
+        lines.append(Text(f"nothing is known of {at.chosen}", style="dim"))
     else:
         lines += fleet_detail.lines(scene.member, scene.member_row, width - 1)
     top = min(at.top, max(0, len(lines) - room))

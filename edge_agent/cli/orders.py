@@ -85,8 +85,7 @@ def _command(verb: str) -> Callable[..., None]:
             known_as = broker.requester(section)
             with EdgeClient(broker.access(section, known_as), name=known_as, root=section.root) as client:
                 if not client.wait_connected(CONNECT_S):
-                    found = client.trouble or "nothing answers there"
-                    errors.print(Text(f"no broker at {section.host}:{section.port}: {found}", style="red"))
+                    errors.print(broker.unreachable(section, client.trouble))
                     raise typer.Exit(1)
                 follow(client.admin(agent, verb, name).updates(), name, json=json)
         except (EdgeAgentError, SettingsError) as error:

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from edge_agent.cli import broker_options as broker
 from edge_agent.cli.follow import follow
@@ -75,8 +74,7 @@ def submit(
     name = broker.requester(section)
     with EdgeClient(broker.access(section, name), name=name, root=section.root) as client:
         if not client.wait_connected(CONNECT_S):
-            found = client.trouble or "nothing answers there"
-            errors.print(Text(f"no broker at {section.host}:{section.port}: {found}", style="red"))
+            errors.print(broker.unreachable(section, client.trouble))
             raise typer.Exit(1)
         try:
             handle = client.submit(agent, pool=pool, images=image or (), **job)

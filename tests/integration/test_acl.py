@@ -3,12 +3,17 @@
 import subprocess
 
 import pytest
-from running import PATIENCE_S
+from running import PATIENCE_S, wait_for
 from secured import Mosquitto, generated
 from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
+from edge_agent.fleet.monitor import Monitor
+from edge_agent.fleet.rows import rows
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.acl import Fleet, rights
+from edge_agent.mqtt.payloads import Presence
+from edge_agent.mqtt.topics import Topics
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +124,28 @@ def test_everybody_hears_what_is_said_to_them(guarded, user, topic, said_by):
     session = guarded.listens(user, topic)
     assert guarded.may_write(said_by, topic, "heard")
     assert guarded.first(user, session) == "heard"
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(("user", "seen"), [("grafana", ["edge-01"]), ("op", ["edge-01"]), ("edge-02", [])])
+def test_a_monitor_sees_the_fleet(guarded, user, seen):
+    """And an admin; another agent does not."""
+    presence = Presence(agent="edge-01", state="online", boot_id="b", conn_seq=1, health="ready")
+    topic = Topics("edge/v1", "edge-01").event("presence")
+    assert guarded.may_write("edge-01", topic, presence.encode().decode(), retain=True)
+    access = Access(
+        "127.0.0.1",
+        guarded.port,
+        client_id=f"{user}-fleet",
+        clean_start=True,
+        username=user,
+        password_file=guarded.folder / f"{user}.password",
+        tls=True,
+        tls_ca_file=guarded.folder / "ca.pem",
+    )
+    with Monitor(access, root="edge/v1") as monitor:
+        wait_for(lambda: not monitor.attend() and monitor.settled(), "what the broker keeps")
+        assert [row.agent for row in rows(monitor.roster, 0.0)] == seen
 
 
 @pytest.mark.parametrize("proof", ["passwords", "certificates"])

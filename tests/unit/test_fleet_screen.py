@@ -198,7 +198,7 @@ def test_an_agent_that_is_no_more_can_still_be_left():
     viewer = Viewer(band, 80)
     viewer.press("enter")
     band.say(viewer.at.chosen, "presence", b"")
-    assert "is no more" in viewer.look()[1]
+    assert "nothing is known of" in viewer.look()[1]
     viewer.press("escape")
     assert viewer.at.chosen in {row.agent for row in viewer.rows}
 
