@@ -34,6 +34,10 @@ def lines(member: Member, row: Row, width: int) -> Iterator[Text]:
         yield from _fact("machine", _machine(member.info), width)
         if member.info.pools:
             yield from _fact("pools", ", ".join(member.info.pools), width)
+        for served in member.info.models:
+            more = ("pinned" if served.pinned else None, f"answered by {served.host}" if served.host else None)
+            if any(more):
+                yield from _fact("model", f"{served.name}: {', '.join(filter(None, more))}", width)
     yield from _fact("version", f"{row.version or '?'}, boot {row.boot_id or '?'}", width)
     if member.faults:
         yield from _fact("unreadable", f"{member.faults} of its messages were passed over", width)

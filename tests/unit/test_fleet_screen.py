@@ -10,7 +10,7 @@ from edge_agent.cli.keyboard import keys
 from edge_agent.cli.words import curve, fit, span
 from edge_agent.fleet.browsing import PROMPT_MAX, Ask, Browsing, Place
 from edge_agent.fleet.rows import Order, rows
-from edge_agent.mqtt.payloads import AcceleratorReading
+from edge_agent.mqtt.payloads import AcceleratorReading, ServedModel
 
 HEIGHT = 24
 WIDTHS = (80, 120, 200)
@@ -177,6 +177,8 @@ def test_one_agent_in_detail(width):
             power_of="machine",
             accelerators=(AcceleratorReading(name="accel0", busy_percent=25.0),),
         )
+    served = ServedModel(name="big", state="ready", host="the-server", pinned=True)
+    band.info("press-000", models=(served,))
     viewer = Viewer(band, width, Browsing(place=Place.DETAIL, chosen="press-000"))
     lines, last = viewer.look(), None
     while viewer.at.top != last:
@@ -187,6 +189,7 @@ def test_one_agent_in_detail(width):
     for part in ("press-000  ", "Raspberry Pi 5", "accel0", "phi-int4 on cpu, 4.0 GiB, 9.5 tok/s expected", "tokens/s"):
         assert part in text
     assert "there is no NVIDIA GPU" in text
+    assert "big: pinned, answered by the-server" in text
     assert "█" in text
     viewer.press("n")
     assert viewer.at.chosen != "press-000"
