@@ -52,6 +52,7 @@ class Agent:
         self._stopping = threading.Event()
         self._hurry = threading.Event()
         self._crashed = threading.Event()
+        self._stuck: tuple[str, ...] = ()
         self._parts = build.begin(settings, root=root, wake=self._wake.set)
         self._account: Account
 
@@ -184,9 +185,17 @@ class Agent:
             self._wake.clear()
 
     def _feed(self) -> None:
-        if self._account.alive():
+        """Tell the service manager how we are; while a thread does not come back it hears no sign of life.
+
+        Engines need no look here: the supervisor has just killed what was beyond its bound, and waits until it is gone.
+        """
+        stuck = self._account.stuck()
+        if stuck and stuck != self._stuck:
+            log.error("agent.stuck", threads=stuck, next="the service manager ends the agent and starts it again")
+        self._stuck = stuck
+        if not stuck:
             self._notifier.alive()
-        self._notifier.status(self._account.line())
+        self._notifier.status(f"stuck: {', '.join(stuck)}" if stuck else self._account.line())
 
     def _install_hooks(self) -> None:
         def on_signal(_number: int, _frame: FrameType | None) -> None:

@@ -1,5 +1,6 @@
 """What `edge-agent run` does, without the command line: the daemon's process never loads that."""
 
+import faulthandler
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ def main(config: Path | None) -> int:
     """Run the agent with a settings file; return the exit status: 0 after an orderly stop, 2 for unusable settings."""
     from edge_agent.agent import Agent  # noqa: PLC0415 - settings are judged before the rest is loaded
 
+    faulthandler.enable()  # where each thread stands, when the watchdog or a native fault ends us; names only
     try:
         loaded = settings.load(config)
         log.configure(format=loaded.log.format, level=loaded.log.level)

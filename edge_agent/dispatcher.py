@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from edge_agent.attempt import Attempt, job_id
+from edge_agent.beat import IDLE_S, Beat
 from edge_agent.engine.blame import Falls, is_the_devices
 from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, JobId, Progress, Start, Text
 from edge_agent.engine.process import EngineProcess
@@ -27,7 +28,6 @@ from edge_agent.mqtt.outbox import Outbox
 
 PROGRESS_S = 10.0
 """How often a running job repeats its state."""
-IDLE_S = 60.0
 
 log = get_logger()
 
@@ -131,7 +131,7 @@ class Dispatcher:
         self._draining = False
         self._idle = threading.Event()
         self._stopped = False
-        self.beat_s = now_s()
+        self.beat = Beat("dispatcher", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="dispatcher")
 
     def start(self) -> None:
@@ -191,14 +191,18 @@ class Dispatcher:
 
     def _run(self) -> None:
         while not self._stopped:
+            patience_s = self._patience_s()
+            self.beat(patience_s)
             with contextlib.suppress(stdlib_queue.Empty):
-                self._take(self._notes.get(timeout=self._patience_s()))
-            self.beat_s = self._now_s()
+                note = self._notes.get(timeout=patience_s)
+                self.beat()
+                self._take(note)
             self._watch_time()
             for model in self._lanes:
                 self._fill(model)
             if self._draining and not any(lanes.running or lanes.claiming for lanes in self._lanes.values()):
                 self._idle.set()
+        self.beat.over()
 
     def _all_running(self) -> list[Attempt]:
         return [run for lanes in self._lanes.values() for run in lanes.running.values()]

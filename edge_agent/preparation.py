@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+from edge_agent.beat import Beat
 from edge_agent.engine.messages import Limits
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.budget import Wish, room_tokens, share
@@ -72,6 +73,7 @@ class Preparation:
         self._wake = threading.Event()
         self._stale = threading.Event()
         self._stopping = threading.Event()
+        self.beat = Beat("images", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="images")
 
     def start(self) -> None:
@@ -101,14 +103,17 @@ class Preparation:
     def _run(self) -> None:
         with self._darkroom, contextlib.suppress(_StoppedError):
             while not self._stopping.is_set():
+                self.beat(LOOK_S)
                 self._wake.wait(LOOK_S)
                 self._wake.clear()
+                self.beat()
                 if self._prepare_next():
                     self._wake.set()  # there may be more
                     self._busy_s = self._now_s()
                 elif self._now_s() - self._busy_s >= CLOSE_S:
                     self._darkroom.close()
                 self._sweep()
+        self.beat.over()
 
     def _sweep(self) -> None:
         """Remove what no job needs, soon after one has ended."""
@@ -123,6 +128,7 @@ class Preparation:
         future: Future[T] = Future()
         self._store.do(act, future.set_result)
         while not self._stopping.is_set():
+            self.beat(LOOK_S)
             try:
                 return future.result(LOOK_S)
             except TimeoutError:
@@ -176,6 +182,7 @@ class Preparation:
             raise EdgeAgentError(Code.IMAGE_MISSING, "messages: an image is gone from the device; send the job again")
         wishes = []
         for number, (file, image) in enumerate(zip(files, images, strict=True), 1):
+            self.beat()
             with _named(number, len(files)):
                 wishes.append(Wish(*self._darkroom.measure(file), image.detail))
         tiles = share(wishes, room_tokens=room_tokens(request, context_tokens=limits.context_tokens))
@@ -183,6 +190,7 @@ class Preparation:
         folder.mkdir(mode=0o700)
         found = []
         for number, (file, wish, most) in enumerate(zip(files, wishes, tiles, strict=True), 1):
+            self.beat()
             with _named(number, len(files)):
                 found.append(self._develop_one(file, wish, most, folder / str(number)))
             if self._stopping.is_set():

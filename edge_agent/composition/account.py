@@ -5,18 +5,15 @@ import time
 from dataclasses import replace
 
 from edge_agent import __version__
+from edge_agent.beat import stuck
 from edge_agent.composition.parts import Parts
 from edge_agent.control.messages import Standing
-from edge_agent.dispatcher import IDLE_S
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
 from edge_agent.health.tally import Counts
 from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
 from edge_agent.mqtt.presence import Condition
-
-STUCK_S = IDLE_S + 60.0
-"""A thread that shows no sign of life for so long is stuck; the watchdog is not fed any more."""
 
 
 class Account:
@@ -47,9 +44,9 @@ class Account:
             strained=parts.restraint.reasons if strained is None else strained,
         )
 
-    def alive(self) -> bool:
-        """Return whether the threads that say so show signs of life."""
-        return time.monotonic() - min(self._parts.dispatcher.beat_s, self._parts.store.beat_s) < STUCK_S
+    def stuck(self) -> tuple[str, ...]:
+        """Return the threads that do not come back."""
+        return stuck(self._parts.beats, now_s=time.monotonic())
 
     def line(self) -> str:
         """Return one line for the service manager."""

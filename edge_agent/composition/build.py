@@ -264,6 +264,7 @@ def _watch_link(parts: Parts, news: News) -> Link:
         ),
         subscriptions=wanted,
         callbacks=news.of_watch_link(),
+        thread="mqtt-watch",
     )
 
 
@@ -322,7 +323,7 @@ def _http(parts: Parts, account: Account) -> "HttpServer | None":
             counts=parts.tally.counts,
             condition=account.condition,
             connected=lambda: parts.link.connected,
-            alive=account.alive,
+            stuck=account.stuck,
         ),
     )
 

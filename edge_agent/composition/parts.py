@@ -1,9 +1,10 @@
 """The parts of one agent, by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_agent.beat import Beat
 from edge_agent.control.server import ControlServer
 from edge_agent.dispatcher import Dispatcher
 from edge_agent.engine.supervisor import Supervisor
@@ -81,3 +82,12 @@ class Parts:
     def links(self) -> Sequence[Link]:
         """The connections that are there for good."""
         return [self.link, self.watch_link] if self.watch_link else [self.link]
+
+    @property
+    def beats(self) -> Iterator[Beat]:
+        """What the threads say of themselves; those of engines have main wait for them, which shows."""
+        yield from (link.beat for link in (*self.links, *self.pools.links))
+        yield from (self.store.beat, self.outbox.beat, self.dispatcher.beat, self.preparation.beat)
+        yield from (self.reporter.beat, self.provision.beat, self.control.beat)
+        if self.http is not None:
+            yield self.http.beat

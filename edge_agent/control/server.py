@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_agent.beat import IDLE_S, Beat
 from edge_agent.control.desk import Desk
 from edge_agent.control.messages import ASK_BYTES_MAX, AskState, Reply, Standing, decode_ask
 from edge_agent.errors import Code, EdgeAgentError
@@ -79,6 +80,7 @@ class ControlServer:
         self._selector = selectors.DefaultSelector()
         self._waking, self._wakened = socket.socketpair()
         self._listener: socket.socket | None = None
+        self.beat = Beat("control", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="control")
 
     def start(self) -> None:
@@ -122,10 +124,14 @@ class ControlServer:
         assert self._listener is not None  # noqa: S101 - start made it
         with self._wakened, self._listener, self._selector:
             while True:
-                for key, _ in self._selector.select(self._wait_s()):
+                wait_s = self._wait_s()
+                self.beat(wait_s)
+                for key, _ in self._selector.select(wait_s):
+                    self.beat()
                     if key.fileobj is self._wakened:
                         for caller in list(self._callers):
                             self._hang_up(caller)
+                        self.beat.over()
                         return
                     if key.fileobj is self._listener:
                         self._welcome(self._listener)
@@ -133,9 +139,9 @@ class ControlServer:
                         self._attend(key.fileobj)
                 self._hang_up_late()
 
-    def _wait_s(self) -> float | None:
-        ends_s = min((caller.ends_s for caller in self._callers.values()), default=None)
-        return None if ends_s is None else max(0.0, ends_s - self._now_s())
+    def _wait_s(self) -> float:
+        now_s = self._now_s()
+        return max(0.0, min((caller.ends_s for caller in self._callers.values()), default=now_s + IDLE_S) - now_s)
 
     def _welcome(self, listener: socket.socket) -> None:
         try:

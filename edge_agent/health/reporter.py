@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from edge_agent import __version__
+from edge_agent.beat import Beat
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import EdgeAgentError
 from edge_agent.health.snapshot import Snapshots
@@ -90,6 +91,7 @@ class Reporter:
         self._stop = threading.Event()
         self.latest: Telemetry | None = None
         """The last report; None before the first."""
+        self.beat = Beat("reporter")
         self._thread = threading.Thread(target=self._run, name="reporter")
 
     def start(self) -> None:
@@ -104,13 +106,17 @@ class Reporter:
     def _run(self) -> None:
         due_s = time.monotonic()
         while True:
+            self.beat()
             seen = self._snapshots.look()
             self._look(seen)
             if (now_s := time.monotonic()) >= due_s:
                 due_s = now_s + self._period_s * (1 + JITTER * (2 * self._chance() - 1))
                 self._report(seen)
-            if self._stop.wait(min(LOOK_S, max(0.0, due_s - time.monotonic()))):
-                return
+            wait_s = min(LOOK_S, max(0.0, due_s - time.monotonic()))
+            self.beat(wait_s)
+            if self._stop.wait(wait_s):
+                break
+        self.beat.over()
 
     def _report(self, seen: Readings) -> None:
         self._refresh()

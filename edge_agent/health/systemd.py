@@ -5,8 +5,8 @@ import os
 import socket
 from collections.abc import Mapping
 
-SEND_S = 1.0
-"""A manager that does not read for so long is not waited for: it hears the next thing we say."""
+SEND_S = 5.0
+"""How long a manager that does not read is waited for, with what is said once; it hears the rest the next time."""
 
 
 class Notifier:
@@ -23,11 +23,11 @@ class Notifier:
 
     def ready(self) -> None:
         """Say that start-up is over."""
-        self._send("READY=1")
+        self._send("READY=1", wait_s=SEND_S)
 
     def stopping(self) -> None:
         """Say that we are on our way out."""
-        self._send("STOPPING=1")
+        self._send("STOPPING=1", wait_s=SEND_S)
 
     def alive(self) -> None:
         """Feed the watchdog."""
@@ -41,13 +41,14 @@ class Notifier:
     def status(self, line: str) -> None:
         """Show a line in `systemctl status`, when it is a new one."""
         line = " ".join(line.split())
-        if line != self._last_status:
+        if line != self._last_status and self._send(f"STATUS={line}"):
             self._last_status = line
-            self._send(f"STATUS={line}")
 
-    def _send(self, text: str) -> None:
+    def _send(self, text: str, *, wait_s: float = 0.0) -> bool:
+        """Return whether the manager has it."""
         if not self._address:
-            return
+            return False
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(SEND_S)
-            sock.sendto(text.encode(), self._address)
+            sock.settimeout(wait_s)
+            return sock.sendto(text.encode(), self._address) > 0
+        return False

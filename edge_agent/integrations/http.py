@@ -10,6 +10,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from edge_agent.beat import Beat
+
 CONNECTIONS_MAX = 8
 """Connections at once; a further one is closed unheard."""
 CONNECTION_S = 10.0
@@ -33,7 +35,8 @@ class HttpServer:
     """Answers below an address with what `routes` return, by path. Raises OSError when the address cannot be had."""
 
     def __init__(self, host: str, port: int, *, routes: Mapping[str, Callable[[], Answer]]) -> None:
-        self._server = _Server((host, port), _handler(routes))
+        self.beat = Beat("http")
+        self._server = _Server((host, port), _handler(routes), beat=self.beat)
         self.port: int = self._server.server_address[1]
         """The port it listens on; chosen by the system when 0 was asked for."""
         self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="http")
@@ -47,6 +50,7 @@ class HttpServer:
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
+            self.beat.over()
         self._server.server_close()
         self._server.cut(float("inf"))
 
@@ -55,7 +59,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], *, beat: Beat) -> None:
+        self._beat = beat
         self._ends_s: dict[Any, float] = {}
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
@@ -75,6 +80,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
+        self._beat(POLL_S)
         self.cut(time.monotonic())
 
     def cut(self, now_s: float) -> None:

@@ -77,21 +77,21 @@ _MODEL_COUNTERS: tuple[tuple[str, str, Callable[[ModelCounts], int]], ...] = (
 class Sources:
     """Where what is read comes from: the last telemetry (None before the first), the counts, how the agent is now.
 
-    `alive` tells whether every thread shows signs of life.
+    `stuck` tells which threads do not come back.
     """
 
     telemetry: Callable[[], Telemetry | None]
     counts: Callable[[], Counts]
     condition: Callable[[], Condition]
     connected: Callable[[], bool]
-    alive: Callable[[], bool]
+    stuck: Callable[[], tuple[str, ...]]
 
 
 def server(host: str, port: int, sources: Sources) -> HttpServer:
     """Return a server of /metrics, /healthz and /readyz. Raises SettingsError when it cannot have the port."""
     routes = {
         "/metrics": lambda: Answer(metrics(sources), content_type=CONTENT_TYPE_PLAIN_0_0_4),
-        "/healthz": lambda: _verdict("alive", () if sources.alive() else ("a thread shows no sign of life",)),
+        "/healthz": lambda: _verdict("alive", tuple(f"{each} does not come back" for each in sources.stuck())),
         "/readyz": lambda: _readiness(sources),
     }
     try:

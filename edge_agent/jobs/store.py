@@ -8,12 +8,12 @@ arrival.
 import math
 import queue as stdlib_queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from edge_agent.beat import Beat
 from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.job import TERMINAL, Job
@@ -68,7 +68,7 @@ class Store:
         self._ended = 0
         self._next_due_s = 0.0
         self._next_housekeeping_s = 0.0
-        self.beat_s = time.monotonic()
+        self.beat = Beat("store")
         self._thread = threading.Thread(target=self._run, name="store")
 
     @property
@@ -134,7 +134,7 @@ class Store:
         while True:
             group = held + self._take(wait=not held)
             held = []
-            self.beat_s = time.monotonic()
+            self.beat()
             if not group and self._stop.is_set():
                 break
             if not group and self._patience_s() > 0:
@@ -149,11 +149,14 @@ class Store:
                     break
                 self._stop.wait(self._retry_s)
         self._queue.close()
+        self.beat.over()
 
     def _take(self, *, wait: bool) -> list[Operation[Any]]:
         group: list[Operation[Any]] = []
+        patience_s = self._patience_s()
+        self.beat(patience_s)
         try:
-            first = self._inbox.get(timeout=self._patience_s()) if wait else self._inbox.get_nowait()
+            first = self._inbox.get(timeout=patience_s) if wait else self._inbox.get_nowait()
             while True:
                 if first is not None:
                     group.append(first)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from edge_agent.beat import Beat
 from edge_agent.engine.backend import NOWHERE, ModelSpec
 from edge_agent.engine.keeper import NotYetError
 from edge_agent.engine.messages import Canary
@@ -36,6 +37,10 @@ RETRY_S = 60.0
 RETRY_MOST_S = 3600.0
 STOP_S = 5.0
 """How long a fetch may take to hear that it shall stop; a library that is being asked ends with us."""
+
+TELLS_S = 900.0
+"""How long it may take to look at the machine's libraries, or to read through a build of gigabytes; a pull tells more
+often how far it is."""
 
 log = get_logger()
 
@@ -127,6 +132,7 @@ class Provision:
         self._faults: dict[str, EdgeAgentError] = {}
         self._stopping = threading.Event()
         self._wake = threading.Event()
+        self.beat = Beat("models")
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._ladders = {
             serve.name: Ladder(
@@ -238,6 +244,7 @@ class Provision:
     # The thread
 
     def _run(self) -> None:
+        self.beat(TELLS_S)
         runtimes, bandwidth = self._sources.runtimes(), self._sources.bandwidth()
         waits = dict.fromkeys((serve.name for serve in self._chosen), 0.0)
         backoff = dict.fromkeys(waits, self._retry_s)
@@ -245,14 +252,18 @@ class Provision:
             for serve in self._chosen:
                 if waits.get(serve.name, float("inf")) > time.monotonic():
                     continue
+                self.beat(TELLS_S)
                 if self._provide(serve, runtimes, bandwidth):
                     del waits[serve.name]
                 else:
                     waits[serve.name] = time.monotonic() + backoff[serve.name]
                     backoff[serve.name] = min(RETRY_MOST_S, 2 * backoff[serve.name])
-            if waits and self._wake.wait(max(0.0, min(waits.values()) - time.monotonic())):
+            wait_s = max(0.0, min(waits.values(), default=0.0) - time.monotonic())
+            self.beat(wait_s)
+            if waits and self._wake.wait(wait_s):
                 self._wake.clear()
                 waits = dict.fromkeys(waits, 0.0)
+        self.beat.over()
 
     def _provide(self, serve: ServeSection, runtimes: Runtimes, bandwidth: float | None) -> bool:
         """Decide, and fetch the best candidate if it is not there; return whether nothing is left to be done."""
@@ -317,6 +328,7 @@ class Provision:
         self._changed()
 
     def _note(self, serve: ServeSection, text: str) -> None:
+        self.beat(TELLS_S)
         with self._lock:
             self._notes[serve.name] = text
 

@@ -23,6 +23,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edge_agent.beat import Beat
 from edge_agent.log import get_logger
 from edge_agent.mqtt import trouble
 from edge_agent.mqtt.access import Access, CredentialError
@@ -140,7 +141,7 @@ def backoff_s(tries: int, *, first_s: float, most_s: float, chance: float) -> fl
 
 
 class Link:
-    """One MQTT 5 connection that comes back by itself, with its subscriptions."""
+    """One MQTT 5 connection that comes back by itself, with its subscriptions; `thread` is its thread's name to us."""
 
     def __init__(
         self,
@@ -148,9 +149,11 @@ class Link:
         *,
         subscriptions: tuple[Subscription, ...],
         callbacks: Callbacks,
+        thread: str = "mqtt",
         chance: Callable[[], float] = random.random,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.beat = Beat(thread)
         self._access = access
         self._subscriptions = subscriptions
         self._subscriptions_lock = threading.Lock()
@@ -183,7 +186,7 @@ class Link:
         self._client = self._make_client()
 
     def _make_client(self) -> Client:
-        client = Paho(self._access)
+        client = Paho(self._access, beat=self.beat)
         client.on_pre_connect = self._on_pre_connect
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
@@ -237,6 +240,7 @@ class Link:
         self._stopping = True
         self._client.disconnect()
         self._client.loop_stop()
+        self.beat.over()
         self._connected.clear()
         # paho closes its internal socket pair only when it is collected: leave it in no reference cycle with us.
         for name in (
@@ -517,6 +521,7 @@ class Link:
         self._callbacks.answered(mid, reason.value)
 
     def _on_message(self, client: Client, _userdata: Any, message: MQTTMessage) -> None:
+        self.beat()
         receipt = Receipt(self._epoch, message.mid, message.qos, len(message.payload))
         try:
             topic = message.topic

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from edge_agent.beat import IDLE_S, Beat
 from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
@@ -104,6 +105,7 @@ class Outbox:
         self._streams_lock = threading.Lock()
         self._settling: list[threading.Event] = []
         self.dropped = 0
+        self.beat = Beat("outbox", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="outbox")
 
     def start(self) -> None:
@@ -203,22 +205,26 @@ class Outbox:
 
     def _run(self) -> None:
         while True:
+            patience_s = self._patience_s()
+            self.beat(patience_s)
             try:
-                event = self._inbox.get(timeout=self._patience_s())
+                event = self._inbox.get(timeout=patience_s)
             except stdlib_queue.Empty:
                 event = _Wake()
+            self.beat()
             if event is None:
-                return
+                break
             self._take(event)
             self._flush_due()
             self._pump()
             self._tell_settled()
+        self.beat.over()
 
     def _patience_s(self) -> float:
         with self._streams_lock:
-            due_s = min(self._streams.values(), default=self._now_s() + 60.0)
-        until_owed_s = self._next_owed_s - self._store.now_s() if self._may_ask() else 60.0
-        return max(0.0, min(due_s - self._now_s(), until_owed_s, 60.0))
+            due_s = min(self._streams.values(), default=self._now_s() + IDLE_S)
+        until_owed_s = self._next_owed_s - self._store.now_s() if self._may_ask() else IDLE_S
+        return max(0.0, min(due_s - self._now_s(), until_owed_s, IDLE_S))
 
     def _room(self) -> int:
         return IN_FLIGHT_MAX - len(self._in_flight)

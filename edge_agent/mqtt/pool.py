@@ -90,6 +90,11 @@ class Pools:
         """Whether a job that still comes is refused."""
         return full(self._unfinished(), self._lanes())
 
+    @property
+    def links(self) -> list[Link]:
+        """The connection, while there is one."""
+        return [self._link] if self._link else []
+
     def look(self) -> None:
         """Notice that the number of unfinished jobs has changed."""
         if self._subscriptions and (self._absence(healthy=True) is None) != (self._link is not None):
@@ -131,7 +136,9 @@ class Pools:
             self._receive(inbound, lambda: link.ack(receipt))
 
         callbacks = Callbacks(receive=receive, subscribed=self._subscribed)
-        self._link = link = Link(self._access, subscriptions=self._subscriptions, callbacks=callbacks)
+        self._link = link = Link(
+            self._access, subscriptions=self._subscriptions, callbacks=callbacks, thread="mqtt-pool"
+        )
         log.info("pool.joined", pools=len(self._subscriptions))
         link.start()
 

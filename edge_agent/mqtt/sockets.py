@@ -6,9 +6,13 @@ from typing import Any
 
 import paho.mqtt.client
 from paho.mqtt.client import Client, MQTTv5
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
+from edge_agent.beat import Beat
 from edge_agent.mqtt.access import Access
+
+CONNECT_S = 60.0
+"""What a connection may take to come about: a name is looked for, addresses are tried, TLS is agreed on."""
 
 _WebSocket: Any = paho.mqtt.client._WebsocketWrapper  # noqa: SLF001 - mended here, paho has no other place for it
 _send, _frame = _WebSocket._send_impl, _WebSocket._create_frame  # noqa: SLF001 - see above
@@ -41,7 +45,7 @@ class Paho(Client):
     handshake that fails in a way it does not expect, or leave its socket open.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, *, beat: Beat) -> None:
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id=access.client_id,
@@ -50,17 +54,27 @@ class Paho(Client):
             manual_ack=True,
         )
         self._access = access
+        self._beat = beat
         self._opened: socket.socket | None = None
         self.max_queued_messages_set(0)
         self.ws_set_options(path=access.websocket_path)
         if access.tls:
             self.tls_set_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # never used: that it is set is what counts
 
+    def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
+        self._beat(timeout)
+        return super()._loop(timeout)
+
+    def _reconnect_wait(self) -> None:
+        self._beat(self._reconnect_max_delay)
+        super()._reconnect_wait()
+
     def _create_socket(self) -> Any:
         """Open the connection. Raises OSError only.
 
         A name with an empty label is a UnicodeError to Python, a WebSocket answer that is none an IndexError to paho.
         """
+        self._beat(CONNECT_S)
         try:
             return super()._create_socket()
         except (OSError, ValueError, LookupError) as error:

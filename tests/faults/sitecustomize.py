@@ -3,13 +3,15 @@
 The daemon looks after its engines more often, starts them again sooner and stays away from its broker no longer than a
 second, so that tests are short. FAULTS_SILENCE_S is how long it waits for a silent engine; FAULTS_ASIDE_S how long it
 leaves a device alone that failed once; FAULTS_BACKEND (`module:function`) replaces the backend in engine children.
+FAULTS_FREEZE is a folder: a thread whose name is a file in it stands still for ever when it next begins a turn; no
+turn may take longer than three seconds then.
 """
 
 import os
 import sys
 from dataclasses import replace
 
-if "edge_agent" in sys.orig_argv:
+if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in sys.orig_argv[1:2]):
     from edge_agent import agent
     from edge_agent.engine import keeper, plan, supervisor
     from edge_agent.models import ladder
@@ -24,6 +26,10 @@ if "edge_agent" in sys.orig_argv:
         supervisor.Supervisor.__init__.__kwdefaults__["silence_s"] = float(silence_s)
     if aside_s := os.environ.get("FAULTS_ASIDE_S"):
         ladder.Ladder.__init__.__kwdefaults__["first_s"] = float(aside_s)
+    if folder := os.environ.get("FAULTS_FREEZE"):
+        import freezing
+
+        freezing.watch(folder)
 
 if "edge_agent.engine.child" in sys.orig_argv and (entry := os.environ.get("FAULTS_BACKEND")):
     from edge_agent.engine import backend

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     (
         "edge_agent.errors",
+        "edge_agent.beat",
         "edge_agent.log",
         "edge_agent.retry",
         "edge_agent.settings",

@@ -6,7 +6,6 @@ import socket
 
 import pytest
 
-from edge_agent.health import systemd
 from edge_agent.health.systemd import Notifier
 
 
@@ -64,10 +63,12 @@ def test_nothing_depends_on_a_manager(name):
     Notifier({"NOTIFY_SOCKET": name}).ready()
 
 
-def test_a_manager_that_does_not_read_holds_nobody_up(manager, monkeypatch):
-    monkeypatch.setattr(systemd, "SEND_S", 0.01)
+def test_a_manager_that_does_not_read_holds_nobody_up_and_hears_the_status_later(manager):
     sock, name = manager
-    notifier = Notifier({"NOTIFY_SOCKET": name})
-    for _ in range(1000):
-        notifier.ready()
-    assert set(heard(sock)) == {"READY=1"}
+    notifier = Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"})
+    for _ in range(10_000):
+        notifier.alive()
+    notifier.status("ready")
+    assert set(heard(sock)) == {"WATCHDOG=1"}
+    notifier.status("ready")
+    assert heard(sock) == ["STATUS=ready"]

@@ -73,13 +73,13 @@ FULL = Telemetry(
 )
 
 
-def sources(telemetry=FULL, *, tally=None, health="ready", reasons=(), connected=True, alive=True):
+def sources(telemetry=FULL, *, tally=None, health="ready", reasons=(), connected=True, stuck=()):
     return prometheus.Sources(
         telemetry=lambda: telemetry,
         counts=(tally or Tally(["phi"])).counts,
         condition=lambda: Condition(health, reasons),
         connected=lambda: connected,
-        alive=lambda: alive,
+        stuck=lambda: stuck,
     )
 
 
@@ -206,7 +206,7 @@ def get(server, path):
         (sources(health="draining"), "/readyz", 503, "draining\n"),
         (sources(connected=False), "/readyz", 503, "no connection to the broker\n"),
         (sources(health="unhealthy", connected=False), "/healthz", 200, "alive\n"),
-        (sources(alive=False), "/healthz", 503, "a thread shows no sign of life\n"),
+        (sources(stuck=("store",)), "/healthz", 503, "store does not come back\n"),
         (sources(), "/", 404, "not found\n"),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_fault_of_ours_ends_the_agent_as_everywhere(monkeypatch):
     crashed = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda _crash: crashed.set())
     broken = prometheus.Sources(
-        telemetry=lambda: None, counts=Tally([]).counts, condition=lambda: 1 / 0, connected=bool, alive=bool
+        telemetry=lambda: None, counts=Tally([]).counts, condition=lambda: 1 / 0, connected=bool, stuck=tuple
     )
     with listening(broken) as server, pytest.raises((OSError, HTTPException)):
         get(server, "/readyz")
