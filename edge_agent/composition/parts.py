@@ -88,6 +88,6 @@ class Parts:
         """What the threads say of themselves; those of engines have main wait for them, which shows."""
         yield from (link.beat for link in (*self.links, *self.pools.links))
         yield from (self.store.beat, self.outbox.beat, self.dispatcher.beat, self.preparation.beat)
-        yield from (self.reporter.beat, self.provision.beat, self.control.beat)
+        yield from (self.reporter.beat, self.provision.beat, self.pulls.beat, self.control.beat)
         if self.http is not None:
             yield self.http.beat

@@ -27,6 +27,9 @@ LINE_BYTES_MAX = 65_536
 EXIT_S = 10.0
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1"}
 """Read by the hub's library when it is loaded; else it asks the hub on the side which programs call it."""
+TELLS_S = 900.0
+"""How long it may take to look at the machine's libraries, or to read through a build of gigabytes; a pull tells more
+often how far it is."""
 
 
 @dataclass(frozen=True, slots=True)

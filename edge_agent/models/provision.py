@@ -19,7 +19,7 @@ from edge_agent.models import runtimes as libraries
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
 from edge_agent.models.compiled import keeping
-from edge_agent.models.fetch import Hub, Progress, fetch
+from edge_agent.models.fetch import TELLS_S, Hub, Progress, fetch
 from edge_agent.models.known import Known
 from edge_agent.models.ladder import Ladder, SetAside
 from edge_agent.models.load import Placed, prepare
@@ -37,10 +37,6 @@ RETRY_S = 60.0
 RETRY_MOST_S = 3600.0
 STOP_S = 5.0
 """How long a fetch may take to hear that it shall stop; a library that is being asked ends with us."""
-
-TELLS_S = 900.0
-"""How long it may take to look at the machine's libraries, or to read through a build of gigabytes; a pull tells more
-often how far it is."""
 
 log = get_logger()
 

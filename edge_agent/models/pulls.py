@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.beat import Beat
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.log import get_logger
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Decision
-from edge_agent.models.fetch import Progress
+from edge_agent.models.fetch import TELLS_S, Progress
 
 WAITING_MAX = 8
 STOP_S = 5.0
@@ -51,6 +52,7 @@ class Pulls:
         self._inbox: stdlib_queue.Queue[_Pull | None] = stdlib_queue.Queue(WAITING_MAX)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
+        self.beat = Beat("pulls")
         self._thread: threading.Thread | None = None
 
     def add(
@@ -97,10 +99,16 @@ class Pulls:
     def _run(self) -> None:
         while (pull := self._inbox.get()) is not None and not self._stopping.is_set():
             self._fetch(pull)
+            self.beat.over()  # until somebody wants another
 
     def _fetch(self, pull: _Pull) -> None:
+        def tell(progress: Progress) -> None:
+            self.beat(TELLS_S)
+            pull.progress(progress)
+
+        self.beat(TELLS_S)
         try:
-            self._bring(pull.variant, pull.progress, self._stopping)
+            self._bring(pull.variant, tell, self._stopping)
         except EdgeAgentError as error:
             log.error("pull.failed", variant=pull.variant.name, code=error.code, reason=error.message)
             pull.done(error)
