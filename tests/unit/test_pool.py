@@ -66,8 +66,8 @@ class Membership:
     def wake(self):
         self.woken += 1
 
-    def link(self, access, *, subscriptions, callbacks):
-        self.access, self.callbacks = access, callbacks
+    def link(self, access, *, subscriptions, callbacks, thread):
+        self.access, self.callbacks, self.thread = access, callbacks, thread
         self.filters = tuple(each.topic for each in subscriptions)
         start, stop = (lambda step=step: self.journal.append(step) for step in ("joined", "left"))
         return SimpleNamespace(start=start, stop=stop)
