@@ -1,4 +1,6 @@
-"""`python nvml.py [LIBRARY]`: ask NVIDIA's management library and print what it says as JSON.
+"""`python nvml.py [--follow] [LIBRARY]`: ask NVIDIA's management library and print what it says as JSON.
+
+With --follow it is asked for what the GPUs do now, again and again: a line for each line that comes.
 
 A program of its own, of the standard library alone, because a sick driver can hold a caller for ever: the probe
 runs it as a child and leaves it behind. Structures and numbers are those of nvml.h (docs.nvidia.com/deploy/nvml-api).
@@ -14,6 +16,8 @@ SUCCESS, NOT_SUPPORTED = 0, 3
 GPUS_MAX = 64
 NAME_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
 VERSION_BYTES = 80  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
+CLOCK_SM = 1  # NVML_CLOCK_SM
+TEMPERATURE_GPU = 0  # NVML_TEMPERATURE_GPU
 
 
 class Memory(ctypes.Structure):
@@ -36,20 +40,39 @@ class Pci(ctypes.Structure):
     )
 
 
+class Utilization(ctypes.Structure):
+    """nvmlUtilization_t: percent of the last moment in which kernels ran, in which memory was read or written."""
+
+    _fields_ = (("gpu", c_uint), ("memory", c_uint))
+
+
 def ask(library: str) -> list[dict[str, Any]]:
     """Return what the library says of each GPU we may use, None for what it does not know.
 
     Raises OSError without the library, and when it does not start.
     """
+    nvml, indexes = _begin(library)
+    version = create_string_buffer(VERSION_BYTES)
+    driver = _text(nvml.nvmlSystemGetDriverVersion(version, c_uint(VERSION_BYTES)), version)
+    return [_gpu(nvml, index) | {"driver_version": driver} for index in indexes]
+
+
+def follow(library: str) -> None:
+    """For each line that comes print one with what each GPU does; ends with the input. Raises OSError as `ask` does."""
+    nvml, indexes = _begin(library)
+    for _ in iter(sys.stdin.buffer.readline, b""):
+        sys.stdout.write(json.dumps([_activity(nvml, index) for index in indexes]) + "\n")
+        sys.stdout.flush()
+
+
+def _begin(library: str) -> tuple[ctypes.CDLL, range]:
     nvml = ctypes.CDLL(library)
     if status := nvml.nvmlInit_v2():
         raise OSError(f"nvmlInit_v2 answered {status}")
-    version = create_string_buffer(VERSION_BYTES)
-    driver = _text(nvml.nvmlSystemGetDriverVersion(version, c_uint(VERSION_BYTES)), version)
     count = c_uint()
     if status := nvml.nvmlDeviceGetCount_v2(byref(count)):
         raise OSError(f"nvmlDeviceGetCount_v2 answered {status}")
-    return [_gpu(nvml, index) | {"driver_version": driver} for index in range(min(count.value, GPUS_MAX))]
+    return nvml, range(min(count.value, GPUS_MAX))
 
 
 def _gpu(nvml: ctypes.CDLL, index: int) -> dict[str, Any]:
@@ -73,9 +96,44 @@ def _gpu(nvml: ctypes.CDLL, index: int) -> dict[str, Any]:
     }
 
 
+def _activity(nvml: ctypes.CDLL, index: int) -> dict[str, Any]:
+    """Return what a GPU does now, by the name of its device file; None for what the library does not tell of it."""
+    gpu = c_void_p()
+    if nvml.nvmlDeviceGetHandleByIndex_v2(c_uint(index), byref(gpu)) != SUCCESS:
+        return {}
+    minor = _number(nvml, "nvmlDeviceGetMinorNumber", gpu)
+    rates, memory = Utilization(), Memory()
+    milliwatts = _number(nvml, "nvmlDeviceGetPowerUsage", gpu)
+    return {
+        "name": f"nvidia{index if minor is None else minor}",
+        "busy_percent": rates.gpu if _told(nvml, "nvmlDeviceGetUtilizationRates", gpu, byref(rates)) else None,
+        "memory_used_bytes": memory.used if _told(nvml, "nvmlDeviceGetMemoryInfo", gpu, byref(memory)) else None,
+        "clock_mhz": _number(nvml, "nvmlDeviceGetClockInfo", gpu, c_uint(CLOCK_SM)),
+        "clock_max_mhz": _number(nvml, "nvmlDeviceGetMaxClockInfo", gpu, c_uint(CLOCK_SM)),
+        "celsius": _number(nvml, "nvmlDeviceGetTemperature", gpu, c_uint(TEMPERATURE_GPU)),
+        "watts": None if milliwatts is None else milliwatts / 1000,
+    }
+
+
+def _number(nvml: ctypes.CDLL, function: str, *arguments: Any) -> int | None:
+    number = c_uint()
+    return number.value if _told(nvml, function, *arguments, byref(number)) else None
+
+
+def _told(nvml: ctypes.CDLL, function: str, *arguments: Any) -> bool:
+    """Call a function of the library and return whether it answered; older ones lack some."""
+    found = getattr(nvml, function, None)
+    return found is not None and found(*arguments) == SUCCESS
+
+
 def _text(status: int, buffer: ctypes.Array[c_char]) -> str | None:
     return buffer.value.decode("utf-8", "replace") if status == SUCCESS else None
 
 
 if __name__ == "__main__":
-    json.dump(ask(sys.argv[1] if len(sys.argv) > 1 else "libnvidia-ml.so.1"), sys.stdout)
+    followed = "--follow" in sys.argv
+    given = next((each for each in sys.argv[1:] if each != "--follow"), "libnvidia-ml.so.1")
+    if followed:
+        follow(given)
+    else:
+        json.dump(ask(given), sys.stdout)

@@ -54,6 +54,7 @@ class Activity:
     busy_us: time spent working since it started; Intel NPUs count it, `worked_share` makes a share of two.
     memory_used_bytes: of its own memory; AMD's driver tells.
     celsius: the hottest of its own sensors.
+    watts: what the whole card draws.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Activity:
     clock: Clock | None = None
     memory_used_bytes: int | None = None
     celsius: float | None = None
+    watts: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ from edge_agent.orders import LOCAL, Orders
 from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings
 from hardware import memory
+from hardware.gauges import gauges
 from hardware.probe import probe
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ def _reports(parts: Parts, account: Account, news: News) -> None:
             memory=parts.machine.memory,
             state_dir=settings.agent.state_dir,
             generated=lambda: parts.tally.generated,
+            gpus=gauges(parts.root, parts.machine.accelerators),
         ),
         tally=parts.tally,
         store=parts.store,

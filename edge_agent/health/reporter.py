@@ -102,6 +102,7 @@ class Reporter:
         """Report no more."""
         self._stop.set()
         self._thread.join()
+        self._snapshots.close()
 
     def _run(self) -> None:
         due_s = time.monotonic()

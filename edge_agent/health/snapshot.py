@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from edge_agent.mqtt.payloads import AcceleratorReading, MachineReading
 from hardware import usage
+from hardware.gauges import Gauges
 from hardware.heat import Sensor, slowed
 from hardware.machine import Memory
 from hardware.power import Rail, drawn
@@ -22,7 +24,8 @@ NOW_S = 1.0
 class Snapshots:
     """Takes in one reading after the other: what counters say needs two.
 
-    `root` is where the machine's proc and sys are; `generated` returns the tokens generated so far.
+    `root` is where the machine's proc and sys are; `generated` returns the tokens generated so far; `gpus` tells of
+    NVIDIA's, which have no files.
     """
 
     def __init__(
@@ -32,12 +35,14 @@ class Snapshots:
         memory: Memory,
         state_dir: Path,
         generated: Callable[[], int],
+        gpus: Gauges | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
         self._memory = memory
         self._state_dir = state_dir
         self._generated = generated
+        self._gpus = gpus
         self._now_s = now_s
         self._process = psutil.Process()
         self._before = self.look(), generated()
@@ -45,7 +50,16 @@ class Snapshots:
 
     def look(self) -> Readings:
         """Read what the hardware shows now."""
-        return readings(self._root, clock=self._now_s)
+        seen = readings(self._root, clock=self._now_s)
+        if self._gpus is None:
+            return seen
+        accelerators = (*seen.usage.accelerators, *self._gpus.read())
+        return replace(seen, usage=replace(seen.usage, accelerators=accelerators))
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._gpus is not None:
+            self._gpus.close()
 
     def take(self, after: Readings) -> MachineReading:
         """Return how the machine is by this reading and the one that was taken in before it."""
@@ -158,6 +172,7 @@ def _accelerators(before: Readings, after: Readings, elapsed_s: float) -> tuple[
             clock_mhz=each.clock and _rounded(each.clock.now_mhz),
             memory_used_bytes=each.memory_used_bytes,
             celsius=_rounded(each.celsius),
+            power_watts=_rounded(each.watts),
         )
         for each in after.usage.accelerators
     )

@@ -187,6 +187,8 @@ def _told(telemetry: Telemetry) -> Iterator[Any]:
     yield _gauge("accelerator_memory_used_bytes", "Its own memory in use.", used, "accelerator")
     heat = {(a.name,): a.celsius for a in accelerators if a.celsius is not None}
     yield _gauge("accelerator_temperature_celsius", "Its hottest sensor.", heat, "accelerator")
+    drawn = {(a.name,): a.power_watts for a in accelerators if a.power_watts is not None}
+    yield _gauge("accelerator_power_watts", "What it draws.", drawn, "accelerator")
     yield from _engines(telemetry.engines)
 
 

@@ -327,6 +327,7 @@ class AcceleratorReading(Payload):
     clock_mhz: float | None = None
     memory_used_bytes: int | None = None
     celsius: float | None = None
+    power_watts: float | None = None
 
 
 class MachineReading(Payload):

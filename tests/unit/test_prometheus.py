@@ -48,7 +48,9 @@ FULL = Telemetry(
     network_received_bytes=7,
     network_sent_bytes=8,
     accelerators=(
-        AcceleratorReading(name="card0", busy_percent=50.0, clock_mhz=900.0, memory_used_bytes=12, celsius=55.0),
+        AcceleratorReading(
+            name="card0", busy_percent=50.0, clock_mhz=900.0, memory_used_bytes=12, celsius=55.0, power_watts=9.5
+        ),
     ),
     queue={"queued": 3, "running": 1},
     queue_oldest_s=12.0,

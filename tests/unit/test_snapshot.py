@@ -96,7 +96,14 @@ def test_an_npu_that_counts_its_work(tmp_path):
     write(tmp_path, npu + "npu_current_frequency_mhz", "950")
     seen = told(*two(tmp_path, change=lambda root: write(root, npu + "npu_busy_time_us", "3500000")))
     assert [each.model_dump() for each in seen.accelerators] == [
-        {"name": "accel0", "busy_percent": 25.0, "clock_mhz": 950.0, "memory_used_bytes": None, "celsius": None}
+        {
+            "name": "accel0",
+            "busy_percent": 25.0,
+            "clock_mhz": 950.0,
+            "memory_used_bytes": None,
+            "celsius": None,
+            "power_watts": None,
+        }
     ]
 
 
