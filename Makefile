@@ -8,6 +8,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV := .venv
+TESTS := tests/chaos tests/integration tests/contract tests/unit # the long ones first, two files at a time
 PIP_INSTALL = $(VENV)/bin/python -m pip install --no-input -c constraints.txt -e
 
 # $(call apt_install,PACKAGES): with sudo when we are not root; a sentence where there is no way.
@@ -37,7 +38,7 @@ demo: $(VENV)/.demo broker ## set up, then run a broker, an agent and a few jobs
 
 .PHONY: test
 test: $(VENV)/.dev broker prometheus systemd ## set up, then run the tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 .PHONY: engines
 engines: $(VENV)/.dev ## install the engines that few use (some GB), and run the tests of every engine

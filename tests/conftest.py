@@ -16,11 +16,14 @@ import structlog
 from hypothesis import settings
 from running import find_program
 
+from edge_agent.mqtt import broker as broker_module
 from edge_agent.mqtt.broker import BrokerMissingError, PrivateBroker, find_mosquitto
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands down that it is ignored
 settings.register_profile("untimed", deadline=None)  # how long a case takes is the machine's affair
 settings.load_profile("untimed")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # ports of its own: a broker that comes back finds its port free
+    broker_module.PORTS = broker_module.PORTS[int(worker[2:]) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 
