@@ -60,8 +60,8 @@ bench: $(VENV)/.dev broker ## measure, for about 45 minutes, on a machine with n
 
 .PHONY: chaos
 chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad messages, half an hour of load
-	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 POOL_JOBS=300 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 SOAK_S=1800 \
-		$(VENV)/bin/python -m pytest -s tests/chaos
+	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 POOL_JOBS=300 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 SOAK_S=1800 PULL_KILLS=50 \
+		$(VENV)/bin/python -m pytest -s tests/chaos tests/integration/test_pull.py
 
 .PHONY: schemas
 schemas: $(VENV)/.dev ## write the JSON Schemas anew after a change of the payloads

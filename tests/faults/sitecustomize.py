@@ -1,8 +1,9 @@
 """Python reads this at the start of every program with this folder on its path: faults without hooks in the product.
 
-The daemon looks after its engines more often, starts them again sooner and stays away from its broker no longer than a
-second, so that tests are short. FAULTS_SILENCE_S is how long it waits for a silent engine; FAULTS_ASIDE_S how long it
-leaves a device alone that failed once; FAULTS_BACKEND (`module:function`) replaces the backend in engine children.
+The daemon looks after its engines more often, starts them again sooner, stays away from its broker no longer than a
+second and is said to be gone after one, so that tests are short; `submit` looks no longer for a broker than that.
+FAULTS_SILENCE_S is how long the daemon waits for a silent engine; FAULTS_ASIDE_S how long it leaves a device alone that
+failed once; FAULTS_BACKEND (`module:function`) replaces the backend in engine children.
 FAULTS_FREEZE is a folder: a thread whose name is a file in it stands still for ever when it next begins a turn; no
 turn may take longer than three seconds then.
 """
@@ -19,6 +20,7 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
 
     agent.TICK_S = 0.1
     link.RETRY_MAX_S = 1.0
+    link.WILL_DELAY_S = 1
     keeper.BACKOFF_MOST_S = 0.5
     plan.IDLE_S = 0.5
     supervisor.Supervisor.__init__.__kwdefaults__["backoff_first_s"] = 0.1
@@ -30,6 +32,11 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
         import freezing
 
         freezing.watch(folder)
+
+if "submit" in sys.orig_argv:
+    from edge_agent.cli import submit
+
+    submit.CONNECT_S = 1.0
 
 if "edge_agent.engine.child" in sys.orig_argv and (entry := os.environ.get("FAULTS_BACKEND")):
     from edge_agent.engine import backend

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from running import PATIENCE_S, AgentProcess, check_schema, wait_for
+from running import PATIENCE_S, AgentProcess, check_schema, faulty, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
@@ -79,8 +79,8 @@ def test_submit_refuses_what_no_agent_could_take_before_it_sends_it(where):
     assert "temperature" in done.stderr
 
 
-def test_submit_says_when_no_broker_answers(monkeypatch):
-    done = edge_agent("submit", "Hello", "--agent", "edge-01", "--port", "1")
+def test_submit_says_when_no_broker_answers():
+    done = edge_agent("submit", "Hello", "--agent", "edge-01", "--port", "1", **faulty())
     assert done.returncode == 1
     assert "no broker at 127.0.0.1:1: nothing listens there" in done.stderr
 

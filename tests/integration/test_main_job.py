@@ -6,7 +6,7 @@ import signal
 
 import psutil
 import pytest
-from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
+from running import AgentProcess, Listener, faulty, mosquitto_pub, requester, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
@@ -18,7 +18,7 @@ JOB = "edge/v1/agents/edge-01/cmd/job/{}"
 def agent(broker, tmp_path, tiny_model):
     """A running daemon with the tiny random model, two lanes."""
     models = [{"name": "tiny", "path": str(tiny_model), "parallel": 2, "context_tokens": 2048}]
-    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=models) as running:
+    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, environ=faulty()) as running:
         running.wait_said("engine.ready")
         running.wait_said("link.up")
         yield running
