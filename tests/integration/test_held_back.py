@@ -6,13 +6,15 @@ from pathlib import Path
 
 import machines
 import pytest
-from running import AgentProcess, Listener, requester, wait_for
+from running import AgentProcess, Listener, faulty, requester, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
 ROOTED = Path(__file__).parents[1] / "faults/rooted.py"
 GOVERNOR = "[governor]\nstep_s = 0.1\n"
-ENVIRON = {"EDGE_AGENT_GOVERNOR__ENABLED": "true", "EDGE_AGENT_AGENT__POOLS": '["line"]'}
+ENVIRON = faulty(
+    EDGE_AGENT_GOVERNOR__ENABLED="true", EDGE_AGENT_AGENT__POOLS='["line"]', FAULTS_BACKEND="metronome:load"
+)
 
 
 class AgentOn(AgentProcess):
@@ -58,7 +60,7 @@ def test_a_pi_that_heats_up_is_held_back_unloaded_and_back_when_it_is_cool(broke
         monitor.wait("telemetry", reasons=[f"pauses between steps: {why}"])
 
         (engine,) = agent.engines()
-        jobs = [client.submit("edge-01", prompt=f"Go on {n}", max_tokens=3800, max_attempts=1) for n in range(2)]
+        jobs = [client.submit("edge-01", prompt=f"Go on {n}", max_tokens=60, max_attempts=1) for n in range(2)]
         wait_for(lambda: all(job.status for job in jobs) and jobs[0].status.state == "running", "the first to run")
         heat(108)
         wait_for(lambda: not engine.is_running(), "the engine to be gone")
