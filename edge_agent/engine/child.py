@@ -5,7 +5,6 @@ Run as `python -m edge_agent.engine.child --fd N --parent PID`, where N is one e
 
 import argparse
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from edge_agent.child import tie
 from edge_agent.engine.backend import NOWHERE, LoadedModel, ModelSpec, backend_of, find
 from edge_agent.engine.messages import (
     Cancel,
@@ -46,7 +46,6 @@ OOM_SCORE_RAISE = 500
 RECEIVE_BYTES = 65_536
 REST_MOST_S = 2.0
 """One rest at most, however long the step was: the parent waits for a sign of life."""
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 _WARM_UP = Generation(JobId("warm-up"), (Turn("user", "Hello"),), max_tokens=4)
 
 
@@ -98,12 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def settle(parent: int) -> None:
     """Tie this process to its parent: it dies with it, and only by its will. Exits if the parent is gone already."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it died before the call above, which then tells nobody
-        sys.exit(0)
-    prctl(_PR_SET_NAME, NAME.encode())
+    tie(parent, name=NAME)
     # A Ctrl-C or a closed terminal hits the whole group; what becomes of running jobs is the parent's to decide.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

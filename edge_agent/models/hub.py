@@ -6,7 +6,6 @@ how far it is. It dies with its parent.
 
 import argparse
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from edge_agent.child import tie
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.fetch import ORDER, SAID, Done, Order, Progress, Refused, present
 from edge_agent.models.listing import Wanted, select
@@ -34,7 +34,6 @@ RETRY_AFTER_MAX_S = 120.0
 """The longest pause a hub may ask for; beyond it the pull ends and says so."""
 GAIN_BYTES = 2**20
 """What a try must bring to count as progress: a hub that sends drops would be asked for ever."""
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 
 T = TypeVar("T")
 
@@ -61,12 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def settle(parent: int) -> None:
     """Tie this process to its parent and bound its memory. Exits if the parent is gone already."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it died before the call above, which then tells nobody
-        sys.exit(0)
-    prctl(_PR_SET_NAME, b"ea-fetch")
+    tie(parent, name="ea-fetch")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C hits the whole group; the parent decides
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
 

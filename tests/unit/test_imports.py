@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     (
+        "edge_agent.child",
         "edge_agent.errors",
         "edge_agent.beat",
         "edge_agent.log",
