@@ -9,15 +9,11 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import paho.mqtt.properties
-from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
-from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.exception import MalformedPacket
+from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -25,53 +21,23 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.beat import Beat
 from edge_agent.log import get_logger
-from edge_agent.mqtt import trouble
-from edge_agent.mqtt.access import Access, CredentialError
+from edge_agent.mqtt import packets, trouble
+from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.load import Held, Unsent
+from edge_agent.mqtt.redial import Redial
+from edge_agent.mqtt.renewal import Renewal
 from edge_agent.mqtt.sockets import Paho, hang_up, plain
 from edge_agent.mqtt.trouble import Trouble
 from edge_agent.mqtt.wire import Inbound, Publication
 
-UNSENT_MAX = 256
-"""QoS 0 messages that may wait for a slow connection; further ones are dropped, as QoS 0 allows."""
-HELD_BYTES_MAX = 4 * 2**20
-"""What received messages may take that are not dealt with; one that is larger is waited for alone."""
-HELD_S = 5.0
-"""No longer than this: the broker wants to hear of us."""
 WILL_DELAY_S = 10
 FILTERS_AT_ONCE = 8
 """Topic filters in one SUBSCRIBE; hosted brokers take no more (aws/aws-iot-device-sdk-js#219)."""
-RETRY_MIN_S = 1.0
-RETRY_MAX_S = 60.0
-NEXT_ADDRESS_S = 0.5
-"""Before the next of several addresses is tried; after the last of them all is waited for longer and longer."""
-RENEWAL_LOOK_S = 5.0
-"""How often we look whether a password or certificate was renewed; one counts when it was the same at two looks."""
-STEADY_S = 60.0
-"""A connection that lived shorter counts as a failed try: somebody, or something we say, ends it again and again. Not
-every broker tells why: mosquitto 2.0.11 closes without a word when another client takes our name."""
-TAKEN_OVER_MIN_S = 60.0
-TAKEN_OVER_MAX_S = 3600.0
-"""After another agent took our name we stay away this long, or both would throw each other out for ever."""
 SESSION_TAKEN_OVER = 0x8E
 PACKET_TOO_LARGE = 0x95
 """What a broker would say of a message over its maximum, and disconnect us; so we say it instead."""
 
 log = get_logger()
-
-
-def read_text(buffer: bytes, maxlen: int) -> tuple[str, int]:
-    """Return a string of a packet's properties and the bytes it takes, its two for the length included.
-
-    paho's own takes the connection down over U+FEFF, which MQTT allows, and over what is no UTF-8: the broker would
-    send such a message again on every connection, for ever. Raises MalformedPacket when the string is cut off.
-    """
-    size = 2 + int.from_bytes(buffer[:2], "big")
-    if maxlen < max(2, size):
-        raise MalformedPacket("a string reaches beyond its packet")
-    return bytes(buffer[2:size]).decode(errors="replace"), size
-
-
-paho.mqtt.properties.readUTF = read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +97,6 @@ class Callbacks:
     will: Callable[[int], Publication | None] = lambda _epoch: None
 
 
-def backoff_s(tries: int, *, first_s: float, most_s: float, chance: float) -> float:
-    """Return how long to wait before the next try: doubling, at most `most_s`.
-
-    `chance` (0 … 1) spreads it over the upper half of that, so that many do not come at once.
-    """
-    ceiling_s = min(most_s, first_s * 2.0 ** min(tries, 32))
-    return ceiling_s * (0.5 + 0.5 * chance)
-
-
 class Link:
     """One MQTT 5 connection that comes back by itself, with its subscriptions; `thread` is its thread's name to us."""
 
@@ -164,24 +121,19 @@ class Link:
         self._now_s = now_s
         self._up_s = 0.0
         self._epoch = 0
-        self._tries = 0
-        self._address = 0
+        self._redial = Redial(len(access.addresses))
         self._socket: Any = None
         self._told = 0
         self._stopping = False
         self._renewing = False
-        self._next_look_s = 0.0
-        self._files_used = self._files_seen = self._files_unusable = access.files()
+        self._renewal = Renewal(access, now_s=now_s)
         self.trouble: Trouble | None = None
         self.welcome: Welcome | None = None
-        self._taken_over = 0
-        self._unsent: deque[MQTTMessageInfo] = deque()
-        self._unsent_lock = threading.Lock()
+        self._unsent = Unsent()
+        self._held = Held()
         self._connected = threading.Event()
         # No acknowledgement is queued between the loss of a connection and the next one.
         self._acks = threading.Lock()
-        self._held = threading.Condition()
-        self._held_bytes = 0
         self.packet_bytes_max: int | None = None
         self._client = self._make_client()
 
@@ -215,24 +167,18 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect, and to reconnect whenever the connection is lost."""
-        self._aim(0)
+        self._aim()
         self._client.loop_start()
 
-    def _aim(self, address: int) -> None:
+    def _aim(self) -> None:
         """Choose the address of the next try. Paho takes another one only as a connection begun anew."""
-        self._address = address
-        host, port = self._access.addresses[address]
+        host, port = self._access.addresses[self._redial.address]
         self._client.connect_async(
             host,
             port,
             keepalive=self._access.keepalive_s,
             clean_start=self._access.clean_start,
-            properties=_properties(
-                PacketTypes.CONNECT,
-                SessionExpiryInterval=self._access.session_expiry_s,
-                ReceiveMaximum=self._access.receive_max,
-                MaximumPacketSize=self._access.receive_bytes_max,
-            ),
+            properties=packets.of_connect(self._access),
         )
 
     def stop(self) -> None:
@@ -262,18 +208,9 @@ class Link:
         message is sent again after a reconnect until `answered` tells its id, with PACKET_TOO_LARGE when the broker
         takes less by then.
         """
-        if publication.qos == 0 and not self._room():
+        if publication.qos == 0 and not (self.connected and self._unsent.room()):
             return None
-        user = [*publication.user.items()]
-        if publication.traceparent is not None:
-            user.append(("traceparent", publication.traceparent))
-        properties = _properties(
-            PacketTypes.PUBLISH,
-            MessageExpiryInterval=publication.expiry_s,
-            CorrelationData=publication.correlation,
-            UserProperty=user or None,
-            ResponseTopic=publication.response_topic,
-        )
+        properties = packets.of_publication(publication)
         if self._too_large(publication.topic, publication.payload, properties):
             return None
         info = self._client.publish(
@@ -284,8 +221,7 @@ class Link:
             properties=properties,
         )
         if publication.qos == 0:
-            with self._unsent_lock:
-                self._unsent.append(info)
+            self._unsent.add(info)
         return info.mid
 
     def subscribe(self, topic: str) -> None:
@@ -307,60 +243,25 @@ class Link:
 
         Call it for every message, once, whatever its QoS: it is not held in memory from then on.
         """
-        self._let_go(receipt.size_bytes)
+        self._held.let_go(receipt.size_bytes)
         with self._acks:
             if receipt.qos and self.connected and receipt.epoch == self._epoch:
                 self._client.ack(receipt.mid, receipt.qos)
 
-    def _hold(self, size_bytes: int) -> None:
-        """Count a message in; wait a while when many large ones have not been dealt with: no more is read meanwhile."""
-        with self._held:
-            self._held_bytes += size_bytes
-            self._held.wait_for(lambda: self._held_bytes <= max(HELD_BYTES_MAX, size_bytes), HELD_S)
-
-    def _let_go(self, size_bytes: int) -> None:
-        with self._held:
-            self._held_bytes -= size_bytes
-            self._held.notify_all()
-
     def attend(self) -> None:
-        """Look whether a password or certificate was renewed, and reconnect with it. Call it often, from one thread.
+        """Reconnect when a password or certificate was renewed. Call it often, from one thread.
 
-        The broker keeps the session and publishes no will over it. What cannot be used is said once, and waited out.
+        The broker keeps the session and publishes no will over it.
         """
-        if self._now_s() < self._next_look_s:
-            return
-        self._next_look_s = self._now_s() + RENEWAL_LOOK_S
-        files = self._access.files()
-        settled, self._files_seen = files == self._files_seen, files
-        if not settled or not self.connected or files in (self._files_used, self._files_unusable):
-            return
-        try:
-            self._access.check()
-        except CredentialError as error:
-            self._files_unusable = files
-            log.error("link.renewal_unusable", reason=str(error), next="the connection goes on with what it began with")
-            return
-        log.info("link.renewing", reason="a password or certificate file has changed")
-        self._renewing = True
-        hang_up(self._socket)
-
-    def _room(self) -> bool:
-        """Return whether another QoS 0 message may be handed over."""
-        if not self.connected:
-            return False
-        with self._unsent_lock:
-            while self._unsent and (
-                self._unsent[0].rc != MQTTErrorCode.MQTT_ERR_SUCCESS or self._unsent[0].is_published()
-            ):
-                self._unsent.popleft()
-            return len(self._unsent) < UNSENT_MAX
+        if self._renewal.due(connected=self.connected):
+            self._renewing = True
+            hang_up(self._socket)
 
     def _too_large(self, topic: str, payload: bytes, properties: Properties | None) -> bool:
         """Return whether the broker takes no message of this size, and say so."""
         if self.packet_bytes_max is None:
             return False
-        bytes_ = packet_bytes(topic, payload, properties)
+        bytes_ = packets.packet_bytes(topic, payload, properties)
         if bytes_ <= self.packet_bytes_max:
             return False
         log.error(
@@ -380,22 +281,17 @@ class Link:
                     del client._out_messages[message.mid]  # noqa: SLF001 - see above
                     self._callbacks.answered(message.mid, PACKET_TOO_LARGE)
 
-    def _forget_unsent(self) -> None:
-        """Forget what waited for a connection that is gone; paho has dropped it."""
-        with self._unsent_lock:
-            self._unsent.clear()
-
     # What paho tells, on its thread
 
     def _on_pre_connect(self, client: Client, _userdata: Any) -> None:
         self._epoch += 1
-        self._forget_unsent()
-        self._files_used = self._access.files()
+        self._unsent.forget()
+        self._renewal.begin()
         if self._access.username is not None:
             client.username_pw_set(self._access.username, self._access.secret())
         will = self._callbacks.will(self._epoch)
         if will is not None:
-            properties = _properties(PacketTypes.WILLMESSAGE, WillDelayInterval=WILL_DELAY_S)
+            properties = packets.properties(PacketTypes.WILLMESSAGE, WillDelayInterval=WILL_DELAY_S)
             client.will_set(will.topic, will.payload, qos=will.qos, retain=will.retain, properties=properties)
 
     def _on_socket_open(self, _client: Client, _userdata: Any, sock: Any) -> None:
@@ -457,10 +353,9 @@ class Link:
         was_up = self.connected
         with self._acks:
             self._connected.clear()
-        self._forget_unsent()
+        self._unsent.forget()
         taken_over = reason.value == SESSION_TAKEN_OVER
         if taken_over:
-            self._taken_over += 1
             log.error(
                 "link.taken_over",
                 client_id=self._access.client_id,
@@ -469,7 +364,7 @@ class Link:
         elif not self._stopping and not self._renewing:
             goodbye = str(reason) if flags.is_disconnect_packet_from_server else None
             self._tell_down(was_up=was_up, goodbye=goodbye)
-        self._stay_away(taken_over=taken_over, lasted=was_up and self._now_s() - self._up_s >= STEADY_S)
+        self._stay_away(taken_over=taken_over, lived_s=self._now_s() - self._up_s if was_up else 0.0)
         self._callbacks.down("duplicate_agent" if taken_over else str(reason))
 
     def _tell_down(self, *, was_up: bool, goodbye: str | None) -> None:
@@ -489,30 +384,19 @@ class Link:
         log.warning(event, **self._where(), reason=found.reason, next=found.next)
 
     def _where(self) -> dict[str, Any]:
-        host, port = self._access.addresses[self._address]
+        host, port = self._access.addresses[self._redial.address]
         return {"host": host, "port": port}
 
-    def _stay_away(self, *, taken_over: bool = False, lasted: bool = False) -> None:
+    def _stay_away(self, *, taken_over: bool = False, lived_s: float = 0.0) -> None:
         """Set where and when paho connects again; its own backoff has no jitter."""
         if self._stopping:
             return
-        chance, address = self._chance(), self._address
+        wait_s, renewing, self._renewing = 0.0, self._renewing, False
         if taken_over:
-            wait_s = backoff_s(
-                self._taken_over - 1, first_s=2 * TAKEN_OVER_MIN_S, most_s=TAKEN_OVER_MAX_S, chance=chance
-            )
-        elif self._renewing:
-            wait_s = 0.0
-        else:
-            self._tries = 0 if lasted else self._tries
-            address = 0 if lasted else (address + 1) % len(self._access.addresses)
-            if address > 0:
-                wait_s = backoff_s(0, first_s=NEXT_ADDRESS_S, most_s=NEXT_ADDRESS_S, chance=chance)
-            else:
-                wait_s = backoff_s(self._tries, first_s=RETRY_MIN_S, most_s=RETRY_MAX_S, chance=chance)
-                self._tries += 1
-        self._renewing = False
-        self._aim(address)
+            wait_s = self._redial.taken_over(chance=self._chance())
+        elif not renewing:
+            wait_s = self._redial.lost(lived_s=lived_s, chance=self._chance())
+        self._aim()
         self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # seconds, fractions work
 
     def _on_publish(
@@ -524,27 +408,12 @@ class Link:
         self.beat()
         receipt = Receipt(self._epoch, message.mid, message.qos, len(message.payload))
         try:
-            topic = message.topic
-        except UnicodeDecodeError:  # no broker should forward it
+            inbound = packets.inbound(message)
+        except UnicodeDecodeError:
             client.ack(message.mid, message.qos)
             return
-        properties = message.properties
-        user = dict(getattr(properties, "UserProperty", ()))
-        self._hold(receipt.size_bytes)
-        self._callbacks.receive(
-            Inbound(
-                topic=topic,
-                payload=bytes(message.payload),
-                qos=message.qos,
-                retained=message.retain,
-                expiry_s=getattr(properties, "MessageExpiryInterval", None),
-                response_topic=getattr(properties, "ResponseTopic", None),
-                correlation=getattr(properties, "CorrelationData", None),
-                traceparent=user.pop("traceparent", None),
-                user=user,
-            ),
-            receipt,
-        )
+        self._held.add(receipt.size_bytes)
+        self._callbacks.receive(inbound, receipt)
 
 
 def _options(subscription: Subscription) -> SubscribeOptions:
@@ -553,18 +422,3 @@ def _options(subscription: Subscription) -> SubscribeOptions:
         retainAsPublished=subscription.as_published,
         retainHandling=_HANDLING[subscription.retained],
     )
-
-
-def packet_bytes(topic: str, payload: bytes, properties: Properties | None) -> int:
-    """Return the size of a QoS 1 PUBLISH, the longest fixed header assumed (MQTT 5, section 3.3)."""
-    packed = b"" if properties is None else properties.pack()  # type: ignore[no-untyped-call]  # paho has no types here
-    return 5 + 2 + len(topic.encode()) + 2 + len(packed) + len(payload)
-
-
-def _properties(packet_type: int, **values: Any) -> Properties:
-    """Return the MQTT 5 properties of a packet: those that have a value."""
-    properties: Properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types here
-    for name, value in values.items():
-        if value is not None:
-            setattr(properties, name, value)
-    return properties

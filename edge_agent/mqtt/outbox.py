@@ -22,7 +22,8 @@ from edge_agent.jobs.results import Owed
 from edge_agent.jobs.store import Store
 from edge_agent.log import get_logger
 from edge_agent.mqtt.chunks import ChunkStream
-from edge_agent.mqtt.link import PACKET_TOO_LARGE, Link, backoff_s
+from edge_agent.mqtt.link import PACKET_TOO_LARGE, Link
+from edge_agent.mqtt.redial import backoff_s
 from edge_agent.mqtt.wire import Publication, Speech
 
 IN_FLIGHT_MAX = 20

@@ -13,7 +13,7 @@ from unittest import mock
 
 from running import PATIENCE_S, Listener, requester, wait_for
 
-from edge_agent.mqtt import link
+from edge_agent.mqtt import redial
 from edge_agent.mqtt.payloads import Chunk, Result
 from edge_agent.mqtt.topics import Command, Topics
 from edge_agent.mqtt.wire import Publication
@@ -106,7 +106,7 @@ def flowing(brokers, *, watched, seed, **access):
     seen = Seen()
     with contextlib.ExitStack() as stack:
         # A link that is cut again and again stays away for up to a minute; the tests cut it all the time.
-        stack.enter_context(mock.patch.object(link, "RETRY_MAX_S", 1.0))
+        stack.enter_context(mock.patch.object(redial, "RETRY_MAX_S", 1.0))
         observer = stack.enter_context(Listener(watched, RESULTS))
 
         def repeat(client, payload):

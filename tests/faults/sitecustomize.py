@@ -16,10 +16,10 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
     from edge_agent import agent
     from edge_agent.engine import keeper, plan, supervisor
     from edge_agent.models import ladder
-    from edge_agent.mqtt import link
+    from edge_agent.mqtt import link, redial
 
     agent.TICK_S = 0.1
-    link.RETRY_MAX_S = 1.0
+    redial.RETRY_MAX_S = 1.0
     link.WILL_DELAY_S = 1
     keeper.BACKOFF_MOST_S = 0.5
     plan.IDLE_S = 0.5

@@ -17,7 +17,9 @@ from websockets import front
 
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.mqtt.link import NEXT_ADDRESS_S, RENEWAL_LOOK_S, RETRY_MAX_S, RETRY_MIN_S, Callbacks, Link, Subscription
+from edge_agent.mqtt.link import Callbacks, Link, Subscription
+from edge_agent.mqtt.redial import NEXT_ADDRESS_S, RETRY_MAX_S, RETRY_MIN_S
+from edge_agent.mqtt.renewal import RENEWAL_LOOK_S
 from edge_agent.mqtt.sockets import plain
 from edge_agent.mqtt.wire import Publication
 

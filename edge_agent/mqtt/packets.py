@@ -1,0 +1,83 @@
+"""What stands in MQTT 5 packets, between paho's words and ours."""
+
+from typing import Any
+
+import paho.mqtt.properties
+from paho.mqtt.client import MQTTMessage
+from paho.mqtt.exception import MalformedPacket
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.wire import Inbound, Publication
+
+
+def read_text(buffer: bytes, maxlen: int) -> tuple[str, int]:
+    """Return a string of a packet's properties and the bytes it takes, its two for the length included.
+
+    paho's own takes the connection down over U+FEFF, which MQTT allows, and over what is no UTF-8: the broker would
+    send such a message again on every connection, for ever. Raises MalformedPacket when the string is cut off.
+    """
+    size = 2 + int.from_bytes(buffer[:2], "big")
+    if maxlen < max(2, size):
+        raise MalformedPacket("a string reaches beyond its packet")
+    return bytes(buffer[2:size]).decode(errors="replace"), size
+
+
+paho.mqtt.properties.readUTF = read_text
+
+
+def of_connect(access: Access) -> Properties:
+    """Return what a connection begins with."""
+    return properties(
+        PacketTypes.CONNECT,
+        SessionExpiryInterval=access.session_expiry_s,
+        ReceiveMaximum=access.receive_max,
+        MaximumPacketSize=access.receive_bytes_max,
+    )
+
+
+def of_publication(publication: Publication) -> Properties:
+    """Return what goes with a message."""
+    user = [*publication.user.items()]
+    if publication.traceparent is not None:
+        user.append(("traceparent", publication.traceparent))
+    return properties(
+        PacketTypes.PUBLISH,
+        MessageExpiryInterval=publication.expiry_s,
+        CorrelationData=publication.correlation,
+        UserProperty=user or None,
+        ResponseTopic=publication.response_topic,
+    )
+
+
+def properties(packet_type: int, **values: Any) -> Properties:
+    """Return the properties of a packet: those that have a value."""
+    found: Properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types here
+    for name, value in values.items():
+        if value is not None:
+            setattr(found, name, value)
+    return found
+
+
+def packet_bytes(topic: str, payload: bytes, properties: Properties | None) -> int:
+    """Return the size of a QoS 1 PUBLISH, the longest fixed header assumed (MQTT 5, section 3.3)."""
+    packed = b"" if properties is None else properties.pack()  # type: ignore[no-untyped-call]  # paho has no types here
+    return 5 + 2 + len(topic.encode()) + 2 + len(packed) + len(payload)
+
+
+def inbound(message: MQTTMessage) -> Inbound:
+    """Return a message that came. Raises UnicodeDecodeError for a topic that is none; no broker should forward it."""
+    found = message.properties
+    user = dict(getattr(found, "UserProperty", ()))
+    return Inbound(
+        topic=message.topic,
+        payload=bytes(message.payload),
+        qos=message.qos,
+        retained=message.retain,
+        expiry_s=getattr(found, "MessageExpiryInterval", None),
+        response_topic=getattr(found, "ResponseTopic", None),
+        correlation=getattr(found, "CorrelationData", None),
+        traceparent=user.pop("traceparent", None),
+        user=user,
+    )
