@@ -1,26 +1,58 @@
-"""`edge-agent`: which verbs there are."""
+"""`edge-agent`: which verbs there are. Each is a module of this folder, with a function or an app of its name."""
+
+from importlib import import_module
+from typing import Any
 
 import typer
+import typer.core
+import typer.main
 
 from edge_agent import __version__, log
-from edge_agent.cli.acl import acl
-from edge_agent.cli.bench import bench
-from edge_agent.cli.demo import demo
-from edge_agent.cli.doctor import doctor
-from edge_agent.cli.explain import explain
-from edge_agent.cli.fleet import fleet
-from edge_agent.cli.install_service import install_service
-from edge_agent.cli.jobs import jobs
-from edge_agent.cli.models import models
-from edge_agent.cli.probe import probe
-from edge_agent.cli.run import run
-from edge_agent.cli.simulate import simulate
-from edge_agent.cli.status import status
-from edge_agent.cli.submit import submit
-from edge_agent.cli.synth import synth
+
+VERBS = (
+    "run",
+    "demo",
+    "submit",
+    "probe",
+    "explain",
+    "bench",
+    "synth",
+    "acl",
+    "doctor",
+    "status",
+    "fleet",
+    "simulate",
+    "install-service",
+    "models",
+    "jobs",
+)
+
+
+class _Verbs(typer.core.TyperGroup):
+    """Loads a verb when it is asked for: all of them together take seconds on a small device."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(VERBS)  # type: ignore[assignment]  # for lists, and "did you mean"
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the library's signature
+        """Return a verb's command; None when there is no such verb."""
+        if cmd_name not in VERBS:
+            return None
+        name = cmd_name.replace("-", "_")
+        verb = getattr(import_module(f"edge_agent.cli.{name}"), name)
+        if isinstance(verb, typer.Typer):
+            command = typer.main.get_group(verb)
+            command.name = cmd_name
+            return command
+        alone = typer.Typer(add_completion=False)
+        alone.command(cmd_name)(verb)
+        return typer.main.get_command(alone)
+
 
 app = typer.Typer(
     name="edge-agent",
+    cls=_Verbs,
     help="Runs a small language model on this device and takes its jobs from MQTT.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,9 +72,3 @@ def _options(
     _version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     log.configure(format="console", level="error")  # a command speaks for itself; the daemon has settings for this
-
-
-for verb in (run, demo, submit, probe, explain, bench, synth, acl, doctor, status, fleet, simulate, install_service):
-    app.command()(verb)
-app.add_typer(models, name="models")
-app.add_typer(jobs, name="jobs")

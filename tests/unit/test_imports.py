@@ -185,3 +185,15 @@ def test_a_long_living_parent_loads_nothing_heavy(entry):
     program = f"import sys, {entry}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_verb_loads_no_other(tmp_path):
+    """On a small device all of them take seconds."""
+    program = (
+        "import atexit, sys; from edge_agent.cli.app import VERBS, app\n"
+        "loaded = lambda verb: f'edge_agent.cli.{verb}' in sys.modules\n"
+        "atexit.register(lambda: print(*(verb for verb in VERBS if loaded(verb))))\n"
+        f"app(['status', '--state-dir', {str(tmp_path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines()[-1] == "status"
