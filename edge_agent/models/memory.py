@@ -73,8 +73,8 @@ RATES: Mapping[tuple[str, str], Rates] = {
     # Of a model that sees, with the repacked weights of its encoder and the library's copy of a prompt, 1.00: 3913 MiB
     # with 4,096 tokens filled by a text and an image of 17 tiles.
     ("openvino", "cpu"): Rates(0.95, 1.2, 60_000, 0, 150 * MIB, encoder_bytes=600 * MIB),
-    # Linear layers are repacked, the embedding stays mapped; keys and values are 16-bit, and attention holds all scores.
-    # Predicted / measured: 1.06 with 1,024 tokens (xllamacpp 2026.10.11549: 2443 MiB), in smaller pieces than planned for.
+    # Linear layers are repacked, the embedding stays mapped; keys and values are 16-bit, attention holds all scores.
+    # Predicted / measured: 1.06 with 1,024 tokens, in small pieces (xllamacpp 2026.10.11549: 2443 MiB).
     ("llamacpp", "cpu"): Rates(0.92, 2.0, 150_000, 4.0, 60 * MIB),
     # Never measured here: sizes in 16 bits as the builds' configurations say, and room for the driver's context.
     ("onnx", "cuda"): Rates(1.05, 2.0, 215_000, 0, 700 * MIB, host_bytes=1500 * MIB),
