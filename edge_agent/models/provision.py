@@ -321,6 +321,8 @@ class Provision:
                 self._faults.pop(serve.name, None)
             else:
                 self._faults[serve.name] = fault
+        if serve.upstream is not None and fault is None and not note:
+            self._ladders[serve.name].forgive()  # what has come is tried before another machine is asked again
         self._changed()
 
     def _note(self, serve: ServeSection, text: str) -> None:

@@ -374,9 +374,10 @@ def test_an_upstream_is_the_last_candidate_and_only_where_it_is_named(tmp_path):
         assert (spec.device, spec.host, spec.parallel) == ("upstream", "host", 3)
         instead = bench.provision.ladder(local.name).fallback(spec)
         assert (instead.variant, "edge-agent models pull" in instead.reason) == ("phi-3.5-mini", True)
+        assert not bench.provision.ladder(local.name).better(spec)
         bench.install(ONNX, "onnx")
-        bench.settled()
-        wait_for(lambda: bench.provision.ladder(local.name).prepare(0)[0].variant == ONNX, "the build to be taken")
+        wait_for(lambda: bench.provision.ladder(local.name).better(spec), "the build to be worth a try", timeout_s=10)
+        assert bench.provision.ladder(local.name).prepare(0)[0].variant == ONNX
         assert not bench.provision.set_aside()
     with Bench(tmp_path / "other", SERVE, CLOUD) as bench, pytest.raises(EdgeAgentError, match="models pull"):
         bench.settled().ladder(SERVE.name).prepare(0)
