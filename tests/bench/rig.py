@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import psutil
 
 from edge_agent import log
 from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.synth import FULL, FULL_VISION, build_demo, build_text
+from edge_agent.synth import FULL, FULL_VISION, TINY_VISION, build_demo, build_text
 from tests.running import AgentProcess
 
 CONFIDENCE = 0.95
@@ -29,6 +29,7 @@ TELEMETRY_S = 10
 """The agent's own default; tests report more often."""
 MODELS = {
     "tiny": build_text,
+    "tiny-vision": lambda out: build_text(out, shape=TINY_VISION),
     "demo": build_demo,
     "full": lambda out: build_text(out, shape=FULL),
     "full-vision": lambda out: build_text(out, shape=FULL_VISION),
@@ -171,15 +172,25 @@ class Rig:
 
 
 @contextmanager
-def rig(model: Path, *, broker_settings: str = "", extra: str = "", **serve: object) -> Iterator[Rig]:
-    """Make a broker and an agent that serves one model; `serve` are further keys of its table, `extra` other tables."""
+def rig(
+    model: Path,
+    *,
+    broker_settings: str = "",
+    extra: str = "",
+    beside: Sequence[Mapping[str, object]] = (),
+    **serve: object,
+) -> Iterator[Rig]:
+    """Make a broker and an agent that serves one model, and those `beside` it.
+
+    `serve` are further keys of its table, `extra` other tables.
+    """
     log.configure(format="console", level="error")  # what this process's own clients say; the agent has its own log
     with tempfile.TemporaryDirectory(prefix="edge-agent-bench-") as name:
         folder = Path(name)
         served = {"name": "model", "path": str(model)} | serve
         with PrivateBroker(folder=folder / "broker", settings=broker_settings) as broker:
             agent = AgentProcess(
-                folder=folder / "agent", broker=broker, models=[served], extra=extra, telemetry_s=TELEMETRY_S
+                folder=folder / "agent", broker=broker, models=[served, *beside], extra=extra, telemetry_s=TELEMETRY_S
             )
             try:
                 yield Rig(folder, broker, agent)
