@@ -117,6 +117,7 @@ def _rows_and_broker(parts: Parts, account: Account, news: News) -> None:
         speech=Speech(topics),
         pace=parts.pace,
         keep_text=settings.privacy.keep_text,
+        load_s=lambda model: parts.supervisor.load_s(model),  # noqa: PLW0108 - made later
         chance=random.random,
     )
     parts.announcer = Announcer(

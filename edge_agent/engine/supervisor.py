@@ -97,6 +97,11 @@ class Supervisor:
         """Return a model's engine when it is ready for jobs."""
         return self._keepers[model].at_work()
 
+    def load_s(self, model: str) -> float:
+        """Return how long a model's engine may take until it is ready, by its last load: 0 when it is."""
+        status = self.status(model)
+        return 0.0 if status.phase is Phase.READY else status.load_s
+
     def takes_jobs(self, model: str) -> bool:
         """Return whether jobs may be claimed for a model that were not yet."""
         return not self._keepers[model].draining

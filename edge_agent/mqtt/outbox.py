@@ -74,7 +74,7 @@ _Event = _Say | _Answered | _Due | _Wake | _Settle
 
 
 class Outbox:
-    """Publishes for everybody.
+    """Publishes for everybody. `load_s` tells how long a model's engine will take until it is ready.
 
     Every method but `start`, `settle` and `stop` may be called from any thread and returns at once.
     """
@@ -87,6 +87,7 @@ class Outbox:
         speech: Speech,
         pace: Pace,
         keep_text: Literal["until_delivered", "until_pruned"],
+        load_s: Callable[[str], float] = lambda _model: 0.0,
         now_s: Callable[[], float] = time.monotonic,
         chance: Callable[[], float],
     ) -> None:
@@ -95,6 +96,7 @@ class Outbox:
         self._speech = speech
         self._pace = pace
         self._keep_text = keep_text
+        self._load_s = load_s
         self._now_s = now_s
         self._chance = chance
         self._inbox: stdlib_queue.SimpleQueue[_Event | None] = stdlib_queue.SimpleQueue()
@@ -200,6 +202,8 @@ class Outbox:
         if line is None:
             return self._speech.status(job, missing=missing)
         eta_s = self._pace.eta_s(job.model, line)
+        if eta_s is not None:
+            eta_s = round(eta_s + self._load_s(job.model), 1)
         return self._speech.status(job, position=line.position, eta_s=eta_s)
 
     # The thread

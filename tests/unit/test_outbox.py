@@ -36,12 +36,14 @@ class Sender:
             keep_finished_jobs=1000,
         )
         self.pace = Pace()
+        self.load_s = 0.0
         self.outbox = Outbox(
             link=self.link,
             store=self.store,
             speech=Speech(Topics("edge/v1", "edge-01")),
             pace=self.pace,
             keep_text=keep_text,
+            load_s=lambda _model: self.load_s,
             now_s=self.machine.now_s,
             chance=lambda: 1.0,
         )
@@ -355,7 +357,7 @@ def test_states_are_told_in_order_to_requester_and_monitors(sender):
 
 
 def test_a_waiting_job_is_told_its_place_and_when_it_may_be_done(sender):
-    """From the pace of the jobs before it; without any measured only its place."""
+    """From the pace of the jobs before it and the load of its model; without any measured only its place."""
     sender.link.answer = PUBLISHED
     sender.accept("a")
     flush(sender.store)
@@ -363,8 +365,11 @@ def test_a_waiting_job_is_told_its_place_and_when_it_may_be_done(sender):
     sender.pace.note("phi", took, lanes=1)
     sender.accept("b")
     sender.settle()
+    sender.load_s = 30.0
+    sender.accept("c")
+    sender.settle()
     told = [json.loads(each.payload) for each in sender.link.of("status") if "/clients/" in each.topic]
-    assert [(each["queue_position"], each.get("eta_s")) for each in told] == [(1, None), (2, 8.0)]
+    assert [(each["queue_position"], each.get("eta_s")) for each in told] == [(1, None), (2, 8.0), (3, 42.0)]
 
 
 def test_states_beyond_the_bound_drop_the_oldest(sender, monkeypatch):
