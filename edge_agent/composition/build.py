@@ -5,23 +5,18 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge_agent.composition.account import Account
+from edge_agent.composition.given import access, policy
 from edge_agent.composition.news import News
 from edge_agent.composition.parts import Parts
-from edge_agent.control.desk import Desk
-from edge_agent.control.server import ControlServer
+from edge_agent.composition.reports import reports
 from edge_agent.dispatcher import Dispatcher
 from edge_agent.engine.keeper import Served
 from edge_agent.engine.supervisor import Supervisor
-from edge_agent.errors import SettingsError
-from edge_agent.health.governor import Policy
-from edge_agent.health.reporter import Reporter
 from edge_agent.health.restraint import Restraint
-from edge_agent.health.snapshot import Snapshots, free_bytes
+from edge_agent.health.snapshot import free_bytes
 from edge_agent.health.tally import Tally
 from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers
 from edge_agent.jobs import rules
@@ -37,8 +32,6 @@ from edge_agent.models.pins import Pins
 from edge_agent.models.provision import Provision, sources
 from edge_agent.models.pulls import Pulls
 from edge_agent.mqtt import watcher
-from edge_agent.mqtt.access import Access, CredentialError
-from edge_agent.mqtt.client import job_id
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Link, Subscription
 from edge_agent.mqtt.orders import SUBJECT, OrderIntake
@@ -48,15 +41,11 @@ from edge_agent.mqtt.presence import Announcer
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.watcher import Watcher
 from edge_agent.mqtt.wire import Speech
-from edge_agent.orders import LOCAL, Orders
+from edge_agent.orders import Orders
 from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings
 from hardware import memory
-from hardware.gauges import gauges
 from hardware.probe import probe
-
-if TYPE_CHECKING:
-    from edge_agent.integrations.http import HttpServer
 
 
 def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
@@ -88,7 +77,7 @@ def complete(parts: Parts, queue: Queue) -> Account:
     _rows_and_broker(parts, account, news)
     _engines_and_jobs(parts, news)
     _arrivals(parts, account, news)
-    _reports(parts, account, news)
+    reports(parts, account, news)
     return account
 
 
@@ -267,89 +256,4 @@ def _watch_link(parts: Parts, news: News) -> Link:
         subscriptions=wanted,
         callbacks=news.of_watch_link(),
         thread="mqtt-watch",
-    )
-
-
-def _reports(parts: Parts, account: Account, news: News) -> None:
-    """Make what tells how the agent is: the fleet, somebody on this machine, Prometheus."""
-    settings = parts.settings
-    parts.reporter = Reporter(
-        topics=parts.topics,
-        boot_id=parts.boot_id,
-        period_s=settings.telemetry.period_s,
-        snapshots=Snapshots(
-            parts.root,
-            memory=parts.machine.memory,
-            state_dir=settings.agent.state_dir,
-            generated=lambda: parts.tally.generated,
-            gpus=gauges(parts.root, parts.machine.accelerators),
-        ),
-        tally=parts.tally,
-        store=parts.store,
-        outbox=parts.outbox,
-        engines=parts.supervisor.statuses,
-        reading=account.reading,
-        condition=account.condition,
-        connections=lambda: parts.link.connections,
-        look=parts.restraint.look,
-        restraint=lambda: parts.restraint.level,
-        refresh=parts.announcer.refresh,
-        watches=parts.watcher.readings,
-        say=news.report,
-    )
-    parts.control = ControlServer(
-        settings.agent.state_dir,
-        store=parts.store,
-        desk=Desk(
-            speech=Speech(parts.topics),
-            cancel_running=parts.dispatcher.cancel,
-            resolve=parts.supervisor.resolve,
-            new_id=job_id,
-        ),
-        state=account.standing,
-        order=partial(parts.orders.take, LOCAL),
-    )
-    parts.http = _http(parts, account)
-
-
-def _http(parts: Parts, account: Account) -> "HttpServer | None":
-    asked = parts.settings.prometheus
-    if asked.port is None:
-        return None
-    from edge_agent.integrations import prometheus  # noqa: PLC0415 - costs memory, and few ask for it
-
-    return prometheus.server(
-        asked.host,
-        asked.port,
-        prometheus.Sources(
-            telemetry=lambda: parts.reporter.latest,
-            counts=parts.tally.counts,
-            condition=account.condition,
-            connected=lambda: parts.link.connected,
-            stuck=account.stuck,
-        ),
-    )
-
-
-def access(settings: Settings) -> Access:
-    """Return how an agent reaches its broker. Raises SettingsError when a file it needs for that cannot be used."""
-    found = Access.of(settings.mqtt, client_id=settings.agent.id, receive_bytes_max=settings.images.packet_bytes)
-    try:
-        found.check()
-    except CredentialError as error:
-        raise SettingsError(str(error)) from None
-    return found
-
-
-def policy(settings: Settings) -> Policy | None:
-    """Return when the agent holds back; None: never."""
-    asked = settings.governor
-    if not asked.enabled:
-        return None
-    return Policy(
-        heat_margin_c=asked.heat_margin_c,
-        memory_stall_percent=asked.memory_stall_percent,
-        battery_percent=asked.battery_percent,
-        disk_free_bytes=settings.queue.min_free_bytes,
-        step_s=asked.step_s,
     )

@@ -1,0 +1,30 @@
+"""What the settings say, in the words of the parts that need it."""
+
+from edge_agent.errors import SettingsError
+from edge_agent.health.governor import Policy
+from edge_agent.mqtt.access import Access, CredentialError
+from edge_agent.settings import Settings
+
+
+def access(settings: Settings) -> Access:
+    """Return how an agent reaches its broker. Raises SettingsError when a file it needs for that cannot be used."""
+    found = Access.of(settings.mqtt, client_id=settings.agent.id, receive_bytes_max=settings.images.packet_bytes)
+    try:
+        found.check()
+    except CredentialError as error:
+        raise SettingsError(str(error)) from None
+    return found
+
+
+def policy(settings: Settings) -> Policy | None:
+    """Return when the agent holds back; None: never."""
+    asked = settings.governor
+    if not asked.enabled:
+        return None
+    return Policy(
+        heat_margin_c=asked.heat_margin_c,
+        memory_stall_percent=asked.memory_stall_percent,
+        battery_percent=asked.battery_percent,
+        disk_free_bytes=settings.queue.min_free_bytes,
+        step_s=asked.step_s,
+    )
