@@ -62,10 +62,11 @@ def _install(root: Path, *, dry_run: bool) -> None:
     for file in wanted:
         _place(file, _below(root, file.path), dry_run=dry_run)
     for each in installation.closed(accelerators):
-        typer.echo(f"left out   {each.name or each.vendor}: {_why_closed(each.node)}")
+        _tell("left out", f"{each.name or each.vendor}: {_why_closed(each.node)}")
     if root == HERE:
         _run(list(installation.commands(wanted)), dry_run=dry_run)
     typer.echo(f"\nNext: edit {SETTINGS_FILE}, then: systemctl enable --now {UNIT}")
+    typer.echo(f"Where it runs already: systemctl restart {UNIT}")
 
 
 def _why_closed(node: str | None) -> str:
@@ -77,9 +78,9 @@ def _why_closed(node: str | None) -> str:
 def _place(file: File, path: Path, *, dry_run: bool) -> None:
     there = path.read_text(encoding="utf-8") if path.is_file() else None
     if there == file.text:
-        typer.echo(f"unchanged  {file.path}")
+        _tell("unchanged", str(file.path))
     elif there is not None and file.theirs:
-        typer.echo(f"kept       {file.path} (yours)")
+        _tell("kept", f"{file.path} (yours)")
     else:
         _say("write", f"{file.path} ({file.about})", dry_run=dry_run)
         if there is not None:
@@ -92,7 +93,7 @@ def _show_change(there: str, text: str) -> None:
     lines = difflib.unified_diff(there.splitlines(), text.splitlines(), "there", "new", n=0, lineterm="")
     for line in list(lines)[2:]:
         if not line.startswith("@@"):
-            typer.echo(f"           {line}")
+            _tell("", line)
 
 
 def _write(path: Path, text: str) -> None:
@@ -130,7 +131,11 @@ def _run(commands: Sequence[Command], *, dry_run: bool) -> None:
 
 
 def _say(verb: str, what: str, *, dry_run: bool) -> None:
-    typer.echo(f"{f'would {verb}' if dry_run else verb:<13}{what}" if dry_run else f"{verb:<11}{what}")
+    _tell(f"would {verb}" if dry_run else verb, what)
+
+
+def _tell(what: str, about: str) -> None:
+    typer.echo(f"{what:<12} {about}")
 
 
 def _below(root: Path, path: Path) -> Path:

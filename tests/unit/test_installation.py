@@ -112,7 +112,7 @@ def test_a_dry_run_writes_nothing_and_needs_no_root(tmp_path):
 
 def test_a_second_run_changes_nothing_and_settings_are_never_overwritten(tmp_path):
     done = run("--root", str(tmp_path))
-    assert (done.exit_code, done.output.count("write ")) == (0, 4), done.output
+    assert (done.exit_code, done.output.count("write  ")) == (0, 4), done.output
     written = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     assert {oct(path.stat().st_mode & 0o777) for path in written} == {"0o644"}
     settings = tmp_path / "etc/edge-agent/edge-agent.toml"
@@ -129,5 +129,5 @@ def test_a_second_run_changes_nothing_and_settings_are_never_overwritten(tmp_pat
 def test_what_was_installed_is_removed_but_for_settings(tmp_path):
     run("--root", str(tmp_path))
     done = run("--root", str(tmp_path), "--remove")
-    assert (done.exit_code, done.output.count("remove ")) == (0, 3), done.output
+    assert (done.exit_code, done.output.count("remove  ")) == (0, 3), done.output
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["edge-agent.toml"]
