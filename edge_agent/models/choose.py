@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from edge_agent.engine.backend import names
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.memory import (
@@ -181,7 +182,9 @@ def _unusable(variant: Variant, device: str, *, wanted: Wanted, machine: Machine
         return reason
     if (variant.backend, device) not in RUNS:
         note = f": {variant.note}" if variant.note else ""
-        return f"this version has no {variant.backend} backend for {device}{note}"
+        missing = f"this version has no {variant.backend} backend for {device}{note}"
+        by_path = f"{variant.backend} runs what is put there: name a file or folder by path in a models.serve table"
+        return by_path if variant.backend in names() else missing
     if runtimes.of(variant.backend, device) is None:
         if variant.backend in runtimes.missing:
             return runtimes.missing[variant.backend]

@@ -202,6 +202,13 @@ def test_a_plugin_is_used_where_it_is_installed_and_never_presumed():
     assert {each.device for each in presumed(there).offered} == {"cpu"}
 
 
+def test_a_build_that_only_a_path_can_serve_says_so():
+    """The backend is there, and nothing is fetched for it."""
+    (turned_down,) = decide(model="phi-3.5-moe-gguf-q4-k-m").rejected
+    said = "llamacpp runs what is put there: name a file or folder by path in a models.serve table"
+    assert turned_down.reason == said
+
+
 def test_a_library_that_is_missing_says_how_to_get_it():
     """In the words of whoever looked for it."""
     missing = {"openvino": "openvino_genai is not installed; install it with: pip install …"}
