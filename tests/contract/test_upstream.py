@@ -62,6 +62,10 @@ def ask(job_id):
     return lambda max_tokens=24, turns=QUESTION, **options: Generation(job_id(), turns, max_tokens, **options)
 
 
+IMPATIENT = {"said nothing more for 0.2 s": {"token_s": 0.2}, "said nothing for 0.4 s": {"first_token_s": 0.4}}
+"""The bounds in the settings that lead to these sentences."""
+
+
 def text_tokens(said):
     return sum(event.tokens for event in said.events if isinstance(event, Text))
 
@@ -166,9 +170,9 @@ def test_a_cancel_closes_the_connection(connect, ask):
 )
 def test_a_server_that_misbehaves_fails_the_job_and_no_other(connect, ask, answer, code, sentence):
     with Upstream(answer, words("fine")) as server:
-        model = connect(server, first_token_s=0.4, token_s=0.2)
+        model = connect(server, **IMPATIENT.get(sentence, {}))
         (bad,) = drive(model, ask())
-        (good,) = drive(model, ask())
+        (good,) = drive(connect(server) if sentence in IMPATIENT else model, ask())
     assert (bad.end.code, good.text) == (code, "fine")
     assert sentence in bad.end.message
 
