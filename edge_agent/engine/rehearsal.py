@@ -22,6 +22,7 @@ SHRINK = 0.8
 """A prompt that is too long is tried with this share of its length."""
 ROOM = 0.9
 """Of the longest prompt that is taken: the answer needs room too."""
+_NEXT = "take another build or device, or set models.trial to false"
 
 
 class Rehearsal:
@@ -47,7 +48,7 @@ class Rehearsal:
         while isinstance(step := follow(self._canary, heard, device=device), Ask):
             heard.append(self._ask(step))
         if not step.sound:
-            raise EdgeAgentError(Code.MODEL_ERROR, f"its trial failed: {step.reason}")
+            raise EdgeAgentError(Code.MODEL_ERROR, f"its trial failed: {step.reason}; {_NEXT}")
         return heard[0].beginning
 
     def _ask(self, ask: Ask) -> Heard:

@@ -7,8 +7,10 @@ import time
 import pytest
 from driving import drive, outcome
 
-from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Limits, Progress, Text, Turn
+from edge_agent.engine.canary import LONG_TOKENS_MIN
+from edge_agent.engine.messages import Canary, Failed, Finished, FinishReason, Generation, Limits, Progress, Text, Turn
 from edge_agent.engine.prefill import PIECE_S, PIECE_TOKENS_MIN
+from edge_agent.engine.rehearsal import Rehearsal
 from edge_agent.errors import Code, EdgeAgentError
 
 CONVERSATIONS = {
@@ -384,3 +386,14 @@ def test_it_says_what_it_is(model):
     """Library with version, and device, for the agent's birth certificate."""
     assert len(model.library.split()) == 2
     assert model.device == "cpu"
+
+
+def test_a_model_passes_its_trial_and_leaves_nothing_behind(model, job_id):
+    """As on a device other than the processor: the same answer twice, then after a prompt as long as it takes."""
+    signs = []
+    trial = Rehearsal(model, Canary("is the pump on?"), tell=signs.append)
+    beginning = trial.run("npu")
+    assert max(sign.unprocessed_tokens for sign in signs) > LONG_TOKENS_MIN
+    (said,) = drive(model, ask(job_id, (Turn("user", "is the pump on?"),)))
+    assert said.text.startswith(beginning)
+    assert list(model.step()) == []
