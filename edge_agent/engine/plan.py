@@ -16,6 +16,8 @@ LOAD_S = 900.0
 STEADY_S = 300.0
 """An engine that lived this long begins again with the shortest backoff."""
 CLOSE_S = 5.0
+EXIT_S = 1.0
+"""A child that ends by itself closes its socket first, and is gone after so long."""
 IDLE_S = 5.0
 """An engine that had nothing to do for so long makes room for another try at a better place."""
 

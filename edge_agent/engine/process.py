@@ -1,5 +1,6 @@
 """The parent's end of one engine child: its process, its socket, and two threads so that a full pipe blocks nobody."""
 
+import contextlib
 import os
 import queue as stdlib_queue
 import signal
@@ -161,6 +162,11 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             log.warning("engine.killed", pid=self.pid, reason="did not exit in time")
         self.kill()
+
+    def await_exit(self, timeout_s: float) -> None:
+        """Let a child that has closed its end come to its own, so that how it ended is not our doing."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout_s)
 
     def kill(self) -> None:
         """End it at once and wait until it is gone."""

@@ -15,7 +15,7 @@ from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.keeper import BACKOFF_FIRST_S, Keeper, NotYetError, Served
 from edge_agent.engine.life import Fate, Verdict
 from edge_agent.engine.messages import Event, LoadFailed, Ready, Rest
-from edge_agent.engine.plan import CLOSE_S, SILENCE_S, Act, Action, Phase, plan
+from edge_agent.engine.plan import CLOSE_S, EXIT_S, SILENCE_S, Act, Action, Phase, plan
 from edge_agent.engine.process import EngineProcess
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import Code, EdgeAgentError
@@ -282,6 +282,8 @@ class Supervisor:
         """Make sure an engine is gone, tell whose jobs were in it, set when to start the next."""
         process = keeper.process
         assert process is not None  # noqa: S101 - only engines that were started are buried
+        if action.act is Act.BURY:
+            process.await_exit(EXIT_S)
         process.kill()
         if keeper.phase is Phase.FAILED:  # it said itself why, and had no jobs yet
             keeper.mourn()
