@@ -23,6 +23,8 @@ LONG_TOKENS_MIN = 256
 """A prompt that is no longer proves nothing that the short one did not."""
 CHARACTERS_PER_TOKEN = 4
 """Of English text; a limit in tokens becomes one in characters by it, roughly."""
+BEGINNING_CHARACTERS = 200
+"""More than so many tokens of any language have."""
 SHOWN_CHARACTERS = 60
 LINE = "{number}. The pump in hall two runs well, its valve is dry and its oil is at the second mark.\n"
 
@@ -88,7 +90,7 @@ def beginning(pieces: Sequence[tuple[str, int]]) -> str:
         text, count = text + piece, count + tokens
         if count >= REFERENCE_TOKENS:
             break
-    return text
+    return text[:BEGINNING_CHARACTERS]
 
 
 def long_prompt(canary: Canary, characters: int) -> str:

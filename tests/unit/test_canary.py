@@ -89,6 +89,7 @@ def test_what_may_be_right_is_not_called_wrong(device, asked, heard):
 def test_an_answer_is_compared_by_its_first_tokens():
     assert canary.beginning([("The", 1), (" ca", 2), ("pit", 1), ("al", 1)]) == "The capit"
     assert canary.beginning([]) == ""
+    assert len(canary.beginning([("spray" * 1000, 1)])) == canary.BEGINNING_CHARACTERS
 
 
 class Broken:
