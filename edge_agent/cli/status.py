@@ -100,6 +100,8 @@ def shown(state: Standing | None, folder: Path) -> RenderableType:
     parts.append(facts)
     if told and told.engines:
         parts += [Text(), _engines(told.engines)]
+        away = [each for each in told.engines if each.state == "unloaded" and each.reason]
+        parts += [Text(f"  {each.model}: {each.reason}", style="dim") for each in away]
     return Group(*parts)
 
 

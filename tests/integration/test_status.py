@@ -91,6 +91,7 @@ def test_everything_that_is_known_is_shown_and_fits(width):
         first_token_p95_ms=12_000.0,
         cached_share=0.42,
     )
+    away = EngineReading(model="vision", state="unloaded", reason="waits for its turn after phi-3.5-mini", running=0)
     telemetry = Telemetry(
         agent="edge-01",
         version="0.1.0",
@@ -121,7 +122,7 @@ def test_everything_that_is_known_is_shown_and_fits(width):
         outbox_waiting=2,
         outbox_dropped=1,
         reconnects=1,
-        engines=(engine,),
+        engines=(engine, away),
     )
     state = Standing(
         agent="edge-01",
@@ -156,5 +157,6 @@ def test_everything_that_is_known_is_shown_and_fits(width):
         "810 ms",
         "42 %",
         "6.0 GiB",
+        "vision: waits for its turn after phi-3.5-mini",
     ):
         assert part in text, part
