@@ -194,6 +194,17 @@ def requester(broker, name="tester", **access):
         yield client
 
 
+def forget_peak(pid):
+    """Let the kernel forget the most memory a process ever held; see clear_refs in proc(5)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes(pid):
+    """The most memory a process held since."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
 def mosquitto_pub(broker, topic, payload, *arguments, qos=1):
     """Publish with the client everybody has."""
     subprocess.run(

@@ -27,14 +27,28 @@ Path = tuple[str, ...]
 class Seen:
     """What came on a topic.
 
-    `text` is the payload as UTF-8, None when it is none; `body` the payload as JSON, None when it is none;
-    `image` the payload where it is an image.
+    `payload` is there where it may be a text; `body` is it as JSON, None when it is none; `image` is the payload where
+    it is an image. What is `too_large` is not read.
     """
 
     topic: str
-    text: str | None = None
+    payload: bytes = b""
     body: Any = None
     image: bytes | None = None
+    too_large: bool = False
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is a text."""
+        return self.body is not None or self.text is not None
+
+    @property
+    def text(self) -> str | None:
+        """The payload as UTF-8, None when it is none; made anew each time, for it may be large."""
+        try:
+            return self.payload.decode() or None
+        except UnicodeDecodeError:
+            return None
 
 
 class UnfilledError(Exception):

@@ -1,8 +1,8 @@
 """Watch rules: from what came on a topic to a job, or to the reason why not (pure)."""
 
-import base64
 import binascii
 import hashlib
+import io
 import math
 import re
 from collections import OrderedDict
@@ -24,6 +24,8 @@ PROMPT_BYTES_MAX = 65_536
 TOPIC_BYTES_MAX = 1024
 HOPS_MAX = 4
 """An answer that came of so many answers, of several agents, is watched no more: they may feed each other."""
+SLICE_CHARACTERS = 2**18
+"""Of base64 that are decoded at once: an image in it is in memory once and not six times."""
 TOPICS_REMEMBERED = 1024
 """Topics of one rule whose last job and last value are remembered; of more the longest silent is forgotten."""
 
@@ -37,6 +39,7 @@ class Reason(StrEnum):
     EVERY = "every"
     NO_IMAGE = "no_image"
     NO_TEXT = "no_text"
+    TOO_LARGE = "too_large"
     FIELD_MISSING = "field_missing"
     PROMPT_TOO_LONG = "prompt_too_long"
     ANSWER_TOPIC = "answer_topic"
@@ -133,6 +136,8 @@ def decide(rule: Rule, seen: Seen, memory: Memory, *, retained: bool, now_s: flo
     """
     if retained and rule.section.retained == "skip":
         return Drop(Reason.RETAINED)
+    if seen.too_large:
+        return Drop(Reason.TOO_LARGE)
     for variable, wanted in rule.when.items():
         if not satisfies(lookup(variable, seen), wanted):
             return Drop(Reason.WHEN)
@@ -203,10 +208,10 @@ def _image(rule: Rule, seen: Seen) -> bytes | Drop | None:
         case "payload":
             return seen.image or Drop(Reason.NO_IMAGE)
         case "none":
-            return Drop(Reason.NO_TEXT) if seen.text is None else None
+            return None if seen.speaks else Drop(Reason.NO_TEXT)
         case "auto":
             speaks = any(slot.variable[0] != "topic" for slot in rule.prompt.slots)
-            if seen.image is not None or (speaks and seen.text is not None):
+            if seen.image is not None or (speaks and seen.speaks):
                 return seen.image
             return Drop(Reason.NO_TEXT if speaks else Reason.NO_IMAGE)
     value = lookup(path(rule.section.image), seen)
@@ -216,13 +221,20 @@ def _image(rule: Rule, seen: Seen) -> bytes | Drop | None:
 
 def _unwrapped(text: str) -> bytes | None:
     """Return the image that a text is in base64, with or without the head of a data URL; None when it is none."""
-    head, comma, rest = text[:128].partition(",")
-    body = rest + text[128:] if comma and head.startswith("data:") else text
+    begin = text.find(",", 0, 128) + 1 if text.startswith("data:") else 0
+    decoded, held = io.BytesIO(), ""
     try:
-        image = base64.b64decode("".join(body.split()), validate=True)
+        for at in range(begin, len(text), SLICE_CHARACTERS):
+            held += "".join(text[at : at + SLICE_CHARACTERS].split())
+            whole = len(held) // 4 * 4
+            if "=" in held[:whole] and at + SLICE_CHARACTERS < len(text) and text[at + SLICE_CHARACTERS :].strip():
+                return None  # nothing may follow the padding
+            decoded.write(binascii.a2b_base64(held[:whole], strict_mode=True))
+            held = held[whole:]
     except (binascii.Error, ValueError):
         return None
-    return image if is_image(image[:16]) else None
+    image = decoded.getvalue()
+    return image if not held and is_image(image[:16]) else None
 
 
 def _answer_topic(rule: Rule, seen: Seen) -> str | None:

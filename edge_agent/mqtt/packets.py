@@ -72,7 +72,7 @@ def inbound(message: MQTTMessage) -> Inbound:
     user = dict(getattr(found, "UserProperty", ()))
     return Inbound(
         topic=message.topic,
-        payload=bytes(message.payload),
+        payload=message.payload,  # type: ignore[arg-type]  # a bytearray is as good
         qos=message.qos,
         retained=message.retain,
         expiry_s=getattr(found, "MessageExpiryInterval", None),

@@ -5,8 +5,9 @@ import ssl
 from typing import Any
 
 import paho.mqtt.client
-from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.exception import MalformedPacket
 
 from edge_agent.beat import Beat
 from edge_agent.mqtt.access import Access
@@ -41,8 +42,8 @@ _WebSocket._send_impl, _WebSocket._create_frame = send_whole, masked_frame  # no
 class Paho(Client):
     """Paho, with TLS made from the files as they are at every connection.
 
-    Its private methods are overridden: it offers no other way to another certificate, and would end its thread over a
-    handshake that fails in a way it does not expect, or leave its socket open.
+    Its private methods are overridden: it offers no other way to another certificate, would end its thread over a
+    handshake that fails in a way it does not expect, or leave its socket open, and takes large messages for larger.
     """
 
     def __init__(self, access: Access, *, beat: Beat) -> None:
@@ -56,6 +57,7 @@ class Paho(Client):
         self._access = access
         self._beat = beat
         self._opened: socket.socket | None = None
+        self._payload = bytearray()
         self.max_queued_messages_set(0)
         self.ws_set_options(path=access.websocket_path)
         if access.tls:
@@ -68,6 +70,22 @@ class Paho(Client):
     def _reconnect_wait(self) -> None:
         self._beat(self._reconnect_max_delay)
         super()._reconnect_wait()
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """Take a message in without copying its payload, which stays in the buffer that it was received in.
+
+        Paho's own copies all of it five times, for a moment three at once.
+        """
+        received = self._in_packet["packet"]
+        begin = payload_begin(received, qos=(self._in_packet["command"] & 0x06) >> 1)
+        self._in_packet["packet"] = received[:begin]
+        del received[:begin]
+        self._payload = received
+        return super()._handle_publish()
+
+    def _handle_on_message(self, message: MQTTMessage) -> None:
+        message.payload, self._payload = self._payload, bytearray()
+        super()._handle_on_message(message)
 
     def _create_socket(self) -> Any:
         """Open the connection. Raises OSError only.
@@ -112,6 +130,23 @@ class HearingSocket(ssl.SSLSocket):
         except ssl.SSLError as error:
             self.fault = error
             raise
+
+
+def payload_begin(packet: bytearray, *, qos: int) -> int:
+    """Return where the payload of a PUBLISH begins, behind its topic, id and properties (MQTT 5, section 3.3).
+
+    Raises MalformedPacket when it would begin beyond the packet.
+    """
+    at = 2 + int.from_bytes(packet[:2], "big") + (2 if qos else 0)
+    length = 0
+    for place, byte in enumerate(packet[at : at + 4]):
+        length |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            begin = at + place + 1 + length
+            if begin <= len(packet):
+                return begin
+            break
+    raise MalformedPacket("a message reaches beyond its packet")
 
 
 def plain(sock: Any) -> socket.socket:

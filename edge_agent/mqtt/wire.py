@@ -29,6 +29,9 @@ UNREADABLE = "unreadable"
 HEADER_BYTES = 512
 """Room for everything but topic and payload in a packet: fixed header, lengths, our properties."""
 
+TEXT_BYTES_MAX = 4 * 2**20
+"""Of a watched message that is no image, such as JSON with one in base64: it is in memory more than once."""
+
 HOPS = "edge-agent-hops"
 """The user property of a watch's answer that counts the answers it came from."""
 
@@ -47,7 +50,10 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A message as the broker delivered it; `expiry_s` is what remained of its life, `user` its user properties."""
+    """A message as the broker delivered it; `expiry_s` is what remained of its life, `user` its user properties.
+
+    `payload` may be the bytearray that it was received in: large ones are not copied. Nobody changes it.
+    """
 
     topic: str
     payload: bytes
@@ -134,15 +140,13 @@ def decode_seen(inbound: Inbound) -> Seen:
     # A BMP has reserved bytes that are 0, a text that begins with BM has none.
     if is_image(payload[:16]) and (payload[:2] != b"BM" or b"\0" in payload[:16]):
         return Seen(inbound.topic, image=payload)
-    try:
-        text = payload.decode()
-    except UnicodeDecodeError:
-        return Seen(inbound.topic)
+    if len(payload) > TEXT_BYTES_MAX:
+        return Seen(inbound.topic, too_large=True)
     try:
         body = from_json(payload, allow_inf_nan=False, cache_strings="keys")
     except ValueError:
         body = None
-    return Seen(inbound.topic, text=text or None, body=body)
+    return Seen(inbound.topic, payload=payload, body=body)
 
 
 def decode_order(payload: bytes) -> ModelOrder:

@@ -11,7 +11,7 @@ import images
 import psutil
 import pytest
 from PIL import Image, ImageDraw
-from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
+from running import AgentProcess, Listener, forget_peak, mosquitto_pub, peak_bytes, requester, wait_for
 
 from edge_agent.errors import Code
 from edge_agent.mqtt.broker import PrivateBroker
@@ -176,6 +176,40 @@ def test_a_photo_of_ten_megabytes_comes_through_small_packets(tmp_path, demo_vis
         result = handle.result(60)
         assert (result.state, result.images[0].scaled) == ("succeeded", True)
         assert parent.memory_info().rss - idle_bytes < 20 * 2**20
+
+
+CAMERA = """
+[[watch]]
+name = "camera"
+topic = "cams/yard"
+image = "json.image"
+prompt = "What is shown?"
+"""
+
+
+def test_the_largest_packet_lifts_the_parent_by_less_than_20_mb(broker, tmp_path, demo_vision):
+    """For a moment, by the kernel's own count: an image uploaded at once, and one watched, in JSON."""
+    photo = images.encoded(drawn("circle", "red")) + bytes(8 * 2**20 - 10_000)
+    watched = json.dumps({"image": base64.b64encode(photo[: 3 * 2**20 - 100]).decode()})
+    topic = "edge/v1/agents/edge-01/cmd"
+    file = tmp_path / "payload"
+    with daemon(tmp_path, broker, demo_vision, extra=CAMERA) as agent:
+        agent.wait_said("link.up", 2)
+        for number, (where, payload) in enumerate(
+            [(f"{topic}/image/me", photo), ("cams/yard", watched.encode())], start=1
+        ):
+            if where.startswith(topic):
+                mosquitto_pub(
+                    broker, f"{topic}/job/me", json.dumps(about(by_hash(photo), max_tokens=2) | {"job_id": "a"})
+                )
+                agent.wait_said("job.accepted")
+            file.write_bytes(payload)
+            idle_bytes = psutil.Process(agent.pid).memory_info().rss
+            forget_peak(agent.pid)
+            mosquitto_pub(broker, where, None, "-f", str(file))
+            ended = agent.wait_said("job.ended", number)
+            assert ended[-1]["state"] == "succeeded"
+            assert peak_bytes(agent.pid) - idle_bytes < 20 * 2**20
 
 
 def test_an_upload_goes_on_after_the_agent_was_killed(broker, tmp_path, demo_vision):

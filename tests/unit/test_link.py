@@ -10,6 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import PATIENCE_S, Time
+from hypothesis import given
+from hypothesis import strategies as st
+from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from running import wait_for
@@ -18,6 +21,7 @@ from edge_agent.mqtt.broker import PrivateBroker
 from edge_agent.mqtt.link import Access, Callbacks, Link, Subscription
 from edge_agent.mqtt.load import HELD_BYTES_MAX, UNSENT_MAX
 from edge_agent.mqtt.redial import STEADY_S, TAKEN_OVER_MIN_S
+from edge_agent.mqtt.sockets import payload_begin
 from edge_agent.mqtt.wire import Inbound, Publication
 
 
@@ -283,3 +287,15 @@ def test_large_messages_that_wait_to_be_dealt_with_are_bounded(broker):
             slow.link.ack(receipt)
         for _ in range(count - 4):
             slow.get()
+
+
+@given(
+    st.binary(max_size=300), st.sampled_from([0, 1, 2]), st.integers(0, 300), st.binary(max_size=40), st.integers(1, 20)
+)
+def test_a_payload_begins_behind_topic_id_and_properties(topic, qos, properties, payload, cut):
+    """Whatever their lengths; a packet that ends before is malformed."""
+    length = bytes([properties]) if properties < 128 else bytes([properties % 128 | 128, properties // 128])
+    head = len(topic).to_bytes(2, "big") + topic + b"\0\7" * bool(qos) + length + bytes(properties)
+    assert payload_begin(bytearray(head + payload), qos=qos) == len(head)
+    with pytest.raises(MalformedPacket):
+        payload_begin(bytearray(head[:-cut]), qos=qos)

@@ -128,7 +128,7 @@ def test_no_answer_is_ever_watched(own, answer, data, value):
         data.draw(words) if level in ("+", "#") else level for level in data.draw(st.sampled_from(own)).split("/")
     )
     assume(rule.takes(topic))
-    decision = decide(rule, Seen(topic, text="{}", body={"a": value}), Memory(), retained=False, now_s=0.0)
+    decision = decide(rule, Seen(topic, payload=b"{}", body={"a": value}), Memory(), retained=False, now_s=0.0)
     if isinstance(decision, Take):
         assert not rule.takes(decision.answer_topic)
         assert not matches("edge/v1/#", decision.answer_topic)

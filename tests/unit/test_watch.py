@@ -6,8 +6,18 @@ import pytest
 from test_rules import read
 
 from edge_agent.jobs.template import Seen
-from edge_agent.jobs.watch import PROMPT_BYTES_MAX, TOPICS_REMEMBERED, Drop, Memory, Reason, Take, decide, satisfies
-from edge_agent.mqtt.wire import Inbound, decode_seen
+from edge_agent.jobs.watch import (
+    PROMPT_BYTES_MAX,
+    SLICE_CHARACTERS,
+    TOPICS_REMEMBERED,
+    Drop,
+    Memory,
+    Reason,
+    Take,
+    decide,
+    satisfies,
+)
+from edge_agent.mqtt.wire import TEXT_BYTES_MAX, Inbound, decode_seen
 from edge_agent.watch_settings import Bounds
 
 JPEG = b"\xff\xd8\xff\xe0 not decoded here"
@@ -76,6 +86,29 @@ def test_an_image_is_where_the_rule_says(table, payload, image):
 )
 def test_what_makes_no_job_has_its_reason(table, payload, reason):
     assert judge(table, payload).reason is reason
+
+
+LARGE = JPEG + bytes(3 * SLICE_CHARACTERS)
+
+
+def test_a_large_image_in_base64_is_decoded_whole():
+    """In slices, also when it is in lines."""
+    for text in (base64.b64encode(LARGE), base64.encodebytes(LARGE).replace(b"\n", b"\\n")):
+        assert judge({"image": "json.jpg"}, b'{"jpg": "%b"}' % text).image == LARGE
+
+
+@pytest.mark.parametrize("tail", [b"=AAA", b"!", b"A", b"AA=", b"\xc3\xa9"])
+def test_what_follows_the_end_of_base64_spoils_it(tail):
+    """At the end of a slice, or anywhere."""
+    for image in (JPEG + bytes(-len(JPEG) % 3 + 1), LARGE, JPEG + bytes(SLICE_CHARACTERS // 4 * 3 - 1 - len(JPEG))):
+        text = base64.b64encode(image) + tail
+        assert judge({"image": "json.jpg"}, b'{"jpg": "%b"}' % text) == Drop(Reason.NO_IMAGE, "json.jpg")
+
+
+def test_a_text_too_large_is_not_read():
+    """An image of any size is."""
+    assert judge({"prompt": "{{ payload }}"}, b'"' + b"x" * TEXT_BYTES_MAX + b'"') == Drop(Reason.TOO_LARGE)
+    assert judge({}, JPEG + bytes(2 * TEXT_BYTES_MAX)).image
 
 
 def test_the_field_that_lacks_is_named_as_the_rule_names_it():
@@ -169,6 +202,6 @@ def test_what_is_retained_is_skipped_or_taken():
 def test_any_number_of_topics_takes_a_bounded_memory():
     memory, (rule,) = Memory(), read(DOOR)
     for number in range(TOPICS_REMEMBERED + 100):
-        memory.note(rule, Seen(f"a/{number}", text="x" * 1000, body="x" * 1000), Take("", None, ""), 0.0)
+        memory.note(rule, Seen(f"a/{number}", payload=b"x" * 1000, body="x" * 1000), Take("", None, ""), 0.0)
     assert len(memory.taken_s) == len(memory.before) == TOPICS_REMEMBERED
     assert sum(map(len, memory.before.values())) == 32 * TOPICS_REMEMBERED
