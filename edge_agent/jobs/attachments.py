@@ -1,6 +1,11 @@
 """The images of a request on its way in: out of the message, into the spool.
 
 What is stored of the request names them by hash alone, however they came.
+
+Files are read here too, before their job is stored. So the sender hears of a wrong name at once, by field; what is seen
+is the file as it was when it was asked about, though a camera overwrites it or the agent is killed meanwhile; and a
+message is one transaction. The price: a folder on a disk that does not answer holds the store's thread for as long. So
+`images.folders` are for the device's own disks; pipes and devices are refused unread, and a file is bounded.
 """
 
 import base64
