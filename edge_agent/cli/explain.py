@@ -93,7 +93,7 @@ def explain(
         rich.print_json(report.model_dump_json(exclude_none=True))
         return
     for each in report.models:
-        _show(each, Console())
+        show(each, Console())
     if not all(each.candidates for each in report.models):
         raise typer.Exit(1)
 
@@ -109,7 +109,8 @@ def _machine(root: Path | None, memory: str | None) -> Machine:
     return replace(there, memory=planned)
 
 
-def _show(decision: ModelDecision, console: Console) -> None:
+def show(decision: ModelDecision, console: Console) -> None:
+    """Print what can run, best first, and why nothing else does."""
     asked = f"{decision.context_tokens} tokens of context, {decision.parallel} at once"
     if decision.candidates:
         console.print(_candidates(decision, title=f"{decision.wanted}: {asked}"))
@@ -126,7 +127,7 @@ def _show(decision: ModelDecision, console: Console) -> None:
         table.add_column("on")
         table.add_column("why", ratio=1)
         for turned_down in decision.rejected:
-            table.add_row(turned_down.variant, turned_down.device, turned_down.reason)
+            table.add_row(*(Text(each) for each in (turned_down.variant, turned_down.device, turned_down.reason)))
         console.print(table)
 
 
@@ -138,8 +139,8 @@ def _candidates(decision: ModelDecision, *, title: str) -> Table:
     for place, each in enumerate(decision.candidates, 1):
         table.add_row(
             str(place),
-            each.variant,
-            each.device,
+            Text(each.variant),
+            Text(each.device),
             _of(each.needed_bytes, each.free_bytes),
             f"{each.context_tokens} x {each.parallel}",
             _speed(each),
