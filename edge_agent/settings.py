@@ -280,7 +280,18 @@ class ImagesSection(Section):
     quota_bytes: int = Field(
         256 * 2**20, ge=2**20, description="what the images of unfinished jobs may take of the disk together"
     )
+    requester_quota_bytes: int = Field(
+        64 * 2**20, ge=1024, description="what those of one requester, or of one watch rule, may take of it"
+    )
     pixels: int = Field(64_000_000, ge=10_000, le=10**9, description="largest image, in pixels: width times height")
+
+    @model_validator(mode="after")
+    def _the_largest_image_has_room(self) -> "ImagesSection":
+        if self.requester_quota_bytes < self.image_bytes:
+            raise ValueError(
+                "requester_quota_bytes must be at least image_bytes, or the largest image could never come"
+            )
+        return self
 
 
 class RequestersSection(Section):

@@ -64,6 +64,7 @@ def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
     parts.spool = Spool(
         settings.agent.state_dir / "images",
         quota_bytes=settings.images.quota_bytes,
+        requester_quota_bytes=settings.images.requester_quota_bytes,
         image_bytes=settings.images.image_bytes,
     )
     return parts

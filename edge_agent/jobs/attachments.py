@@ -13,7 +13,7 @@ import binascii
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.request import ImageHashPart, ImagePart, Message, Part, Request, TextPart
-from edge_agent.jobs.spool import PIECE_BYTES, Spool
+from edge_agent.jobs.spool import PIECE_BYTES, Holder, Spool
 
 _DATA = re.compile(r"data:[^,;]{0,127}(?:;[^,;]{1,127}){0,4};base64,", re.IGNORECASE)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -35,15 +35,17 @@ class Attached:
     here: Mapping[str, bool]
 
 
-def attach(request: Request, *, spool: Spool, folders: Sequence[Path]) -> Attached:
+def attach(request: Request, *, spool: Spool, folders: Sequence[Path], held: Collection[str]) -> Attached:
     """Put the images that came with a request into the spool.
 
-    `folders` are where `file:` URLs may lead. Raises EdgeAgentError, naming the field, when an image cannot be taken.
+    `folders` are where `file:` URLs may lead; `held` are the hashes of the images this requester has here for other
+    jobs. Raises EdgeAgentError, naming the field, when an image cannot be taken.
     """
     if not request.images:
         return Attached(request, {})
+    holds = set(held)
     messages = tuple(
-        _named(message, f"messages.{number}", spool=spool, folders=folders)
+        _named(message, f"messages.{number}", spool=spool, folders=folders, holds=holds)
         for number, message in enumerate(request.messages)
     )
     named = request.model_copy(update={"messages": messages})
@@ -51,27 +53,34 @@ def attach(request: Request, *, spool: Spool, folders: Sequence[Path]) -> Attach
     return Attached(named, {sha256: spool.has(sha256) for sha256 in hashes})
 
 
-def _named(message: Message, field: str, *, spool: Spool, folders: Sequence[Path]) -> Message:
+def _named(message: Message, field: str, *, spool: Spool, folders: Sequence[Path], holds: set[str]) -> Message:
     if not message.images:
         return message
     parts: list[Part] = []
     for number, part in enumerate(message.content):
+        at = f"{field}.content.{number}"
         if isinstance(part, ImagePart):
-            sha256 = _take(part.url, f"{field}.content.{number}.image_url", spool=spool, folders=folders)
+            sha256 = _take(part.url, Holder(holds, f"{at}.image_url"), spool=spool, folders=folders)
+            holds.add(sha256)
             parts.append(ImageHashPart(type="image_sha256", sha256=sha256, detail=part.detail))
-        elif isinstance(part, TextPart | ImageHashPart):
+        elif isinstance(part, ImageHashPart):
+            spool.share(part.sha256, Holder(holds, f"{at}.sha256"))
+            holds.add(part.sha256)
+            parts.append(part)
+        elif isinstance(part, TextPart):
             parts.append(part)
     return message.model_copy(update={"content": tuple(parts)})
 
 
-def _take(url: str, field: str, *, spool: Spool, folders: Sequence[Path]) -> str:
+def _take(url: str, holder: Holder, *, spool: Spool, folders: Sequence[Path]) -> str:
+    field = holder.field
     if url.startswith("data:"):
         content = _decode(url, field)
         if not is_image(content[:16]):
             raise EdgeAgentError(Code.BAD_IMAGE, f"{field}: holds no JPEG, PNG, WebP, BMP, TIFF or GIF")
-        return spool.add(content)
+        return spool.add(content, holder)
     with opened(_path(url, field), field, folders=folders) as descriptor:
-        return spool.add_pieces(_pieces(descriptor), os.fstat(descriptor).st_size)
+        return spool.add_pieces(_pieces(descriptor), os.fstat(descriptor).st_size, holder)
 
 
 def _decode(url: str, field: str) -> bytes:

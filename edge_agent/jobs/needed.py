@@ -31,6 +31,10 @@ class NeededImages:
         (asked,) = self._db.row("asked_for", client=client, sha256=sha256)
         return None if asked is None else bool(asked)
 
+    def held(self, client: str) -> frozenset[str]:
+        """Return the hashes of the images that the unfinished jobs of this client need."""
+        return frozenset(sha256 for (sha256,) in self._db.rows("held_images", client=client))
+
     def came(self, sha256: str) -> None:
         """Note that an image is here; jobs that waited for no other are queued."""
         self._db.run("image_came", sha256=sha256)

@@ -113,6 +113,11 @@ UPDATE jobs SET unprepared = 0, images = :images WHERE row = :row AND state = 'q
 -- name: unprepare
 UPDATE jobs SET unprepared = 1, images = NULL WHERE finished_s IS NULL AND row IN (SELECT job FROM images)
 
+-- name: held_images
+-- By way of the images: they are only those of unfinished jobs, while a client may have many that ended.
+SELECT DISTINCT images.sha256 FROM images CROSS JOIN jobs ON jobs.row = images.job
+ WHERE jobs.client = :client AND jobs.finished_s IS NULL
+
 -- name: forget_images
 DELETE FROM images WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE row = images.job AND finished_s IS NULL)
 

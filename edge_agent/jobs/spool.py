@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.errors import Code, EdgeAgentError
@@ -25,15 +26,29 @@ _PARTS = re.compile(r"([0-9a-f]{64})\.([1-9][0-9]{0,3})")
 """Our files and folders; others' that somebody put there are left alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """For whom an image is kept: the hashes of all their unfinished jobs need, and what names the image to them.
+
+    An image that several need counts in full for each of them, once however many of their jobs need it: so what one
+    may still send depends on nobody else's jobs.
+    """
+
+    hashes: Collection[str]
+    field: str
+
+
 class Spool:
     """The images of one agent. `open` it before use.
 
-    `quota_bytes` bounds what images and parts take together, `image_bytes` one of them.
+    `quota_bytes` bounds what images and parts take together, `requester_quota_bytes` what those that one requester
+    needs do, `image_bytes` one of them.
     """
 
-    def __init__(self, folder: Path, *, quota_bytes: int, image_bytes: int) -> None:
+    def __init__(self, folder: Path, *, quota_bytes: int, requester_quota_bytes: int, image_bytes: int) -> None:
         self._folder = folder
         self._quota_bytes = quota_bytes
+        self._requester_quota_bytes = requester_quota_bytes
         self._image_bytes = image_bytes
         self._sizes: dict[str, int] = {}
         self._parts: dict[tuple[str, int], dict[int, int]] = {}
@@ -78,44 +93,72 @@ class Spool:
         """Return the folder for what is decoded for a job."""
         return self._folder / PREPARED / str(row)
 
-    def add(self, content: bytes) -> str:
+    def share(self, sha256: str, holder: Holder) -> None:
+        """Let a requester have an image that is here already, if it is.
+
+        Raises EdgeAgentError QUOTA_EXCEEDED when that is too much for them.
+        """
+        if self.has(sha256) and sha256 not in holder.hashes:
+            self._check_share(self._sizes[sha256], holder)
+
+    def add(self, content: bytes, holder: Holder) -> str:
         """Keep an image; return its hash in hex. One that is here already is not written again.
 
-        Raises EdgeAgentError STORAGE_FULL, or PAYLOAD_TOO_LARGE when it is over `image_bytes`.
+        Raises EdgeAgentError STORAGE_FULL, QUOTA_EXCEEDED, or PAYLOAD_TOO_LARGE when it is over `image_bytes`.
         """
-        return self.add_pieces([content], len(content))
+        sha256 = hashlib.sha256(content).hexdigest()
+        if self.has(sha256):
+            self.share(sha256, holder)
+            return sha256
+        self._make_room(len(content), replaced_bytes=0)
+        self._check_share(len(content), holder)
+        new = self._folder / f"image{_NEW}"
+        with _storing():
+            self._keep(new, sha256, _write(new, [content]))
+        return sha256
 
-    def add_pieces(self, pieces: Iterable[bytes], size_bytes: int) -> str:
-        """Keep an image that comes in pieces; `size_bytes` is what it takes at most. See `add`."""
+    def add_pieces(self, pieces: Iterable[bytes], size_bytes: int, holder: Holder) -> str:
+        """Keep an image that comes in pieces; `size_bytes` is what it takes at most. See `add`.
+
+        Only when it is written its hash is known, and whether its requester had it already.
+        """
         self._make_room(size_bytes, replaced_bytes=0)
         digest = hashlib.sha256()
         new = self._folder / f"image{_NEW}"
         with _storing():
             written_bytes = _write(new, _hashed(pieces, digest))
             sha256 = digest.hexdigest()
-            if self.has(sha256):
-                new.unlink()
-            else:
-                _settle(new, self.path(sha256))
-                self._sizes[sha256] = written_bytes
+            try:
+                if self.has(sha256):
+                    self.share(sha256, holder)
+                else:
+                    self._check_share(written_bytes, holder)
+                    self._keep(new, sha256, written_bytes)
+            finally:
+                new.unlink(missing_ok=True)
         return sha256
 
-    def add_part(self, sha256: str, *, part: int, parts: int, content: bytes) -> bool:
+    def _keep(self, new: Path, sha256: str, size_bytes: int) -> None:
+        _settle(new, self.path(sha256))
+        self._sizes[sha256] = size_bytes
+
+    def add_part(self, sha256: str, *, part: int, parts: int, content: bytes, holder: Holder) -> bool:
         """Keep part 1 … `parts` of an image; return whether the image is here, whole, with it.
 
-        A part that is here already is replaced. Raises EdgeAgentError STORAGE_FULL, PAYLOAD_TOO_LARGE, or BAD_IMAGE
-        when the parts together have another hash: they are forgotten then.
+        A part that is here already is replaced. Raises EdgeAgentError STORAGE_FULL, QUOTA_EXCEEDED, PAYLOAD_TOO_LARGE,
+        or BAD_IMAGE when the parts together have another hash: they are forgotten then.
         """
         if self.has(sha256):
             return True
         if parts == 1:
             if hashlib.sha256(content).hexdigest() != sha256:
                 raise EdgeAgentError(Code.BAD_IMAGE, "sha256: is not the hash of the payload")
-            self.add(content)
+            self.add(content, holder)
             return True
         have = self._parts.get((sha256, parts), {})
         others_bytes = sum(size for number, size in have.items() if number != part)
         self._make_room(others_bytes + len(content), replaced_bytes=others_bytes)
+        self._check_share(len(content) - have.get(part, 0), holder)
         folder = self._folder / f"{sha256}.{parts}"
         with _storing():
             if not folder.exists():
@@ -137,8 +180,7 @@ class Spool:
             written_bytes = _write(new, _hashed(pieces, digest))
             right = digest.hexdigest() == sha256
             if right:
-                _settle(new, self.path(sha256))
-                self._sizes[sha256] = written_bytes
+                self._keep(new, sha256, written_bytes)
             else:
                 new.unlink()
             self._drop_parts(sha256, parts)
@@ -160,6 +202,15 @@ class Spool:
     def _drop_parts(self, sha256: str, parts: int) -> None:
         shutil.rmtree(self._folder / f"{sha256}.{parts}", ignore_errors=True)
         del self._parts[sha256, parts]
+
+    def _check_share(self, more_bytes: int, holder: Holder) -> None:
+        hashes = frozenset(holder.hashes)
+        held_bytes = sum(self._sizes.get(each, 0) for each in hashes)
+        held_bytes += sum(sum(sizes.values()) for (each, _), sizes in self._parts.items() if each in hashes)
+        if held_bytes + more_bytes > self._requester_quota_bytes:
+            most = f"the images of your unfinished jobs may take {self._requester_quota_bytes} bytes here"
+            sentence = f"{holder.field}: {most}; send it again when one has ended"
+            raise EdgeAgentError(Code.QUOTA_EXCEEDED, sentence, retry_after_s=30.0)
 
     def _make_room(self, size_bytes: int, *, replaced_bytes: int) -> None:
         if size_bytes > self._image_bytes:

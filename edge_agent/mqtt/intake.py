@@ -16,7 +16,7 @@ from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
-from edge_agent.jobs.spool import Spool
+from edge_agent.jobs.spool import Holder, Spool
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
 from edge_agent.mqtt.outbox import Outbox
@@ -156,12 +156,15 @@ class Intake:
         model = self.admit(queue, request, client)
         ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
         envelope = Envelope(client, ttl_s, asked.pool, correlation=inbound.correlation, traceparent=inbound.traceparent)
-        job = queue.accept(request, envelope, model=model, attached=self._attach(queue, request))
+        job = queue.accept(request, envelope, model=model, attached=self._attach(queue, request, client))
         return partial(log.info, "job.accepted", job_id=job.job_id, client=client, model=model, row=job.row)
 
-    def _attach(self, queue: Queue, request: Request) -> Attached:
+    def _attach(self, queue: Queue, request: Request, client: str) -> Attached:
+        if not request.images:
+            return Attached(request, {})
+        held = queue.images.held(client)
         try:
-            return attach(request, spool=self._spool, folders=self._images.folders)
+            return attach(request, spool=self._spool, folders=self._images.folders, held=held)
         except EdgeAgentError:
             self._spool.sweep(*queue.images.needed())  # of an image before the one at fault
             raise
@@ -175,7 +178,10 @@ class Intake:
             )
         if asked_for:
             self._check_disk()
-            if self._spool.add_part(piece.sha256, part=piece.part, parts=piece.parts, content=piece.content):
+            holder = Holder(queue.images.held(client), "sha256")
+            if self._spool.add_part(
+                piece.sha256, part=piece.part, parts=piece.parts, content=piece.content, holder=holder
+            ):
                 queue.images.came(piece.sha256)
         return _nothing
 

@@ -18,7 +18,7 @@ from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.job import TERMINAL, Destination, Job, JobState, Outcome
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
-from edge_agent.jobs.spool import Spool
+from edge_agent.jobs.spool import Holder, Spool
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.jobs.template import Seen
 from edge_agent.jobs.watch import HOPS_MAX, WANTED, Drop, Memory, Reason, Rule, Take, decide
@@ -212,7 +212,10 @@ class Watcher:
     def _accept(self, queue: Queue, order: _Order) -> Job:
         """Raise EdgeAgentError before anything has changed."""
         model = self._admit(queue, order.request)
-        here = {} if order.image is None else {self._spool.add(order.image): True}
+        here = {}
+        if order.image is not None:
+            holder = Holder(queue.images.held(order.envelope.client), "payload")
+            here[self._spool.add(order.image, holder)] = True
         if queue.supersede(order.envelope.client, order.topic, keep=order.rule.section.pending - 1) and here:
             self._store.do(lambda queue: self._spool.sweep(*queue.images.needed()))
         return queue.accept(order.request, order.envelope, model=model, attached=Attached(order.request, here))

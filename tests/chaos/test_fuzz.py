@@ -324,7 +324,7 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
 ):
     """Each of thousands of damaged messages is acknowledged once, and answered by field and never by value."""
     recorder, fuzz = Recorder(), Fuzz(SEED)
-    spool = Spool(tmp_path / "images", quota_bytes=2**30, image_bytes=2**20)
+    spool = Spool(tmp_path / "images", quota_bytes=2**30, requester_quota_bytes=2**30, image_bytes=2**20)
     spool.open()
     store = Store(
         Queue(tmp_path / "queue.db"), tell=recorder.tell, keep_finished_s=86_400.0, keep_finished_jobs=100_000

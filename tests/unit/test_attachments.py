@@ -11,7 +11,7 @@ from fakes import request
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import attach
 from edge_agent.jobs.request import Request
-from edge_agent.jobs.spool import Spool
+from edge_agent.jobs.spool import Holder, Spool
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 SHA256 = hashlib.sha256(PNG).hexdigest()
@@ -20,7 +20,7 @@ FIELD = "messages.0.content.1.image_url"
 
 @pytest.fixture
 def spool(tmp_path):
-    spool = Spool(tmp_path / "images", quota_bytes=10_000, image_bytes=5_000)
+    spool = Spool(tmp_path / "images", quota_bytes=10_000, requester_quota_bytes=10_000, image_bytes=5_000)
     spool.open()
     return spool
 
@@ -37,7 +37,7 @@ def data_url(content=PNG, head="data:image/png;base64,"):
 
 def refusal(spool, url, folders=()):
     with pytest.raises(EdgeAgentError) as refused:
-        attach(asked(url), spool=spool, folders=folders)
+        attach(asked(url), spool=spool, folders=folders, held=())
     assert refused.value.message.startswith(f"{FIELD}: ")
     return refused.value
 
@@ -46,7 +46,7 @@ def refusal(spool, url, folders=()):
 def test_a_data_url_becomes_the_hash_of_what_it_holds(spool, head):
     """And its detail stays; what is stored is a request that parses again."""
     given = asked({"url": data_url(head=head), "detail": "low"}, data_url())
-    attached = attach(given, spool=spool, folders=())
+    attached = attach(given, spool=spool, folders=(), held=())
     assert attached.here == {SHA256: True}
     assert spool.path(SHA256).read_bytes() == PNG
     stored = Request.model_validate_json(attached.request.to_json())
@@ -55,9 +55,12 @@ def test_a_data_url_becomes_the_hash_of_what_it_holds(spool, head):
 
 
 def test_a_hash_is_looked_up(spool):
-    parts = [{"type": "image_sha256", "sha256": "f" * 64}, {"type": "image_sha256", "sha256": spool.add(PNG)}]
+    parts = [
+        {"type": "image_sha256", "sha256": "f" * 64},
+        {"type": "image_sha256", "sha256": spool.add(PNG, Holder((), "x"))},
+    ]
     given = request(prompt=None, messages=[{"role": "user", "content": parts}])
-    assert attach(given, spool=spool, folders=()).here == {"f" * 64: False, SHA256: True}
+    assert attach(given, spool=spool, folders=(), held=()).here == {"f" * 64: False, SHA256: True}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("host", ["", "localhost"])
 def test_a_file_below_an_allowed_folder_is_taken(spool, folder, host):
-    attached = attach(asked(f"file://{host}{folder}/door/a%20b.png"), spool=spool, folders=(folder,))
+    attached = attach(asked(f"file://{host}{folder}/door/a%20b.png"), spool=spool, folders=(folder,), held=())
     assert attached.here == {SHA256: True}
 
 
@@ -140,5 +143,5 @@ def test_the_request_stays_what_it_was(spool):
     """What makes two requests the same is what was sent, not how it is stored."""
     given = asked(data_url())
     before = json.loads(given.to_json())
-    attach(given, spool=spool, folders=())
+    attach(given, spool=spool, folders=(), held=())
     assert json.loads(given.to_json()) == before

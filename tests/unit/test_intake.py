@@ -40,7 +40,7 @@ class FakeOutbox:
 class Desk:
     """An intake with a real store behind it; `journal` holds in order what left it."""
 
-    def __init__(self, folder, *, roster=None, free_bytes=10**9, folders=(), **settings):
+    def __init__(self, folder, *, roster=None, free_bytes=10**9, folders=(), share_bytes=10_000, **settings):
         self.journal = []
         self.machine = Time()
         self.queue = self.machine.queue(folder)
@@ -53,7 +53,7 @@ class Desk:
             retry_s=0.01,
         )
         self.pace = Pace()
-        self.spool = Spool(folder / "images", quota_bytes=10_000, image_bytes=8_000)
+        self.spool = Spool(folder / "images", quota_bytes=10_000, requester_quota_bytes=share_bytes, image_bytes=8_000)
         self.spool.open()
         self.intake = Intake(
             topics=TOPICS,
@@ -543,6 +543,27 @@ def test_images_beyond_the_quota_are_refused_until_a_job_has_ended(seeing):
     seeing.take("cancel", {"job_id": "job-0"})
     seeing.ask(lambda queue: seeing.spool.sweep(*queue.images.needed()))
     assert ("told", "more", JobState.QUEUED) in seeing.take("job", about(inline()) | {"job_id": "more"})
+
+
+def test_images_beyond_a_requesters_share_are_refused_by_field_until_a_job_has_ended(tmp_path):
+    """Sent with a job, named in it or uploaded; another requester's are taken meanwhile."""
+    with Desk(tmp_path, roster=FakeRoster("phi", images=4), share_bytes=5000) as desk:
+        more = PHOTO + b"2"
+        by_hash = named(hashlib.sha256(more).hexdigest())
+        desk.take("job", about(inline(), inline()) | {"job_id": "first"})
+        desk.take("job", about(inline(PHOTO + b"1"), inline()) | {"job_id": "second"})
+        assert ("told", "third", JobState.WAITING) in desk.take("job", about(by_hash) | {"job_id": "third"})
+        _, error = refusal(desk.take("image", more))
+        assert (error["code"], error["message"][:8], error["retryable"]) == (Code.QUOTA_EXCEEDED, "sha256: ", True)
+        _, error = refusal(desk.take("job", about(inline(), inline(more)) | {"job_id": "fourth"}))
+        assert (error["code"], error["message"][:31]) == (Code.QUOTA_EXCEEDED, "messages.0.content.2.image_url:")
+        told = desk.take("job", about(inline(more)) | {"job_id": "theirs"}, client="somebody")
+        assert ("told", "theirs", JobState.QUEUED) in told
+        desk.take("cancel", {"job_id": "third"})
+        _, error = refusal(desk.take("job", about(by_hash) | {"job_id": "fifth"}))
+        assert (error["code"], error["message"][:28]) == (Code.QUOTA_EXCEEDED, "messages.0.content.1.sha256:")
+        desk.take("cancel", {"job_id": "second"})
+        assert ("told", "last", JobState.QUEUED) in desk.take("job", about(inline(more)) | {"job_id": "last"})
 
 
 # Requesters

@@ -47,6 +47,7 @@ def test_models_are_tables(tmp_path):
         ('[mqtt]\nroot = "a/b/c"\n', "mqtt.root: String should match pattern"),
         ('[mqtt]\nroot = "a/#"\n', "mqtt.root: String should match pattern"),
         ('[agent]\nid = "Über"\n', "agent.id: String should match pattern"),
+        ("[images]\nimage_bytes = 100000000\n", "images: requester_quota_bytes must be at least image_bytes"),
         ("[queue]\nkeep_finished_s = 60\n", "queue: keep_finished_s must be at least ttl_max_s"),
         ("[mqtt\n", "not valid TOML"),
     ],

@@ -5,14 +5,18 @@ import hashlib
 import pytest
 
 from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.spool import Spool
+from edge_agent.jobs.spool import Holder, Spool
 
 PHOTO = bytes(range(256)) * 8
 SHA256 = hashlib.sha256(PHOTO).hexdigest()
+NEW = Holder((), "image")
+"""Somebody who has no image here."""
 
 
 def opened(folder, **bounds):
-    spool = Spool(folder / "images", **({"quota_bytes": 10_000, "image_bytes": 5_000} | bounds))
+    spool = Spool(
+        folder / "images", **({"quota_bytes": 10_000, "requester_quota_bytes": 8000, "image_bytes": 5_000} | bounds)
+    )
     spool.open()
     return spool
 
@@ -27,7 +31,7 @@ def files(folder):
 
 
 def test_an_image_is_kept_once_and_over_a_restart(spool, tmp_path):
-    assert spool.add(PHOTO) == spool.add(PHOTO) == SHA256
+    assert spool.add(PHOTO, NEW) == spool.add(PHOTO, NEW) == SHA256
     assert files(tmp_path) == [SHA256]
     again = opened(tmp_path)
     assert again.has(SHA256)
@@ -38,21 +42,21 @@ def test_an_image_is_kept_once_and_over_a_restart(spool, tmp_path):
 def test_parts_make_an_image_in_any_order_repeated_and_over_a_restart(spool, tmp_path, order):
     pieces = {1: PHOTO[:1000], 2: PHOTO[1000:2000], 3: PHOTO[2000:]}
     for part in order[:-1]:
-        assert not spool.add_part(SHA256, part=part, parts=3, content=pieces[part])
+        assert not spool.add_part(SHA256, part=part, parts=3, content=pieces[part], holder=NEW)
     again = opened(tmp_path)
     assert again.used_bytes == len(PHOTO) - len(pieces[order[-1]])
-    assert again.add_part(SHA256, part=order[-1], parts=3, content=pieces[order[-1]])
+    assert again.add_part(SHA256, part=order[-1], parts=3, content=pieces[order[-1]], holder=NEW)
     assert again.path(SHA256).read_bytes() == PHOTO
     assert files(tmp_path) == [SHA256]
-    assert again.add_part(SHA256, part=1, parts=3, content=b"late repeat")
+    assert again.add_part(SHA256, part=1, parts=3, content=b"late repeat", holder=NEW)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_an_image_of_another_hash_is_refused_and_forgotten(spool, tmp_path, parts):
     for part in range(1, parts):
-        spool.add_part(SHA256, part=part, parts=parts, content=b"not it")
+        spool.add_part(SHA256, part=part, parts=parts, content=b"not it", holder=NEW)
     with pytest.raises(EdgeAgentError, match=r"^sha256: ") as refused:
-        spool.add_part(SHA256, part=parts, parts=parts, content=b"not it")
+        spool.add_part(SHA256, part=parts, parts=parts, content=b"not it", holder=NEW)
     assert refused.value.code is Code.BAD_IMAGE
     assert files(tmp_path) == []
     assert spool.used_bytes == 0
@@ -60,30 +64,87 @@ def test_an_image_of_another_hash_is_refused_and_forgotten(spool, tmp_path, part
 
 def test_what_is_over_the_quota_is_refused_until_there_is_room(tmp_path):
     spool = opened(tmp_path, quota_bytes=3000)
-    spool.add(PHOTO)
+    spool.add(PHOTO, NEW)
     with pytest.raises(EdgeAgentError) as refused:
-        spool.add(PHOTO[::-1])
+        spool.add(PHOTO[::-1], NEW)
     assert (refused.value.code, refused.value.retryable) == (Code.STORAGE_FULL, True)
     with pytest.raises(EdgeAgentError, match="room"):
-        spool.add_part("0" * 64, part=1, parts=9, content=bytes(1000))
+        spool.add_part("0" * 64, part=1, parts=9, content=bytes(1000), holder=NEW)
     spool.sweep((), ())
-    assert spool.has(spool.add(PHOTO[::-1]))
+    assert spool.has(spool.add(PHOTO[::-1], NEW))
+
+
+def pieces(content):
+    return (content[at : at + 500] for at in range(0, len(content), 500))
+
+
+@pytest.mark.parametrize("way", ["add", "pieces", "part", "whole"])
+def test_what_is_over_the_share_of_one_requester_is_refused_however_it_comes(tmp_path, way):
+    """By field; nothing of it stays; others go on."""
+    spool = opened(tmp_path, requester_quota_bytes=3000)
+    other = PHOTO[::-1]
+    sha256 = hashlib.sha256(other).hexdigest()
+    full = Holder((spool.add(PHOTO, NEW), sha256), "messages.0.content.1.image_url")
+
+    def bring(holder):
+        match way:
+            case "add":
+                return spool.add(other, holder) == sha256
+            case "pieces":
+                return spool.add_pieces(pieces(other), len(other), holder) == sha256
+            case "part":
+                return not spool.add_part(sha256, part=1, parts=2, content=other[:1500], holder=holder)
+            case "whole":
+                return spool.add_part(sha256, part=1, parts=1, content=other, holder=holder)
+
+    with pytest.raises(EdgeAgentError, match=r"^messages\.0\.content\.1\.image_url: .* 3000 bytes") as refused:
+        bring(full)
+    assert (refused.value.code, refused.value.retryable) == (Code.QUOTA_EXCEEDED, True)
+    assert files(tmp_path) == [SHA256]
+    assert bring(NEW)
+
+
+def test_an_image_that_several_need_counts_once_for_each_of_them(tmp_path):
+    """Again it takes nothing of a requester's share; another's it takes in full, also when they only name it."""
+    spool = opened(tmp_path, requester_quota_bytes=3000)
+    theirs = Holder((spool.add(PHOTO, NEW),), "image")
+    assert spool.add(PHOTO, theirs) == spool.add_pieces(pieces(PHOTO), len(PHOTO), theirs) == SHA256
+    spool.share(SHA256, theirs)
+    spool.share("0" * 64, theirs)
+    elsewhere = Holder((spool.add(PHOTO[::-1], NEW),), "image")
+    for take in (
+        lambda: spool.add(PHOTO, elsewhere),
+        lambda: spool.add_pieces(pieces(PHOTO), len(PHOTO), elsewhere),
+        lambda: spool.share(SHA256, elsewhere),
+    ):
+        with pytest.raises(EdgeAgentError, match="your unfinished jobs"):
+            take()
+
+
+def test_parts_count_however_an_image_is_cut(tmp_path):
+    """Sent as two parts, as three and as four, it is held three times; a part sent again is not."""
+    spool = opened(tmp_path, requester_quota_bytes=3000)
+    theirs = Holder((SHA256,), "sha256")
+    for parts in (2, 3, 3):
+        spool.add_part(SHA256, part=1, parts=parts, content=PHOTO[:1024], holder=theirs)
+    with pytest.raises(EdgeAgentError, match=r"^sha256: the images of your unfinished jobs"):
+        spool.add_part(SHA256, part=1, parts=4, content=PHOTO[:1024], holder=theirs)
 
 
 def test_an_image_over_its_bound_is_refused_also_in_parts(spool, tmp_path):
     with pytest.raises(EdgeAgentError) as refused:
-        spool.add(bytes(5001))
+        spool.add(bytes(5001), NEW)
     assert refused.value.code is Code.PAYLOAD_TOO_LARGE
-    spool.add_part("0" * 64, part=1, parts=9, content=bytes(3000))
+    spool.add_part("0" * 64, part=1, parts=9, content=bytes(3000), holder=NEW)
     with pytest.raises(EdgeAgentError, match="over 5000 bytes"):
-        spool.add_part("0" * 64, part=2, parts=9, content=bytes(3000))
+        spool.add_part("0" * 64, part=2, parts=9, content=bytes(3000), holder=NEW)
 
 
 def test_a_sweep_removes_what_no_job_needs(spool, tmp_path):
     """Images, parts and what was decoded; at the start also what was being written."""
-    other = spool.add(b"other")
-    spool.add(PHOTO)
-    spool.add_part("0" * 64, part=1, parts=2, content=b"x")
+    other = spool.add(b"other", NEW)
+    spool.add(PHOTO, NEW)
+    spool.add_part("0" * 64, part=1, parts=2, content=b"x", holder=NEW)
     for row in (7, 8):
         spool.prepared(row).mkdir()
         (spool.prepared(row) / "0").write_bytes(b"rgb")
@@ -106,5 +167,5 @@ def test_what_is_not_ours_is_left_alone(spool, tmp_path):
 def test_a_disk_that_takes_nothing_is_told(spool, tmp_path):
     (tmp_path / "images" / "image.new").mkdir()
     with pytest.raises(EdgeAgentError, match="cannot store the image") as refused:
-        spool.add(PHOTO)
+        spool.add(PHOTO, NEW)
     assert refused.value.code is Code.STORAGE_FULL

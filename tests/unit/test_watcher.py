@@ -25,12 +25,14 @@ SENSOR = {"name": "sensor", "topic": "a/+", "prompt": "{{ payload }}"}
 class Tower:
     """A watcher with a real store behind it."""
 
-    def __init__(self, folder, *tables, quota_bytes=2**24, **settings):
+    def __init__(self, folder, *tables, quota_bytes=2**24, share_bytes=2**24, **settings):
         self.machine = Time()
         self.link = FakeLink()
         self.told = []
         self.queue = self.machine.queue(folder)
-        self.spool = Spool(folder / "images", quota_bytes=quota_bytes, image_bytes=2**20)
+        self.spool = Spool(
+            folder / "images", quota_bytes=quota_bytes, requester_quota_bytes=share_bytes, image_bytes=2**20
+        )
         self.spool.open()
         self.store = Store(self.queue, tell=self._tell, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01)
         intake = Intake(
@@ -259,3 +261,16 @@ def test_an_image_too_large_or_one_too_many_is_counted(tmp_path):
             tower.see(f"a/{number}", jpeg(number))
         assert tower.reading().dropped == {"payload_too_large": 1, "storage_full": 2}
         assert tower.reading().taken == 2
+
+
+def test_every_rule_has_a_share_of_the_spool(tmp_path):
+    """One image more than it may have is counted, and the other rule's is taken."""
+    rules = [{"name": name, "topic": f"{name}/+", "prompt": "?", "every_s": 9} for name in ("door", "yard")]
+    with Tower(tmp_path, *rules, share_bytes=250_000) as tower:
+        for number in range(3):
+            tower.see(f"door/{number}", jpeg(number))
+        tower.see("yard/0", jpeg(9))
+        flush(tower.store)
+        door, yard = tower.watcher.readings()
+        assert (door.taken, door.dropped) == (2, {"quota_exceeded": 1})
+        assert (yard.taken, yard.dropped) == (1, {})
