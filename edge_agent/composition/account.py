@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from edge_agent import __version__
@@ -28,21 +29,38 @@ class Account:
         self.deaf: tuple[str, ...] = ()
         self.unwatched: tuple[str, ...] = ()
 
-    def condition(self, *, strained: tuple[str, ...] | None = None, fallbacks: bool = True) -> Condition:
-        """Return how it is; `strained` says why it holds back, in place of what is so.
+    def condition(self) -> Condition:
+        """Return how it is."""
+        return self._condition(
+            self._parts.supervisor.statuses(),
+            unwatched=self.unwatched,
+            blind=self._blind(),
+            strained=self._parts.restraint.reasons,
+        )
 
-        Without `fallbacks` a model that runs elsewhere than it should is as well as any.
-        """
+    def _condition(
+        self,
+        engines: Sequence[EngineStatus],
+        *,
+        unwatched: tuple[str, ...] = (),
+        blind: bool = False,
+        strained: tuple[str, ...] = (),
+    ) -> Condition:
         parts = self._parts
         return condition(
-            engines=[each if fallbacks else replace(each, fallback=None) for each in parts.supervisor.statuses()],
+            engines=engines,
             draining=self.draining,
             disk_full=parts.store.disk_full,
             duplicate=parts.announcer.duplicate,
-            deaf=(*self.deaf, *self.unwatched, *parts.pools.refused),
-            blind=bool(parts.link.connected and parts.watch_link and parts.watch_link.trouble),
-            strained=parts.restraint.reasons if strained is None else strained,
+            deaf=(*self.deaf, *parts.pools.refused),
+            unwatched=unwatched,
+            blind=blind,
+            strained=strained,
         )
+
+    def _blind(self) -> bool:
+        parts = self._parts
+        return bool(parts.link.connected and parts.watch_link and parts.watch_link.trouble)
 
     def stuck(self) -> tuple[str, ...]:
         """Return the threads that do not come back."""
@@ -59,8 +77,10 @@ class Account:
         """Return whether jobs may come that others could do as well: well, but for what is held back.
 
         On another device than the best it takes them too, or a driver that fails everywhere would leave a pool empty.
+        What it does not get to watch is no job of a pool.
         """
-        return self._parts.restraint.in_pools and self.condition(strained=(), fallbacks=False).health == "ready"
+        engines = [replace(each, fallback=None) for each in self._parts.supervisor.statuses()]
+        return self._parts.restraint.in_pools and self._condition(engines).health == "ready"
 
     def lanes(self) -> int:
         """Return how many jobs the engines that are there run at once."""

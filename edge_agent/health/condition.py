@@ -14,13 +14,15 @@ def condition(
     disk_full: bool,
     duplicate: bool,
     deaf: tuple[str, ...] = (),
+    unwatched: tuple[str, ...] = (),
     blind: bool = False,
     strained: tuple[str, ...] = (),
 ) -> Condition:
     """Return how the agent is.
 
-    `strained` says why it holds back, and unloads models if it does; `deaf` what the broker does not let it hear;
-    `blind` whether the connection that watches is refused or lost while the other is not.
+    `strained` says why it holds back, and unloads models if it does; `deaf` what the broker does not let it hear,
+    `unwatched` what it does not let it watch; `blind` whether the connection that watches is refused or lost while the
+    other is not.
     """
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
@@ -37,6 +39,7 @@ def condition(
     if duplicate:
         reasons.append("another agent has this id")
     reasons += [f"the broker refuses {topic}" for topic in deaf]
+    reasons += [f"the broker refuses the watched topic {topic}" for topic in unwatched]
     if blind:
         reasons.append("watched topics have no connection")
     reasons += strained

@@ -35,6 +35,7 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
         ({"disk_full": True}, "unhealthy", "the disk is full"),
         ({"duplicate": True}, "degraded", "another agent has this id"),
         ({"deaf": ("edge/v1/x",)}, "degraded", "the broker refuses edge/v1/x"),
+        ({"unwatched": ("cams/+",)}, "degraded", "the broker refuses the watched topic cams/+"),
         ({"blind": True}, "degraded", "watched topics have no connection"),
         ({"strained": ("heat: 78 °C",)}, "degraded", "heat: 78 °C"),
         (
