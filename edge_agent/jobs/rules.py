@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from edge_agent.errors import SettingsError
+from edge_agent.engine import guide
+from edge_agent.engine.messages import Guide, GuideKind
+from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.jobs.response_format import ResponseFormat
 from edge_agent.jobs.template import Path, Slot, Template, path
 from edge_agent.jobs.watch import Rule
@@ -172,7 +174,15 @@ class _Reader:
         if section.response_format is None:
             return None
         try:
-            return ResponseFormat.model_validate(section.response_format)
+            found = ResponseFormat.model_validate(section.response_format)
         except ValidationError as error:
             self.fault("response_format", faults(error))
             return None
+        served = [each for each in self._settings.models.serve if section.model in {"auto", each.name}]
+        if found.guide is not None and all(each.openai is None for each in served):  # a server has bounds of its own
+            kind, text = found.guide
+            try:
+                guide.check(Guide(GuideKind(kind), text))
+            except EdgeAgentError as error:
+                self.faults.append(f"{self._key}.{error.message}")
+        return found

@@ -23,6 +23,9 @@ LAYERS = (
     ),
     (
         "edge_agent.jobs",
+        "edge_agent.engine.grammar",
+        "edge_agent.engine.guide",
+        "edge_agent.engine.messages",
         "edge_agent.mqtt.tap",
         "edge_agent.mqtt.topics",
         "edge_agent.mqtt.acl",

@@ -44,6 +44,14 @@ def read(*tables, **sections):
         ({"ttl_s": 86_000}, "watch.0.ttl_s: must be at most queue.ttl_max_s"),
         ({"response_format": {"type": "regex"}}, "watch.0.response_format: regex is missing"),
         ({"response_format": {"type": "shape"}}, "watch.0.response_format: type"),
+        (
+            {"response_format": {"type": "regex", "regex": "a{1,129}"}},
+            "watch.0.response_format: a repetition of more than 128",
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": {"not": {}}}},
+            "watch.0.response_format: not is not supported in a schema",
+        ),
         ({"answer_topic": "b/+"}, "watch.0.answer_topic: must be a topic"),
         ({"answer_topic": "$SYS/b"}, "watch.0.answer_topic: must be a topic"),
         ({"answer_topic": "edge/v1/agents/b/cmd/job/c"}, "watch.0.answer_topic: can take a topic below mqtt.root"),
@@ -59,6 +67,12 @@ def test_a_fault_names_its_key(table, sentence):
     with pytest.raises(SettingsError) as caught:
         read(table, queue={"ttl_max_s": 3600, "keep_finished_s": 3600})
     assert sentence in str(caught.value)
+
+
+def test_a_server_elsewhere_has_bounds_of_its_own_for_what_an_answer_is_shaped_like():
+    served = [ServeSection(name="phi", openai={"url": "http://127.0.0.1:1/v1", "model": "m"})]
+    rule = {"name": "a", "topic": "a/+", "prompt": "Hm?", "response_format": {"type": "regex", "regex": "a{1,129}"}}
+    assert rules.read(Settings(watch=[rule], models={"serve": served}), TOPICS)[0].response_format
 
 
 def test_every_fault_is_told_at_once():
