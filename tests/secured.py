@@ -1,8 +1,12 @@
 """A mosquitto set up by what `edge-agent acl` writes and prints, and mosquitto's own clients."""
 
+import json
+import os
 import subprocess
 import uuid
+from pathlib import Path
 
+import pytest
 from running import PATIENCE_S
 from typer.testing import CliRunner
 
@@ -14,6 +18,34 @@ USERS = (
     *("--monitor", "grafana", "--admin", "op"),
     *("--watch-read", "edge-01=plant/+/alarm", "--watch-write", "edge-01=plant/answers/edge-01"),
 )
+
+
+DYNAMIC_SECURITY = sorted(Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"))
+
+
+def refusing(folder, topics):
+    """Return the lines of a broker that refuses a subscription; mosquitto's ACL file cannot, this plugin can."""
+    if not DYNAMIC_SECURITY:
+        reason = "mosquitto's dynamic security plugin is not installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    deny = {"acltype": "subscribePattern", "topic": topics, "allow": False, "priority": 1}
+    config = folder / "dynamic-security.json"
+    config.write_text(
+        json.dumps(
+            {
+                "defaultACLAccess": dict.fromkeys(
+                    ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe"), True
+                ),
+                "clients": [],
+                "groups": [{"groupname": "all", "roles": [{"rolename": "deaf"}]}],
+                "roles": [{"rolename": "deaf", "acls": [deny]}],
+                "anonymousGroup": "all",
+            }
+        )
+    )
+    return f"plugin {DYNAMIC_SECURITY[0]}\nplugin_opt_config_file {config}\n"
 
 
 def generated(folder, *arguments):

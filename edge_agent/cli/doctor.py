@@ -16,6 +16,8 @@ from edge_agent import settings
 from edge_agent.doctor import broker, builds, machine
 from edge_agent.doctor.finding import Finding, Level, failed, ok
 from edge_agent.errors import SettingsError
+from edge_agent.jobs import rules
+from edge_agent.mqtt.topics import Topics
 from hardware.probe import probe
 
 MARKS = {
@@ -56,6 +58,7 @@ def doctor(
 def _look(config: Path | None, *, full: bool) -> Iterator[Finding]:
     try:
         loaded = settings.load(config)
+        rules.read(loaded, Topics(loaded.mqtt.root, loaded.agent.id))
     except SettingsError as error:
         for line in str(error).splitlines():
             yield failed("settings", line, f"mend {config or 'the environment'}; see systemd/edge-agent.toml.example")

@@ -13,9 +13,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
-from edge_agent.mqtt import certificate, trouble
+from edge_agent.jobs import rules
+from edge_agent.mqtt import certificate, trouble, watcher
 from edge_agent.mqtt.access import Access, CredentialError, located
-from edge_agent.mqtt.link import Callbacks, Link, Subscription
+from edge_agent.mqtt.link import FILTERS_AT_ONCE, Callbacks, Link, Subscription
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Publication
 from edge_agent.settings import Settings
@@ -138,13 +139,14 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
     """Connect as the agent's user, ask for its session, try what it may say and hear."""
     topics = Topics(settings.mqtt.root, settings.agent.id)
     heard = (topics.commands, topics.event("presence"), *map(topics.pool_cancels, settings.agent.pools))
+    wanted = tuple(map(Subscription, heard)) + _watched(settings, topics)
     refused: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
     answers: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     link = Link(
         access,
-        subscriptions=tuple(map(Subscription, heard)),
+        subscriptions=wanted,
         callbacks=Callbacks(
-            receive=lambda _inbound, _receipt: None,
+            receive=lambda _inbound, receipt: link.ack(receipt),
             answered=lambda mid, reason: answers.put((mid, reason)),
             subscribed=refused.put,
         ),
@@ -157,7 +159,7 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
             return
         yield ok("login", f"the broker welcomes {access.username or 'us'}")
         yield from _session(settings, link)
-        yield _subscriptions(refused)
+        yield _subscriptions(refused, answers=-(-len(wanted) // FILTERS_AT_ONCE))
         yield from _rights(topics, _Talk(link, answers))
     finally:
         link.stop()
@@ -185,9 +187,18 @@ def _session(settings: Settings, link: Link) -> Iterator[Finding]:
         yield failed("pools", "the broker has no shared subscriptions", "use another broker, or set agent.pools = []")
 
 
-def _subscriptions(refused: "queue.SimpleQueue[tuple[str, ...]]") -> Finding:
+def _watched(settings: Settings, topics: Topics) -> tuple[Subscription, ...]:
+    """Return what is watched, as cheaply as it can be had: what comes is let go."""
+    wanted = watcher.subscriptions(rules.read(settings, topics))
+    return tuple(Subscription(each.topic, qos=0) for each in wanted)
+
+
+def _subscriptions(refused: "queue.SimpleQueue[tuple[str, ...]]", *, answers: int) -> Finding:
+    """Wait for the broker's answers, of which each tells what was refused so far."""
+    topics: tuple[str, ...] = ()
     try:
-        topics = refused.get(timeout=ANSWER_S)
+        for _ in range(answers):
+            topics = refused.get(timeout=ANSWER_S)
     except queue.Empty:
         return unknown("hearing", "the broker did not answer the subscriptions")
     if topics:

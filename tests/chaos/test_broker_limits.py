@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from flow import rows
 from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
+from secured import refusing
 
 from edge_agent.jobs.queue import Queue
 from edge_agent.mqtt.broker import PrivateBroker
@@ -18,7 +19,6 @@ INBOX = "edge/v1/clients/{}/inbox/#"
 COMMAND = "edge/v1/agents/edge-01/cmd/{}/{}"
 EVENTS = "edge/v1/agents/edge-01/evt/+"
 KEEP_TEXT = '[privacy]\nkeep_text = "until_pruned"\n'
-DYNAMIC_SECURITY = sorted(Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"))
 
 
 @pytest.fixture
@@ -171,35 +171,10 @@ def test_a_result_nobody_listened_for_can_be_asked_for(broker, agent_of):
         assert agent.said("result.refused") == []
 
 
-def refuse_commands(folder):
-    """Configure a broker that lets nobody subscribe to commands; mosquitto's ACL file cannot, this plugin can."""
-    deny = {"acltype": "subscribePattern", "topic": "edge/v1/agents/+/cmd/#", "allow": False, "priority": 1}
-    config = folder / "dynamic-security.json"
-    config.write_text(
-        json.dumps(
-            {
-                "defaultACLAccess": dict.fromkeys(
-                    ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe"), True
-                ),
-                "clients": [],
-                "groups": [{"groupname": "all", "roles": [{"rolename": "deaf"}]}],
-                "roles": [{"rolename": "deaf", "acls": [deny]}],
-                "anonymousGroup": "all",
-            }
-        )
-    )
-    return f"plugin {DYNAMIC_SECURITY[0]}\nplugin_opt_config_file {config}\n"
-
-
 def test_a_subscription_the_broker_refuses_shows_in_health(tmp_path):
     """An agent that may not hear commands says which topic is refused, in its log and its presence."""
-    if not DYNAMIC_SECURITY:
-        reason = "mosquitto's dynamic security plugin is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
     with (
-        PrivateBroker(folder=tmp_path / "broker", settings=refuse_commands(tmp_path)) as broker,
+        PrivateBroker(folder=tmp_path / "broker", settings=refusing(tmp_path, "edge/v1/agents/+/cmd/#")) as broker,
         Listener(broker, EVENTS) as monitor,
         AgentProcess(folder=tmp_path / "agent", broker=broker, models=[]) as agent,
     ):

@@ -6,8 +6,14 @@ import threading
 
 import psutil
 import pytest
+from authority import Authority, mosquitto_tls
 from PIL import Image, ImageDraw
-from running import AgentProcess, Listener, mosquitto_pub, wait_for
+from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
+from secured import refusing
+from typer.testing import CliRunner
+
+from edge_agent.cli.app import app
+from edge_agent.mqtt.broker import PrivateBroker, random_port
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
@@ -224,6 +230,75 @@ answer_topic = "answers/{name}"
         mosquitto_pub(broker, "skip/a", "fan", "-r")  # published now, retained or not, it is news
         answers.wait_on("answers/skip")
         assert [inbound.topic for inbound, _ in answers.messages] == ["answers/once", "answers/skip"]
+
+
+def rule(name, *topics):
+    return f"""
+[[watch]]
+name = "{name}"
+topic = {json.dumps(topics)}
+prompt = "Turn on the {{{{ payload }}}}."
+max_tokens = 8
+answer_topic = "answers/{name}"
+"""
+
+
+def test_a_rule_that_is_gone_leaves_its_topic_silent(tmp_path, demo_model):
+    """What the broker kept for it is not sent, nor what comes later; the rule that stays is heard."""
+    models = [{"name": "demo", "path": str(demo_model), "context_tokens": 512}]
+    both = rule("stays", "stays/+") + rule("gone", "gone/+")
+    with (
+        PrivateBroker(folder=tmp_path / "broker", settings="log_type all\n") as broker,
+        Answers(broker, "answers/#") as answers,
+        AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, extra=both) as agent,
+    ):
+        agent.wait_said("link.up", 2)
+        mosquitto_pub(broker, "gone/a", "fan")
+        answers.wait_on("answers/gone")
+        agent.stop()
+        mosquitto_pub(broker, "gone/away", "fan")
+        agent.config.write_text(agent.config.read_text().replace(rule("gone", "gone/+"), ""))
+        agent.start()
+        agent.wait_said("link.up", 4)
+        mosquitto_pub(broker, "gone/later", "fan")
+        mosquitto_pub(broker, "stays/a", "fan")
+        answers.wait_on("answers/stays")
+        assert [inbound.topic for inbound, _ in answers.messages] == ["answers/gone", "answers/stays"]
+        sent = [line for line in broker.log.read_text().splitlines() if "Sending PUBLISH to edge-01.watch-" in line]
+        assert [line for line in sent if "'stays/a'" in line]
+        assert not [line for line in sent if "'gone/away'" in line or "'gone/later'" in line]
+
+
+def test_what_the_broker_does_not_let_it_watch_is_said_and_costs_no_pool(tmp_path, demo_model):
+    """Over TLS: in presence and by the doctor; jobs of the pool and what else is watched are answered."""
+    authority, port = Authority(tmp_path / "tls"), random_port()
+    tls = f"listener {port} 127.0.0.1\n" + mosquitto_tls(authority, authority.issue("broker"))
+    with PrivateBroker(folder=tmp_path / "broker", settings=refusing(tmp_path, "cams/#") + tls) as broker:
+        agent = AgentProcess(
+            folder=tmp_path / "agent",
+            broker=broker,
+            models=[{"name": "demo", "path": str(demo_model), "context_tokens": 512}],
+            extra=rule("cams", "cams/+") + rule("doors", "doors/+"),
+        )
+        config = agent.config.read_text().replace(f"port = {broker.port}", f"port = {port}")
+        config = config.replace("[mqtt]\n", f'pools = ["hall"]\n[mqtt]\ntls_ca_file = "{authority.ca}"\n')
+        agent.config.write_text(config)
+        with (
+            Answers(broker, "answers/#") as answers,
+            Listener(broker, "edge/v1/agents/edge-01/evt/presence") as monitor,
+            requester(broker) as client,
+            agent,
+        ):
+            (refused,) = agent.wait_said("link.subscription_refused")
+            assert refused["filters"] == ["cams/+"]
+            agent.wait_said("engine.ready")
+            monitor.wait("presence", health="degraded", reason="the broker refuses the watched topic cams/+")
+            assert client.submit(pool="hall", prompt="Hello", max_tokens=4).result(60).agent == "edge-01"
+            mosquitto_pub(broker, "doors/a", "fan")
+            answers.wait_on("answers/doors")
+            run = CliRunner().invoke(app, ["doctor", "--json", "--config", str(agent.config)])
+            hearing = [each for each in json.loads(run.stdout)["findings"] if each["about"] == "hearing"]
+            assert [(each["level"], each["said"]) for each in hearing] == [("failed", "the broker refuses cams/+")]
 
 
 def watches(answers, name, **fields):
