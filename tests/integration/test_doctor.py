@@ -143,12 +143,19 @@ def test_an_open_password_file_and_folder_are_told(guarded, tmp_path):
     assert found["agent.state_dir"]["mend"] == f"sudo chmod 700 {tmp_path / 'state'}"
 
 
-def test_settings_that_cannot_be_used_are_told(tmp_path):
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('[mqtt]\nhots = "x"\n', "did you mean 'host'?"),
+        ('[[watch]]\nname = "a"\ntopic = "a"\nprompt = "{{ x }}"\n', "no variable is called 'x'"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_told(tmp_path, lines, said):
     config = tmp_path / "edge-agent.toml"
-    config.write_text('[mqtt]\nhots = "x"\n')
+    config.write_text(lines)
     run = CliRunner().invoke(app, ["doctor", "--config", str(config)])
     assert run.exit_code == 1
-    assert "did you mean 'host'?" in run.stdout
+    assert said in run.stdout
 
 
 def test_builds_are_looked_at_by_size_and_with_full_by_hash(tmp_path, tiny_model):
