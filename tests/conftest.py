@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 
 import booted
 import pytest
+import rich
 import structlog
 from hypothesis import settings
 from running import find_program
@@ -68,6 +69,12 @@ def _systemd_missing() -> str | None:
     if shutil.which("systemd-analyze"):
         return None
     return "systemd-analyze is not installed; install it with: make systemd"
+
+
+@pytest.fixture(autouse=True)
+def _own_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a console of its own: rich's, made once in a process, keeps the width it found then."""
+    monkeypatch.setattr(rich, "_console", None)
 
 
 class _Stderr:
