@@ -13,7 +13,7 @@ from edge_agent.composition.news import News
 from edge_agent.composition.parts import Parts
 from edge_agent.composition.reports import reports
 from edge_agent.dispatcher import Dispatcher
-from edge_agent.engine.keeper import Served
+from edge_agent.engine.served import Served
 from edge_agent.engine.supervisor import Supervisor
 from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import free_bytes

@@ -5,8 +5,8 @@ from functools import partial
 
 from edge_agent.composition.account import Account
 from edge_agent.composition.parts import Parts
+from edge_agent.engine.keeper import Listener
 from edge_agent.engine.messages import Event
-from edge_agent.engine.supervisor import Listener
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.store import Operation
 from edge_agent.mqtt.link import Callbacks, Receipt

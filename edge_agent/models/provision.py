@@ -10,8 +10,8 @@ from pathlib import Path
 
 from edge_agent.beat import Beat
 from edge_agent.engine.backend import NOWHERE, ModelSpec
-from edge_agent.engine.keeper import NotYetError
 from edge_agent.engine.messages import Canary
+from edge_agent.engine.served import NotYetError
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.log import get_logger
 from edge_agent.models import places

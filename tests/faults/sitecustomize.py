@@ -14,14 +14,14 @@ from dataclasses import replace
 
 if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in sys.orig_argv[1:2]):
     from edge_agent import agent
-    from edge_agent.engine import keeper, plan, supervisor
+    from edge_agent.engine import plan, record, supervisor
     from edge_agent.models import ladder
     from edge_agent.mqtt import link, redial
 
     agent.TICK_S = 0.1
     redial.RETRY_MAX_S = 1.0
     link.WILL_DELAY_S = 1
-    keeper.BACKOFF_MOST_S = 0.5
+    record.BACKOFF_MOST_S = 0.5
     plan.IDLE_S = 0.5
     supervisor.Supervisor.__init__.__kwdefaults__["backoff_first_s"] = 0.1
     if silence_s := os.environ.get("FAULTS_SILENCE_S"):

@@ -13,8 +13,8 @@ from fakes import PATIENCE_S, machine
 from running import wait_for
 from test_memory import write_build
 
-from edge_agent.engine.keeper import NotYetError
 from edge_agent.engine.messages import Canary
+from edge_agent.engine.served import NotYetError
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue
 from edge_agent.models.choose import Measurement

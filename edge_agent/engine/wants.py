@@ -1,0 +1,69 @@
+"""Who wants one model in memory, and since when: jobs that wait, administrators, a pin, its keep-alive."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from edge_agent.engine.life import Model
+
+
+class Wants:
+    """Told by anybody, on any thread; `join` belongs to the main thread, which decides.
+
+    `keep_alive_s` is how long a model stays with nothing to do, None for as long as there is room.
+    """
+
+    def __init__(self, *, keep_alive_s: float | None, pinned: bool, now_s: Callable[[], float]) -> None:
+        self.pinned = pinned
+        self._keep_alive_s = keep_alive_s
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._rank: float | None = None
+        self._asked = self._dismissed = self._overruled = False
+        self._since_s: float | None = None
+
+    def demand(self, rank: float | None) -> None:
+        """Note the rank of the first job that waits for it, None when none does."""
+        self._rank = rank
+
+    def ask(self) -> None:
+        """Want it loaded, as a job would that waits for it; until it is, or cannot be."""
+        with self._lock:
+            self._asked, self._dismissed = True, False
+
+    def relent(self) -> None:
+        """Want it loaded no longer than jobs do."""
+        with self._lock:
+            self._asked = False
+
+    def pin(self, *, pinned: bool) -> None:
+        """Keep it loaded whatever else needs the memory, or no longer."""
+        self.pinned = pinned
+
+    def dismiss(self) -> None:
+        """Want it gone, and not back before a job waits for it."""
+        with self._lock:
+            self._asked, self._dismissed, self._overruled = False, True, False
+
+    def join(self, seen: Model) -> Model:
+        """Return how a model is seen with who wants it.
+
+        Who does waits from the first time it is seen away. Loading it overrules who wanted it gone before.
+        """
+        with self._lock:
+            if not seen.loaded:
+                self._overruled = self._dismissed
+            elif self._overruled:
+                self._dismissed = self._overruled = False
+            now_s = self._now_s()
+            waits = not seen.loaded and (self._rank is not None or self._asked or self.pinned)
+            self._since_s = (now_s if self._since_s is None else self._since_s) if waits else None
+            return replace(
+                seen,
+                rank=self._rank,
+                waited_s=0.0 if self._since_s is None else now_s - self._since_s,
+                keep_alive_s=self._keep_alive_s,
+                pinned=self.pinned,
+                asked=self._asked,
+                dismissed=self._dismissed,
+            )
