@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt.payloads import Chunk, Result, Status
+from edge_agent.mqtt.placement import Placement
 
 Update = Status | Chunk | Result
 
@@ -16,23 +17,19 @@ class JobRejectedError(EdgeAgentError):
 
 
 class Handle:
-    """A job on its way. Iterate over `updates()`, or wait for `result()`.
-
-    `agent` is who has it: from the start, or of a job of a `pool` once one has accepted it.
-    """
+    """A job on its way. Iterate over `updates()`, or wait for `result()`."""
 
     def __init__(
         self,
         *,
-        agent: str | None,
-        pool: str | None,
+        placement: Placement,
         request: Request,
         payload: bytes,
         cancel: Callable[["Handle"], None],
         uploads: Mapping[str, bytes] | None = None,
     ) -> None:
-        self.agent = agent
-        self.pool = pool
+        self.placement = placement
+        """Where it is; belongs to the client's thread."""
         self.request = request
         self.payload = payload
         self.uploads = uploads or {}
@@ -51,6 +48,16 @@ class Handle:
     def job_id(self) -> str:
         """The job's id."""
         return self.request.job_id
+
+    @property
+    def agent(self) -> str | None:
+        """Who has it: from the start, or of a job of a pool once one has accepted it."""
+        return self.placement.agent
+
+    @property
+    def pool(self) -> str | None:
+        """The pool it was sent to, if it was."""
+        return self.placement.pool
 
     @property
     def done(self) -> bool:

@@ -100,17 +100,27 @@ class OrderBook:
         self._sent: dict[int, tuple[str, str]] = {}
 
     def add(self, handle: OrderHandle) -> None:
-        """Follow an order from now on."""
-        self._open[handle.agent, handle.order.op_id] = _Open(handle, self._now_s() + EXPIRY_S)
+        """Follow an order; of two handles of one id only one could hear its end, so the later is refused."""
+        key = (handle.agent, handle.order.op_id)
+        if key in self._open:
+            sentence = "op_id: this client has the order open already; wait for its first handle, or take a new id"
+            handle.finish(None, EdgeAgentError(Code.DUPLICATE_ID, sentence))
+        else:
+            self._open[key] = _Open(handle, self._now_s() + EXPIRY_S)
 
-    def chase(self) -> None:
-        """Give orders, again if they were not answered; give up those that nobody took."""
+    def close(self, error: EdgeAgentError) -> None:
+        """Follow no order any longer."""
+        for key in list(self._open):
+            self._close(key, error=error)
+
+    def chase(self, *, connected: bool) -> None:
+        """Give orders, again if they were not answered, while there is a broker; give up those that nobody took."""
         now_s = self._now_s()
         for key, each in list(self._open.items()):
             if not each.taken and now_s >= each.ends_s:
                 error = EdgeAgentError(Code.EXPIRED, f"{each.handle.agent} did not answer within {EXPIRY_S} s")
                 self._close(key, error=error)
-            elif now_s >= each.next_s:
+            elif connected and now_s >= each.next_s:
                 self._send(key, each, now_s)
 
     def owns(self, agent: str, name: str) -> bool:

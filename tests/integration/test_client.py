@@ -19,11 +19,11 @@ def test_an_id_that_is_open_already_is_refused_and_its_first_handle_goes_on(brok
             second.result(PATIENCE_S)
         assert caught.value.code is Code.DUPLICATE_ID
         assert not first.done
-        assert first.job_id in {name for _, name in client._open}
+        assert first.job_id in {name for _, name in client._jobs._open}
 
 
 def test_a_job_nobody_accepts_ends_with_its_time_to_live(broker, monkeypatch):
-    monkeypatch.setattr("edge_agent.mqtt.client.LAST_WORD_S", 0.5)
+    monkeypatch.setattr("edge_agent.mqtt.placement.LAST_WORD_S", 0.5)
     with requester(broker) as client:
         handle = client.submit("nobody", prompt="Is anybody there?", ttl_s=1)
         with pytest.raises(JobRejectedError, match="no agent accepted") as caught:
@@ -36,11 +36,11 @@ def test_a_refusal_of_the_broker_that_comes_late_hurts_nothing(broker):
     """The client goes on when the broker refuses a message of a job that has ended meanwhile."""
     with requester(broker) as client:
         ended = client.submit("nobody", prompt="Hello", ttl_s=600)
-        wait_for(lambda: client._open, "the job to be open")
-        job = next(iter(client._open.values()))
+        wait_for(lambda: client._jobs._open, "the job to be open")
+        job = next(iter(client._jobs._open.values()))
         client._notes.put(client_module._Cancel(ended))
-        client._asked[65_000] = job
+        client._jobs._asked[65_000] = job
         ended.finish(None, JobRejectedError(Code.CANCELED, "ended"))
         client._notes.put(client_module._Answered(65_000, 0x87))
-        wait_for(lambda: 65_000 not in client._asked, "the answer to be taken")
+        wait_for(lambda: 65_000 not in client._jobs._asked, "the answer to be taken")
         assert client._thread.is_alive()

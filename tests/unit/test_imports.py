@@ -49,6 +49,7 @@ LAYERS = (
         "edge_agent.mqtt.redial",
         "edge_agent.mqtt.renewal",
         "edge_agent.mqtt.chunks",
+        "edge_agent.mqtt.placement",
         "edge_agent.mqtt.presence",
     ),
     (
@@ -64,6 +65,7 @@ LAYERS = (
         "edge_agent.mqtt.watcher",
         "edge_agent.mqtt.client",
         "edge_agent.mqtt.handle",
+        "edge_agent.mqtt.job_book",
         "edge_agent.mqtt.pictures",
         "edge_agent.mqtt.pool",
         "edge_agent.health.reporter",

@@ -7,11 +7,14 @@ import json
 
 import pytest
 
-from edge_agent.errors import Code
+from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.mqtt import client as client_module
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.client import CANCEL_GRACE_S, LAST_WORD_S, RESEND_FIRST_S, EdgeClient
+from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.handle import JobRejectedError
+from edge_agent.mqtt.link import PACKET_TOO_LARGE
+from edge_agent.mqtt.order_book import EXPIRY_S
+from edge_agent.mqtt.placement import CANCEL_GRACE_S, LAST_WORD_S, RESEND_FIRST_S
 from edge_agent.mqtt.wire import Inbound
 
 JOBS = "edge/v1/pools/hall/job/me"
@@ -26,6 +29,8 @@ class ScriptedLink:
         self.packet_bytes_max = None
 
     def publish(self, publication):
+        if self.packet_bytes_max is not None and len(publication.payload) > self.packet_bytes_max:
+            return None
         self.published.append(publication)
         return len(self.published)
 
@@ -51,8 +56,9 @@ class Desk:
         self.client._chase()
         return [each.topic for each in self.link.published[before:]]
 
-    def submit(self, name="job-1", **fields):
-        return self.client.submit(pool="hall", job_id=name, prompt="How is the pump?", **fields)
+    def submit(self, name="job-1", *, agent=None, **fields):
+        pool = None if agent else "hall"
+        return self.client.submit(agent, pool=pool, job_id=name, prompt="How is the pump?", **fields)
 
     def broker(self, reason, mid=None):
         self.client._notes.put(client_module._Answered(mid or len(self.link.published), reason))
@@ -329,7 +335,76 @@ def test_nobody_speaks_for_another(desk):
     assert handle.agent is None
 
 
+@pytest.mark.parametrize("agent", [None, "a"])
+def test_a_job_may_wait_for_days_for_an_agent_that_is_off(desk, agent):
+    """Asking less and less often, for as long as its time to live lasts."""
+    week_s = 7 * 86_400.0
+    handle = desk.submit(agent=agent, ttl_s=week_s)
+    sent = sum(len(desk.step(30.0)) for _ in range(int(week_s / 30.0) - 1))
+    assert sent > 10_000
+    desk.step(30.0 + LAST_WORD_S)
+    assert refusal(handle).code is Code.EXPIRED
+
+
+def test_an_agent_that_has_no_such_job_is_not_asked_over_and_over(desk):
+    """When its time to live is over it will not have it any more: that is the end of it."""
+    handle = desk.submit(agent="a", ttl_s=60)
+    desk.step()
+    assert desk.step(60.0) == ["edge/v1/agents/a/cmd/status/me"]
+    assert desk.reject("a", Code.UNKNOWN_JOB, retryable=False) == []
+    assert refusal(handle).code is Code.EXPIRED
+
+
+def test_a_job_the_broker_would_not_carry_is_refused_at_once(desk):
+    desk.link.packet_bytes_max = 200
+    handle = desk.submit(agent="a", metadata={"x": "y" * 200})
+    assert desk.step() == []
+    assert refusal(handle).code is Code.PAYLOAD_TOO_LARGE
+
+
+def test_a_broker_that_came_back_and_takes_less_says_so(desk):
+    handle = desk.submit(agent="a")
+    desk.step()
+    desk.broker(PACKET_TOO_LARGE)
+    assert refusal(handle).code is Code.PAYLOAD_TOO_LARGE
+
+
+def test_two_orders_of_one_id_are_not_both_followed(desk):
+    """As with jobs: only one of them could hear what becomes of it."""
+    first, second = (desk.client.admin("a", "load", "phi", op_id="op-1") for _ in range(2))
+    desk.step()
+    with pytest.raises(EdgeAgentError) as caught:
+        second.result(0)
+    assert caught.value.code is Code.DUPLICATE_ID
+    desk.client._notes.put(
+        Inbound("edge/v1/clients/me/inbox/a/op-1/result", b'{"agent":"a","op_id":"op-1","state":"succeeded"}')
+    )
+    desk.step()
+    assert first.result(0).state == "succeeded"
+
+
+def test_an_order_is_given_up_while_there_is_no_broker(desk):
+    desk.link.connected = False
+    handle = desk.client.admin("a", "load", "phi")
+    assert desk.step() == []
+    desk.step(EXPIRY_S)
+    with pytest.raises(EdgeAgentError) as caught:
+        handle.result(0)
+    assert caught.value.code is Code.EXPIRED
+
+
+def test_whoever_waits_for_a_client_that_is_closed_is_told(desk):
+    """The agent goes on with the job; who still wants it asks for it by its id."""
+    job, order = desk.submit(agent="a"), desk.client.admin("a", "load", "phi")
+    desk.step()
+    late = desk.submit("late", agent="a")
+    desk.client._give_up()
+    for handle in (job, order, late):
+        with pytest.raises(EdgeAgentError, match="closed"):
+            handle.result(0)
+
+
 def test_one_goal_and_no_other(desk):
     for goals in ({}, {"agent": "a", "pool": "hall"}):
-        with pytest.raises(client_module.EdgeAgentError, match="either an agent or a pool"):
+        with pytest.raises(EdgeAgentError, match="either an agent or a pool"):
             desk.client.submit(**goals, prompt="x")
