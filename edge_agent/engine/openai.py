@@ -151,6 +151,8 @@ class OpenaiModel:
         if self._asked:
             self._loop.run_until_complete(self._wait())
         for asked in self._asked.values():
+            if asked.task is not None and asked.task.done():
+                asked.task.result()  # who ended in order is not among them any more: this raises what is our fault
             if self._now_s() - asked.told_s >= ALIVE_S:
                 self._tell(asked, Progress(asked.job_id, 0))
         yield from self._take_events()
@@ -271,7 +273,7 @@ class OpenaiModel:
     def _drop(self, asked: _Asked) -> None:
         """End a generation's task, and with it its connection."""
         del self._asked[asked.job_id]
-        if asked.task is not None:
+        if asked.task is not None and not asked.task.done():
             asked.task.cancel()
             with suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(asked.task)

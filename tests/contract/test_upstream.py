@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import time
+from collections import deque
 
 import pytest
 from authority import Authority
@@ -15,7 +16,7 @@ from driving import drive, outcome
 from PIL import Image as Pillow
 from upstream import CUT, DONE, HANG, Answer, Upstream, chunk, error, usage, words
 
-from edge_agent.engine import backend
+from edge_agent.engine import backend, openai
 from edge_agent.engine.messages import (
     Failed,
     Finished,
@@ -305,10 +306,8 @@ def test_images_go_as_data_urls(connect, ask, gallery):
     assert shown.getpixel((60, 40))[0] > 200
 
 
-def test_silence_is_told_as_a_sign_of_life(job_id, monkeypatch):
+def test_silence_is_told_as_a_sign_of_life(job_id):
     """The parent takes an engine for hung that says nothing; this one waits for another machine."""
-    from edge_agent.engine import openai
-
     with Upstream(Answer([HANG])) as server:
         table = UpstreamSection(url=server.url, model="big")
         seconds = itertools.count(step=openai.ALIVE_S)
@@ -321,6 +320,24 @@ def test_silence_is_told_as_a_sign_of_life(job_id, monkeypatch):
         assert len(events) >= 3
         (end,) = model.cancel(generation.job_id)
         assert isinstance(end, Finished)
+        model.close()
+
+
+def test_a_fault_of_ours_ends_the_engine_instead_of_leaving_a_job_without_an_end(job_id):
+    """Signs of life went on for ever where the task of an answer had died."""
+
+    def broken():
+        raise ZeroDivisionError
+
+    with socket.socket() as nobody:  # bound, and not listening: every try is refused
+        nobody.bind(("127.0.0.1", 0))
+        table = UpstreamSection(url=f"http://127.0.0.1:{nobody.getsockname()[1]}/v1", model="big", retries=1)
+        spec, _ = spec_of(ServeSection(name="cloud", openai=table))
+        model = openai.load(spec, chance=broken)
+        model.start(Generation(job_id(), QUESTION, 4))
+        steps = (list(model.step()) for _ in range(1000))
+        with pytest.raises(ZeroDivisionError):
+            deque(steps, 0)
         model.close()
 
 
