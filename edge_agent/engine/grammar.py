@@ -23,7 +23,7 @@ def endless(text: str) -> bool:
 
 def circular(schema: Any, references: Iterable[str]) -> bool:
     """Return whether one of a JSON Schema's `$ref` leads to nothing but itself. What it does not find is left out."""
-    targets = {each: _pointed(schema, each) for each in references}
+    targets = {each: pointed(schema, each) for each in references}
     ending: set[str] = set()
     found = -1
     while len(ending) > found:
@@ -66,7 +66,7 @@ def _says(schema: Any, ending: Collection[str]) -> bool:
     return True
 
 
-def _pointed(schema: Any, reference: str) -> Any:
+def pointed(schema: Any, reference: str) -> Any:
     """Return what a reference points to in a schema; None when that is not there, or elsewhere."""
     base, *path = reference.split("/")
     if base != "#":

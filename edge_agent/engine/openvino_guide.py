@@ -11,6 +11,7 @@ from openvino import opset6, opset13
 from openvino.op.util import Variable, VariableInfo
 
 from edge_agent.engine import guide as bounds
+from edge_agent.engine.json_grammar import translated
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.errors import Code, EdgeAgentError
 
@@ -39,7 +40,7 @@ class GuideTrial:
         does.
         """
         bounds.check(guide)
-        structured = genai.StructuredOutputConfig(**{_FIELDS[guide.kind]: guide.text})
+        structured = _asked(guide)
         if self._pipeline is None:
             self._pipeline = _silent_pipeline(self._tokenizer, self._vocab_size)
         try:
@@ -50,6 +51,13 @@ class GuideTrial:
         except RuntimeError as error:
             raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {_reason(error)}; mend it") from error
         return structured
+
+
+def _asked(guide: Guide) -> Any:
+    """Return what the library is told: of a JSON Schema our own grammar, where there is one, for its own has no end."""
+    if guide.kind is GuideKind.JSON_SCHEMA and (grammar := translated(guide.text)) is not None:
+        return genai.StructuredOutputConfig(grammar=grammar)
+    return genai.StructuredOutputConfig(**{_FIELDS[guide.kind]: guide.text})
 
 
 def _reason(error: RuntimeError) -> str:

@@ -66,6 +66,38 @@ def test_words_in_a_schema_are_said_to_the_letter(model, ask):
         jsonschema.validate(json.loads(said.text), STATE)
 
 
+SCHEMAS = {
+    "itself": {"properties": {"a": {"$ref": "#"}, "b": {"enum": ["x", 'y"\\', None, [1, {}]]}}, "required": ["b"]},
+    "some of many": {"type": "object", "properties": {f"k{i}": {"type": "boolean"} for i in range(5)}},
+    "one of many": {"properties": {"a": True, "b": {"type": "null"}, "c": {"type": "null"}}, "required": ["b"]},
+    "others": {"properties": {"a": {"type": "null"}}, "additionalProperties": {"type": "integer"}, "required": ["a"]},
+    "lists": {
+        "type": "array",
+        "items": {"type": "integer", "minimum": -17, "maximum": 120},
+        "minItems": 2,
+        "maxItems": 4,
+    },
+    "places": {
+        "type": "array",
+        "prefixItems": [{"format": "uuid", "type": "string"}, {"type": "null"}],
+        "items": False,
+    },
+    "times": {"type": "array", "items": {"type": "string", "format": "date-time"}, "minItems": 1, "maxItems": 2},
+    "lengths": {"type": ["string", "null"], "minLength": 2, "maxLength": 5},
+    "numbers": {"anyOf": [{"type": "number", "minimum": 2, "maximum": 3}, {"type": "integer", "exclusiveMaximum": 0}]},
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
+def test_an_answer_keeps_to_its_schema(model, ask, schema):
+    """Greedy and sampled, whole or cut off by its tokens."""
+    guide = Guide(GuideKind.JSON_SCHEMA, json.dumps(schema))
+    for options in ({}, *({"temperature": 1.5, "seed": seed} for seed in range(4))):
+        (said,) = drive(model, ask(120, guide=guide, **options))
+        if said.end.reason is FinishReason.STOP:
+            jsonschema.validate(json.loads(said.text), schema, format_checker=jsonschema.FormatChecker())
+
+
 @pytest.mark.parametrize("text", ['start: "yes"', '%llguidance {}\nstart: "yes"', "yes | no"])
 def test_a_grammar_in_another_notation_is_refused(model, ask, text):
     """Whatever the library could make of it: a job runs on any build, or on none."""
