@@ -100,9 +100,12 @@ def bench(
             shares_memory = bench_subject.shares_memory(subject.placed, machine)
             subject = replace(subject, placed=replace(subject.placed, shares_memory=shares_memory))
             along = _axes(subject, machine, grid, counts)
-            report = _measure(subject, plan, along, first_threads=counts[0] if counts else None, bare=bare)
+            question = bench_subject.question(subject, loaded) if keep else None
+            first_threads = counts[0] if counts else None
+            report = _measure(subject, plan, along, first_threads=first_threads, bare=bare, question=question)
             if keep:
                 report = replace(report, kept=_keep(report, machine, Store.of(loaded).folder))
+                bench_subject.remember(subject, loaded, report.heard)
     except (EdgeAgentError, SettingsError, ImportError) as error:
         if isinstance(error, NothingSoundError) and not json:
             show_tried(error.calibration, Console())
@@ -116,10 +119,18 @@ def bench(
         show(report, Console())
 
 
-def _measure(subject: Subject, plan: Plan, along: tuple[Axis, ...], *, first_threads: int | None, bare: bool) -> Report:
+def _measure(
+    subject: Subject,
+    plan: Plan,
+    along: tuple[Axis, ...],
+    *,
+    first_threads: int | None,
+    bare: bool,
+    question: str | None,
+) -> Report:
     options = {**subject.placed.options, **({THREADS: str(first_threads)} if first_threads else {})}
     with _progress() as tell:
-        bench = Bench(subject=subject, plan=plan, machine=probe, tell=tell)
+        bench = Bench(subject=subject, plan=plan, machine=probe, tell=tell, question=question)
         calibration = bench.calibrate(along, options) if along else None
         if calibration is not None and calibration.best is not None:
             options = dict(calibration.best.options)

@@ -9,6 +9,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue, measurements
 from edge_agent.models.bench import Subject
 from edge_agent.models.choose import options_of
+from edge_agent.models.known import Known
 from edge_agent.models.load import Placed
 from edge_agent.models.places import placed
 from edge_agent.models.provision import here
@@ -93,6 +94,23 @@ def synthetic(size: Size, backend: Backend, device: Device, parent: Path, tell: 
     )
     name = f"synthetic-{size}"
     return Subject(placed(_serve(folder, library, device), folder), name, name, meaning=False)
+
+
+def question(subject: Subject, loaded: Settings) -> str | None:
+    """Return what an agent asks this build when it tries it; None off the processor, whose words are no reference."""
+    if subject.placed.device != "cpu":
+        return None
+    builds = catalogue.read(loaded.models.catalogue)
+    variants = builds.builds_of(subject.name)
+    family = builds.family_of(variants[0]) if variants else None
+    return Known(loaded.agent.state_dir).canary(subject.placed.path, subject.placed.backend, family).prompt
+
+
+def remember(subject: Subject, loaded: Settings, heard: str) -> None:
+    """Keep what its answer to the question begins with where the agent keeps it, if it has been here at all."""
+    asked = question(subject, loaded)
+    if asked is not None and loaded.agent.state_dir.is_dir():
+        Known(loaded.agent.state_dir).keep(subject.placed.path, subject.placed.backend, asked, heard)
 
 
 def _serve(folder: Path, backend: Backend, device: Device) -> ServeSection:

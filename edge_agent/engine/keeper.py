@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.life import Fate, Verdict
 from edge_agent.engine.messages import Event, LoadFailed, Ready, Rest
 from edge_agent.engine.plan import CLOSE_S, EXIT_S, Act, Action, Phase, plan
@@ -14,6 +14,8 @@ from edge_agent.engine.served import NotYetError, Served
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
 from edge_agent.log import get_logger
+
+T = TypeVar("T")
 
 log = get_logger()
 
@@ -84,14 +86,15 @@ class Keeper:
         self._stale = True
         self.record.hurry()
 
-    def condemn(self, process: EngineProcess, failure: Failure) -> bool:
+    def condemn(self, process: EngineProcess, failure: Failure, *, last: bool = False) -> bool:
         """End an engine for what it did, and set its place aside; return False when there is no other place to go to.
 
-        One that is gone already needs no more than that: whoever was in it hears, or has heard, of its loss.
+        With `last` it is ended then too. One that is gone already needs no more than that: whoever was in it hears, or
+        has heard, of its loss.
         """
         if self.record.process is not process:
             return True
-        if not self._served.places.spare(process.spec):
+        if not last and not self._served.places.spare(process.spec):
             return False
         self.record.condemn(process, failure)
         self._wake()
@@ -104,8 +107,10 @@ class Keeper:
 
         `taken_bytes` are not to be had whoever makes room, see `Places.prepare`.
         """
-        if self.record.due and (self._stale or not self.known) and (prepared := self._prepare(taken_bytes())):
-            self.known, self._stale, self.record.needs_bytes = True, False, prepared[1]
+        if not self.record.due or (self.known and not self._stale):
+            return
+        if found := self._found(lambda: (self._served.places.appraise(taken_bytes()),)):
+            self.known, self._stale, (self.record.needs_bytes,) = True, False, found
 
     def follow(self, ruling: Ruling, *, reserved_bytes: Callable[[], int]) -> None:
         """Do what was decided; `reserved_bytes` were granted to other engines, which have not taken them yet."""
@@ -135,10 +140,10 @@ class Keeper:
         if (process := self.record.leave(Phase.DOWN, "the agent stops")) is not None:
             process.close(CLOSE_S)
 
-    def _prepare(self, reserved_bytes: int) -> tuple[ModelSpec, int | None] | None:
-        """Return what to load and how much memory that needs; None when there is nothing, which is noted."""
+    def _found(self, look: Callable[[], T]) -> T | None:
+        """Return what is found at the places of the model; None when there is nothing, which is noted."""
         try:
-            return self._served.places.prepare(reserved_bytes)
+            return look()
         except NotYetError as error:
             self.known = False
             self.record.wait(str(error))
@@ -147,7 +152,7 @@ class Keeper:
         return None
 
     def _start(self, reserved_bytes: int) -> None:
-        if (prepared := self._prepare(reserved_bytes)) is None:
+        if (prepared := self._found(lambda: self._served.places.prepare(reserved_bytes))) is None:
             return
         spec, needs_bytes = prepared
         log.info("engine.starting", model=self._name, backend=spec.backend, context_tokens=spec.context_tokens)

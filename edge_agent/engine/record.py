@@ -153,7 +153,8 @@ class Record:
     @property
     def held_bytes(self) -> int:
         """What the engine has taken."""
-        return 0 if self.process is None else self.process.anonymous_bytes() or 0
+        process = self.process
+        return 0 if process is None else process.anonymous_bytes() or 0
 
     @property
     def granted_bytes(self) -> int:

@@ -14,6 +14,9 @@ class NotYetError(Exception):
 class Places(Protocol):
     """Where a model can run, best first, and what became of it there."""
 
+    def appraise(self, reserved_bytes: int) -> int | None:
+        """Return how much memory that may take which `prepare` would load; changes nothing, raises the same."""
+
     def prepare(self, reserved_bytes: int) -> tuple[ModelSpec, int | None]:
         """Return what to load and how much memory it may take, anew at every start.
 

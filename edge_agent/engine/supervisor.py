@@ -108,6 +108,11 @@ class Supervisor:
         given_up = (each for each in self._models.values() if each.record.phase is Phase.UNLOADED)
         return sum(each.keeper.strained_bytes for each in given_up)
 
+    @property
+    def granted_bytes(self) -> int:
+        """What the engines may still take of the memory that is free now."""
+        return sum(each.record.granted_bytes for each in self._models.values())
+
     # What is wanted
 
     def hurry(self) -> None:
@@ -143,12 +148,13 @@ class Supervisor:
         self._models[model].wants.pin(pinned=pinned)
         self.hurry()
 
-    def condemn(self, model: str, process: EngineProcess, failure: Failure) -> bool:
+    def condemn(self, model: str, process: EngineProcess, failure: Failure, *, last: bool = False) -> bool:
         """End an engine for what it did, and set its place aside; return False when there is no other place to go to.
 
-        One that is gone already needs no more than that: whoever was in it hears, or has heard, of its loss.
+        With `last` it is ended then too. One that is gone already needs no more than that: whoever was in it hears, or
+        has heard, of its loss.
         """
-        return self._models[model].keeper.condemn(process, failure)
+        return self._models[model].keeper.condemn(process, failure, last=last)
 
     def forgive(self, model: str) -> None:
         """Note that a job was to blame for what places were said to have done."""
@@ -183,7 +189,7 @@ class Supervisor:
                 concerned.append(seen)
         free_bytes = None if all(seen.loaded for seen in concerned) else self._free_bytes()
         if free_bytes is not None:
-            free_bytes -= sum(each.record.granted_bytes for each in self._models.values())
+            free_bytes -= self.granted_bytes
         return life.decide(concerned, free_bytes=free_bytes, turn_s=self._turn_s)
 
     def _granted_beside(self, model: _Model) -> int:

@@ -1,12 +1,14 @@
 """What an agent is and what it decided, said once per connection and whenever it changes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 
 from edge_agent import __version__
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.models.choose import Candidate, Decision
 from edge_agent.models.ladder import SetAside
+from edge_agent.models.references import Compared
 from edge_agent.mqtt.payloads import (
     PROTOCOL_VERSION,
     AcceleratorInfo,
@@ -16,6 +18,7 @@ from edge_agent.mqtt.payloads import (
     Limits,
     MachineInfo,
     ModelDecision,
+    ReferenceInfo,
     RejectedInfo,
     ServedModel,
     SetAsideInfo,
@@ -101,20 +104,24 @@ def decision_report(
     agent: str,
     boot_id: str,
     set_aside: Mapping[str, Sequence[SetAside]] = MappingProxyType({}),
+    compared: Mapping[str, Compared] = MappingProxyType({}),
 ) -> DecisionReport:
     """Return what the fleet may know of the decisions; models that are not decided yet are left out.
 
-    `set_aside` are the places, by served model, that failed and have not worked since.
+    `set_aside` are the places, by served model, that failed and have not worked since; `compared` whether what was
+    heard where one runs was held against the processor's words.
     """
     models = [
-        _model_decision(serve, decisions.get(serve.name), set_aside.get(serve.name, ()))
+        _model_decision(serve, decisions.get(serve.name), set_aside.get(serve.name, ()), compared.get(serve.name))
         for serve in serves
         if serve.path is not None or serve.name in decisions
     ]
     return DecisionReport(agent=agent, boot_id=boot_id, models=tuple(models))
 
 
-def _model_decision(serve: ServeSection, decision: Decision | None, set_aside: Sequence[SetAside]) -> ModelDecision:
+def _model_decision(
+    serve: ServeSection, decision: Decision | None, set_aside: Sequence[SetAside], compared: Compared | None
+) -> ModelDecision:
     return ModelDecision(
         name=serve.name,
         wanted=decision.wanted.model if decision else None,
@@ -138,6 +145,7 @@ def _model_decision(serve: ServeSection, decision: Decision | None, set_aside: S
             )
             for each in set_aside
         ),
+        reference=None if compared is None else ReferenceInfo(**asdict(compared)),
     )
 
 

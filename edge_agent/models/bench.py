@@ -8,6 +8,7 @@ from pathlib import Path
 from edge_agent.engine import workload
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.bare import Bare
+from edge_agent.engine.canary import ANSWER_TOKENS, beginning
 from edge_agent.engine.messages import Ready
 from edge_agent.engine.trial import Trial
 from edge_agent.engine.workload import Plan, Prompts, Row, out_name
@@ -38,7 +39,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a bench has found out. `bare` is empty when not asked for, or when `bare_fault` says why."""
+    """Everything a bench has found out. `bare` is empty when not asked for, or when `bare_fault` says why.
+
+    `heard` is what the answer to the bench's question begins with.
+    """
 
     subject: Subject
     plan: Plan
@@ -50,6 +54,7 @@ class Report:
     bare: tuple[Row, ...] = ()
     bare_fault: str = ""
     kept: Path | None = None
+    heard: str = ""
 
     def row(self, name: str) -> Row:
         """Return the engine's row of a name; an empty one when it was not measured."""
@@ -87,12 +92,16 @@ class NothingSoundError(EdgeAgentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """A bench. `machine` is asked anew before every load; `tell` hears what is done next."""
+    """A bench. `machine` is asked anew before every load; `tell` hears what is done next.
+
+    `question` is what builds are asked when they are tried; None: nobody wants to know what this one says.
+    """
 
     subject: Subject
     plan: Plan
     machine: Callable[[], Machine]
     tell: Callable[[str], None]
+    question: str | None = None
 
     @property
     def context_tokens(self) -> int:
@@ -128,7 +137,10 @@ class Bench:
                 Row("load_ms", (trial.ready.load_ms,)),
             )
             rows = workload.rows(trial, self.plan, Prompts.fitted(trial), tell=self.tell)
-            return Report(self.subject, self.plan, options, spec, trial.ready, (*started, *rows), calibration)
+            heard = self._hear(trial)
+            return Report(
+                self.subject, self.plan, options, spec, trial.ready, (*started, *rows), calibration, heard=heard
+            )
 
     def beside_bare(self, report: Report) -> Report:
         """Return the report with the figures of the bare library, which is loaded when the engine has gone.
@@ -144,6 +156,13 @@ class Bench:
                 return replace(report, bare=workload.bare_rows(bare, self.plan, prompts))
         except EdgeAgentError as error:
             return replace(report, bare_fault=error.message)
+
+    def _hear(self, trial: Trial) -> str:
+        """Return what the answer to the question begins with, as it would at a trial."""
+        if self.question is None:
+            return ""
+        (spell,) = trial.ask([self.question], max_tokens=ANSWER_TOKENS)
+        return beginning(spell.text)
 
     def _attempt(self, options: Options) -> Tried:
         self.tell(f"tries {in_words(options)}")

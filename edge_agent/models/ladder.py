@@ -38,8 +38,9 @@ class Ladder:
     """Asked and told from any thread.
 
     `places` returns what there is, best first, and raises what prepare shall; `load` makes of one what to load and how
-    much memory it may take, or raises EdgeAgentError. `changed` is called when a place is set aside or works again,
-    `heard` with what a build began with when it was tried. Without `moves` nothing is set aside.
+    much memory it may take, or raises EdgeAgentError; `ready` makes that ready to be loaded now. `changed` is called
+    when a place is set aside or works again, `heard` with what a build began with when it was tried. Without `moves`
+    nothing is set aside.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Ladder:
         places: Callable[[], Sequence[Placed]],
         load: Callable[[Placed, int], tuple[ModelSpec, int | None]],
         changed: Callable[[], None],
+        ready: Callable[[Placed, ModelSpec], ModelSpec] = lambda _place, spec: spec,
         heard: Callable[[ModelSpec, str], None] = lambda _spec, _beginning: None,
         moves: bool = True,
         now_s: Callable[[], float] = time.monotonic,
@@ -58,6 +60,7 @@ class Ladder:
         self._places = places
         self._load = load
         self._changed = changed
+        self._ready = ready
         self._heard = heard
         self._moves = moves
         self._now_s = now_s
@@ -66,6 +69,11 @@ class Ladder:
         self._asides: dict[Key, Aside] = {}
         self._order: tuple[Key, ...] = ()
         self._refused: frozenset[Key] = frozenset()
+
+    def appraise(self, reserved_bytes: int) -> int | None:
+        """Return how much memory that takes which `prepare` would load now; nothing is noted. Raises as `prepare`."""
+        _, (_, limit_bytes) = self._first(self._places(), reserved_bytes, {})
+        return limit_bytes
 
     def prepare(self, reserved_bytes: int) -> tuple[ModelSpec, int | None]:
         """Return what to load now: the best place that fits and is not left alone, else the best of those that are.
@@ -77,21 +85,32 @@ class Ladder:
         with self._lock:
             self._order = tuple(map(_key, places))
             self._asides = {key: each for key, each in self._asides.items() if key in self._order}
-            held = {key for key in self._order if self._held(key)}
         refused: dict[Key, EdgeAgentError] = {}
+        try:
+            place, (spec, limit_bytes) = self._first(places, reserved_bytes, refused)
+        finally:
+            for key, error in refused.items():
+                self._put_off(key, error.message)
+            with self._lock:
+                self._refused = frozenset(refused)
+        if place.elsewhere:
+            self._set_aside(refused)
+        return self._ready(place, spec), limit_bytes
+
+    def _first(
+        self, places: Sequence[Placed], reserved_bytes: int, refused: dict[Key, EdgeAgentError]
+    ) -> tuple[Placed, tuple[ModelSpec, int | None]]:
+        """Return the best place that fits, and what to load there; `refused` takes those that do not.
+
+        Raises EdgeAgentError, the best one's, when none does.
+        """
+        with self._lock:
+            held = {key for key in map(_key, places) if self._held(key)}
         for place in sorted(places, key=lambda place: _key(place) in held):
             try:
-                found = self._load(place, reserved_bytes)
+                return place, self._load(place, reserved_bytes)
             except EdgeAgentError as error:
                 refused[_key(place)] = error
-                self._put_off(_key(place), error.message)
-            else:
-                if place.elsewhere:
-                    self._set_aside(refused)
-                return found
-            finally:
-                with self._lock:
-                    self._refused = frozenset(refused)
         raise next(iter(refused.values()))
 
     def spare(self, spec: ModelSpec) -> bool:

@@ -102,6 +102,8 @@ class Provision:
     """Brings a build for every served model, and knows where it can run. `changed` is called on any thread.
 
     `images_bytes` are left free from the first load of a model that sees: for the child that decodes its images.
+    `held_bytes` tells what of the memory is to be had besides what is free once `make_way` has been called. `heard`
+    learns what a model began with where it was tried.
     """
 
     def __init__(
@@ -112,12 +114,17 @@ class Provision:
         sources: Sources,
         changed: Callable[[], None],
         images_bytes: int = 0,
+        held_bytes: Callable[[], int] = lambda: 0,
+        make_way: Callable[[], None] = lambda: None,
+        heard: Callable[[str, ModelSpec, str], None] = lambda _model, _spec, _beginning: None,
         retry_s: float = RETRY_S,
     ) -> None:
         self._catalogue = catalogue
         self._sources = sources
         self._changed = changed
         self._images_bytes = images_bytes
+        self._held_bytes = held_bytes
+        self._make_way = make_way
         self._sees = False
         self._retry_s = retry_s
         self._chosen = [serve for serve in serves if serve.chosen]
@@ -135,8 +142,9 @@ class Provision:
                 serve.name,
                 places=partial(self._places, serve),
                 load=partial(self._load, serve),
+                ready=partial(self._ready, serve),
                 changed=changed,
-                heard=self._remember,
+                heard=partial(heard, serve.name),
                 moves=serve.fallback,
             )
             for serve in serves
@@ -218,12 +226,18 @@ class Provision:
             raise place.fault
         if place.elsewhere:
             return upstream(self._elsewhere(serve))
-        build = read_build(place.path, place.backend)
-        self._sees = self._sees or (build is not None and build.hidden_size is not None)
-        reserved_bytes += self._images_bytes if self._sees else 0
-        spec, limit_bytes = prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes)
+        reserved_bytes -= self._held_bytes()
+        reserved_bytes += self._images_bytes if self._sees or _sees(place) else 0
+        return prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes)
+
+    def _ready(self, serve: ServeSection, place: Placed, spec: ModelSpec) -> ModelSpec:
+        """Return what to load, and have everything as it shall be then."""
+        if place.elsewhere:
+            return spec
+        self._sees = self._sees or _sees(place)
+        self._make_way()
         spec = keeping(spec, self._sources.compiled, bytes_max=self._sources.compiled_bytes)
-        return replace(spec, canary=self._canary(serve, place)), limit_bytes
+        return replace(spec, canary=self._canary(serve, place))
 
     def _canary(self, serve: ServeSection, place: Placed) -> Canary | None:
         if self._sources.known is None:
@@ -231,11 +245,6 @@ class Provision:
         variants = () if serve.path is not None else self._catalogue.builds_of(place.variant or "")
         family = self._catalogue.family_of(variants[0]) if variants else None
         return self._sources.known.canary(place.path, place.backend, family)
-
-    def _remember(self, spec: ModelSpec, heard: str) -> None:
-        """Keep what a build began with on the processor."""
-        if self._sources.known is not None and spec.canary is not None and spec.device == "cpu":
-            self._sources.known.keep(spec.path, spec.backend, spec.canary.prompt, heard)
 
     # The thread
 
@@ -329,6 +338,11 @@ class Provision:
         self.beat(TELLS_S)
         with self._lock:
             self._notes[serve.name] = text
+
+
+def _sees(place: Placed) -> bool:
+    build = read_build(place.path, place.backend)
+    return build is not None and build.hidden_size is not None
 
 
 def wanted(serve: ServeSection, *, images_bytes: int) -> Wanted:

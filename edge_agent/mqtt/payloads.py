@@ -270,10 +270,24 @@ class SetAsideInfo(Payload):
     wait_s: float
 
 
+class ReferenceInfo(Payload):
+    """Whether what a build says on a device was held against the processor's words: `used`, and how it compares.
+
+    Where not, `reason` says why, or what it waits for.
+    """
+
+    variant: str
+    backend: str
+    device: str
+    used: bool
+    reason: str
+
+
 class ModelDecision(Payload):
     """What was decided for one served model: candidates best first; none for a folder that the settings name.
 
-    `set_aside` are those that failed here, the given folder on a device among them.
+    `set_aside` are those that failed here, the given folder on a device among them. `reference` concerns the device
+    that it was last ready on; there is none on the processor.
     """
 
     name: str
@@ -284,6 +298,7 @@ class ModelDecision(Payload):
     candidates: tuple[CandidateInfo, ...] = ()
     rejected: tuple[RejectedInfo, ...] = ()
     set_aside: tuple[SetAsideInfo, ...] = ()
+    reference: ReferenceInfo | None = None
 
 
 class DecisionReport(Payload):

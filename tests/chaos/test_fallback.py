@@ -97,6 +97,45 @@ def test_whatever_way_a_device_fails_the_next_one_answers_once(frail, broker):
     assert {row["strikes"] for row in rows(agent.state_dir)} == {1}
 
 
+def test_a_device_that_says_something_else_than_the_processor_is_found_out_when_idle(frail, broker):
+    """It serves at once, having passed its trial; then its words are compared, and from then on before it serves."""
+    with (
+        frail("plausible", "doubtless") as agent,
+        Listener(broker, "edge/v1/agents/edge-01/evt/+") as heard,
+        requester(broker) as client,
+    ):
+        agent.wait_said("engine.ready", 2)
+
+        def decided(name):
+            return next(each for each in heard.of("decision")[-1]["models"] if each["name"] == name)
+
+        wait_for(lambda: heard.of("decision") and decided("plausible")["set_aside"], "the device to be set aside")
+        (aside,) = decided("plausible")["set_aside"]
+        assert (aside["variant"], aside["device"]) == ("plausible", "npu")
+        assert "asked 'Hello' it began with 'quite quite quite quite '; on the processor it" in aside["reason"]
+        wait_for(lambda: decided("doubtless")["reference"]["used"], "the other to be compared too")
+        assert decided("doubtless")["reference"] == {
+            "variant": "doubtless",
+            "backend": "onnx",
+            "device": "npu",
+            "used": True,
+            "reason": "it begins as on the processor",
+        }
+        asked = {name: client.submit(AGENT, prompt="Hello", model=name) for name in ("plausible", "doubtless")}
+        found = {name: handle.result(PATIENCE_S) for name, handle in asked.items()}
+        assert (found["plausible"].device, found["plausible"].fallback_from.device) == ("cpu", "npu")
+        assert (found["doubtless"].device, found["doubtless"].fallback_from) == ("npu", None)
+        wait_for(lambda: len(agent.engines("edge_agent.engine.child")) == 2, "the children that were asked to be gone")
+        assert agent.stop() == 0
+
+        before = len(agent.said("engine.ready"))
+        agent.start()
+        agent.wait_said("engine.ready", before + 2)
+        assert "its trial failed: asked 'Hello' it said" in agent.said("device.set_aside")[-1]["reason"]
+        assert len(agent.said("reference.known")) == 2
+        assert agent.stop() == 0
+
+
 def test_a_device_that_is_well_again_is_taken_back_when_nothing_runs(frail, broker, tmp_path):
     """A prompt that kills the engine everywhere ends, and does not cost others the device for long."""
     with (

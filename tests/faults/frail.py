@@ -1,7 +1,8 @@
 """The real backend on the processor; on any other device it fails in the way that the model folder's name says.
 
-`refuse` and `nonsense` show while the model is loaded and tried, the others in the first job that comes. While a file
-`well` lies beside the folder nothing fails. A prompt `kill` is deadly on every device.
+`refuse` and `nonsense` show while the model is loaded and tried, `plausible` in no trial that does not know the
+processor's words, the others in the first job that comes. While a file `well` lies beside the folder nothing fails. A
+prompt `kill` is deadly on every device.
 """
 
 from dataclasses import replace
@@ -15,6 +16,7 @@ from edge_agent.errors import Code, EdgeAgentError
 
 AT_TOKEN = {"first": 1, "later": 50, "hang": 50, "nan": 50, "eat": 50}
 DEADLY = "kill"
+WORDS = {"nonsense": "the ", "plausible": "quite "}
 
 
 def crash():
@@ -43,7 +45,7 @@ class FrailModel:
                 continue
             if event.job_id in self._deadly:
                 kill()
-            yield Text(event.job_id, "the " if self._fault == "nonsense" else event.text, event.tokens)
+            yield Text(event.job_id, WORDS.get(self._fault, event.text), event.tokens)
             count = self._tokens[event.job_id] = self._tokens.get(event.job_id, 0) + 1
             if count == AT_TOKEN.get(self._fault) and not event.job_id.startswith("trial"):
                 self._acts[self._fault]()

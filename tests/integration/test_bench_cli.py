@@ -18,6 +18,7 @@ from edge_agent.cli.bench_report import LABELS, number, show_tried
 from edge_agent.cli.bench_subject import Backend
 from edge_agent.models import measurements
 from edge_agent.models.calibrate import Calibration, Tried, Verdict
+from edge_agent.models.known import Known
 from edge_agent.state_dir import locked
 from hardware.probe import probe
 
@@ -101,7 +102,7 @@ def test_a_setting_that_is_turned_down_is_said():
 
 @pytest.mark.engine
 def test_the_settings_of_the_machine_are_tried_and_kept(tmp_path, demo_model):
-    """Where an agent with the same settings looks for them."""
+    """Where an agent with the same settings looks for them, with what the build says on the processor."""
     state_dir = tmp_path / "state"
     found = json.loads(
         bench(
@@ -115,6 +116,7 @@ def test_the_settings_of_the_machine_are_tried_and_kept(tmp_path, demo_model):
     (measurement,) = (kept[key] for key in kept if key == (measurements.identity(demo_model), "cpu"))
     assert measurement.tokens_per_s == found["engine"]["decode_tokens_per_s"]["median"]
     assert measurement.options == found["options"]  # the decision sets none by itself for this build
+    assert Known(state_dir).canary(demo_model, "onnx", None).reference == "No, the pump"
 
 
 @pytest.mark.engine

@@ -36,7 +36,7 @@ WEIGHTS_BYTES = {"onnx": 2_780_000_000, "openvino": 2_080_000_000}
 class Bench:
     """A provision whose sources are set by hand."""
 
-    def __init__(self, folder, *serves, fetch=None, images_bytes=0, **sources):
+    def __init__(self, folder, *serves, fetch=None, images_bytes=0, heard=lambda *_: None, **sources):
         self.folder = folder
         self.store = {}
         self.machine = machine(16)
@@ -59,6 +59,7 @@ class Bench:
             ),
             changed=self.news.release,
             images_bytes=images_bytes,
+            heard=heard,
             retry_s=0.01,
         )
 
@@ -330,7 +331,8 @@ def test_a_folder_of_ones_own_goes_on_on_the_processor(tmp_path):
 def test_a_build_is_asked_what_its_family_is_asked(tmp_path):
     """And compared with what it said on the processor, with this library."""
     known = Known(tmp_path / "state")
-    bench = Bench(tmp_path, known=known)
+    heard = []
+    bench = Bench(tmp_path, known=known, heard=lambda *told: heard.append(told))
     bench.install(OPENVINO, "openvino")
     with bench:
         ladder = bench.settled().ladder(SERVE.name)
@@ -340,10 +342,10 @@ def test_a_build_is_asked_what_its_family_is_asked(tmp_path):
     assert (spec.canary.expected, spec.canary.after_long, spec.canary.reference) == (("Paris",), True, "")
     (tmp_path / "state").mkdir()
     ladder.works(spec, "Paris.")
+    assert heard == [(SERVE.name, spec, "Paris.")]
+    known.keep(spec.path, spec.backend, spec.canary.prompt, "Paris.")
     assert ladder.prepare(0)[0].canary.reference == "Paris."
-    ladder.works(replace(spec, device="npu"), "the the")
     assert Known(tmp_path / "state").canary(spec.path, "openvino", None).reference == ""  # asked something else
-    assert ladder.prepare(0)[0].canary.reference == "Paris."
 
 
 def test_a_question_beside_the_build_is_asked_instead(tmp_path):
