@@ -65,6 +65,12 @@ def bench(
     tokens: Annotated[int, typer.Option(min=2, max=4096, help="Tokens of an answer at most.")] = 32,
     repeat: Annotated[int, typer.Option(min=1, max=100, help="Repetitions; fewer where one takes long.")] = 3,
     grid: Annotated[Grid, typer.Option(help="small: try the settings that are known to matter here.")] = Grid.SMALL,
+    cache: Annotated[
+        str,
+        typer.Option(
+            help="OpenVINO: precisions of its cache to try beside 8 bits. u4 halves it, and long answers suffer."
+        ),
+    ] = ",".join(calibrate.CACHE),
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Texts of this model have no meaning: judge no setting by them.")
     ] = False,
@@ -99,7 +105,7 @@ def bench(
             machine = probe()
             shares_memory = bench_subject.shares_memory(subject.placed, machine)
             subject = replace(subject, placed=replace(subject.placed, shares_memory=shares_memory))
-            along = _axes(subject, machine, grid, counts)
+            along = _axes(subject, machine, grid, counts, _precisions(cache))
             question = bench_subject.question(subject, loaded) if keep else None
             first_threads = counts[0] if counts else None
             report = _measure(subject, plan, along, first_threads=first_threads, bare=bare, question=question)
@@ -207,6 +213,13 @@ def _plan(jobs: str, prompt_tokens: str, *, tokens: int, repeat: int) -> Plan:
     return Plan(int(found[1]), int(found[2]), tokens, _numbers(jobs, "jobs", most=JOBS_MAX), repeat)
 
 
+def _precisions(given: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(given.split(",") if given else ()))
+    if not set(found) <= calibrate.CACHES:
+        raise typer.BadParameter(f"--cache: write some of {', '.join(sorted(calibrate.CACHES))}")
+    return found
+
+
 @contextlib.contextmanager
 def _alone(loaded: Settings, *, given: bool) -> Iterator[None]:
     """Keep an agent with the same settings from starting, or say that it runs: both at once would share the memory."""
@@ -224,9 +237,11 @@ def _alone(loaded: Settings, *, given: bool) -> Iterator[None]:
         yield
 
 
-def _axes(subject: Subject, machine: Machine, grid: Grid, threads: tuple[int, ...]) -> tuple[Axis, ...]:
+def _axes(
+    subject: Subject, machine: Machine, grid: Grid, threads: tuple[int, ...], cache: tuple[str, ...]
+) -> tuple[Axis, ...]:
     place = subject.placed
-    found = calibrate.axes(place.backend, place.device, machine) if grid is Grid.SMALL else ()
+    found = calibrate.axes(place.backend, place.device, machine, cache=cache) if grid is Grid.SMALL else ()
     if threads:
         found = tuple(axis for axis in found if axis.option != THREADS)
     return (Axis(THREADS, tuple(map(str, threads[1:]))), *found) if threads[1:] else found

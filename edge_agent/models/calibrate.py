@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from edge_agent.models.memory import CACHE_OPTION
 from hardware.machine import Machine
 
 Options = Mapping[str, str]
@@ -25,6 +26,10 @@ AGREE_TOKENS = 8
 Rounding otherwise turns a text sooner or later, where two tokens are about as likely, and both texts have sense. What
 differs from the very beginning, and for most prompts, is another model: gibberish.
 """
+CACHE = ("f16",)
+"""Precisions of the cache that do no harm. Four bits are tried only when asked for: a handful of first tokens, by which
+settings are compared, says little of what they do to a long answer."""
+CACHES = frozenset({"f32", "f16", "u4"})
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -72,10 +77,10 @@ class Calibration:
     verdicts: tuple[Verdict, ...]
 
 
-def axes(backend: str, device: str, machine: Machine) -> tuple[Axis, ...]:
+def axes(backend: str, device: str, machine: Machine, *, cache: tuple[str, ...] = CACHE) -> tuple[Axis, ...]:
     """Return what is worth trying, what gains most first. What the backend does on its own is not among it.
 
-    The precision of OpenVINO's cache is not either: memory is planned for 8 bits, and more would not fit.
+    `cache`: precisions of the cache of keys and values to try in place of 8 bits, where the library has them.
     """
     flags = frozenset(machine.cpu.flags or ())
     threads = Axis(THREADS, _threads(machine))
@@ -85,6 +90,7 @@ def axes(backend: str, device: str, machine: Machine) -> tuple[Axis, ...]:
             found = [Axis("DYNAMIC_QUANTIZATION_GROUP_SIZE", ("0", "32", "64", "128")), threads]
             if flags & BF16_FLAGS:
                 found.append(Axis("INFERENCE_PRECISION_HINT", ("bf16",)))
+            found.append(Axis(CACHE_OPTION, cache))
         case "openvino", "gpu":  # docs.openvino.ai, "GPU Device": f16 is its own choice; devices without XMX ignore it
             found = [Axis("DYNAMIC_QUANTIZATION_GROUP_SIZE", ("0", "32", "128"))]
         case "openvino", "npu":  # docs.openvino.ai, "OpenVINO GenAI on NPU": slower to compile, faster to run
@@ -149,8 +155,8 @@ def walk(
 ) -> Calibration:
     """Try the reference, the default, then value by value beside the best so far.
 
-    The reference is a yardstick only: its cache takes more memory than is planned for. Without `meaning` in the
-    weights texts are compared but decide nothing: with random ones every token is a tie.
+    The reference is a yardstick only. Without `meaning` in the weights texts are compared but decide nothing: with
+    random ones every token is a tie.
     """
     verdicts: list[Verdict] = []
     yardstick: tuple[Answer, ...] = ()

@@ -15,6 +15,7 @@ from edge_agent.models.memory import (
     largest_that_fits,
     needed,
     reserved,
+    with_settings,
 )
 from edge_agent.models.runtimes import ACCELERATORS, PLUGGED, RUNS, Runtime, Runtimes, is_for
 from edge_agent.models.speed import efficiency, expected_per_s
@@ -153,11 +154,12 @@ def choose(
                 rejected.append(Rejected(variant, device, reason))
                 continue
             accelerator = _accelerator(variant, device, machine)
-            judged = _fit(variant, runtime, build, wanted, machine, accelerator, most_tokens=most)
+            seen = (measured or {}).get((variant.name, device))
+            built = with_settings(build, seen.options if seen else {})
+            judged = _fit(variant, runtime, built, wanted, machine, accelerator, most_tokens=most)
             if isinstance(judged, Rejected):
                 rejected.append(judged)
                 continue
-            seen = (measured or {}).get((variant.name, device))
             expected = expected_per_s(variant, runtime, machine, accelerator)
             speed = seen.tokens_per_s if seen else expected
             candidates.append(

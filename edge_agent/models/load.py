@@ -14,6 +14,7 @@ from edge_agent.models.memory import (
     needed,
     read_build,
     reserved,
+    with_settings,
 )
 from edge_agent.settings import ServeSection
 from hardware.machine import Machine
@@ -57,6 +58,7 @@ def prepare(
     build = read_build(placed.path, placed.backend)
     free = free_bytes(machine.memory)
     if build is not None:
+        build = with_settings(build, placed.options)
         room_bytes = None if free is None else free - reserved_bytes
         fitting = largest_that_fits(
             build,

@@ -33,6 +33,7 @@ class Build:
 
     kv_values_per_token: keys and values of one token over all layers. original_context_tokens: where longrope changes
     its factors, None for plain rope. hidden_size: width of a token inside the model, where it sees images.
+    kv_bytes_per_value: of the cache, where a setting says so; None: see Rates.
     """
 
     backend: str
@@ -41,6 +42,7 @@ class Build:
     heads: int
     original_context_tokens: int | None = None
     hidden_size: int | None = None
+    kv_bytes_per_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,18 @@ RATES: Mapping[tuple[str, str], Rates] = {
     # It computes in the machine's memory. Beside the weights room for their repacked copy while they are compiled.
     ("openvino", "npu"): Rates(2.0, 2.0, 215_000, 0, 700 * MIB),
 }
+
+
+CACHE_OPTION = "KV_CACHE_PRECISION"
+"""OpenVINO's setting for the numbers in the cache of keys and values."""
+_CACHE_BYTES: Mapping[str, float] = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.2, "u4": 0.7}
+"""Of each precision, with its share of scales per token and head."""
+
+
+def with_settings(build: Build, options: Mapping[str, str]) -> Build:
+    """Return the numbers of a build under a library's settings."""
+    found = _CACHE_BYTES.get(options.get(CACHE_OPTION, ""))
+    return build if found is None else replace(build, kv_bytes_per_value=found)
 
 
 def rates(backend: str, device: str) -> Rates:
@@ -193,7 +207,8 @@ class Needed:
 def needed(build: Build, *, device: str, context_tokens: int, parallel: int) -> Needed:
     """Return the predicted peak of a loaded build with every lane full."""
     rate = rates(build.backend, device)
-    cache = build.kv_values_per_token * rate.kv_bytes_per_value * context_tokens * parallel
+    value_bytes = build.kv_bytes_per_value or rate.kv_bytes_per_value
+    cache = build.kv_values_per_token * value_bytes * context_tokens * parallel
     work = _work_bytes(build, rate, min(PIECE_TOKENS_MAX, context_tokens), context_tokens)
     if build.original_context_tokens and context_tokens > build.original_context_tokens:
         # the first piece of a long prompt reaches beyond the switch

@@ -8,6 +8,7 @@ then `--jobs` at once with nothing in common. What the library does by itself is
 import importlib
 import math
 import statistics
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -48,13 +49,21 @@ def spec_of(folder: Path, options: Options, plan: Plan, *, parallel: int) -> Mod
     return ModelSpec(folder, backend_of(folder), context_tokens, parallel, threads, options=library)
 
 
+def _heard(what: str) -> None:
+    sys.stderr.write(f"{what}\n")
+    sys.stderr.flush()
+
+
 def walked(folder: Path, plan: Plan) -> tuple[Options, list[str]]:
     """Return the best settings found from ours, and what was tried."""
 
     def attempt(options: Options) -> Tried:
+        _heard(f"tries {in_words(options)}")
         try:
             with Trial(spec_of(folder, options, plan, parallel=1)) as trial:
-                return Tried(options, workload.decode_per_s(trial, plan), workload.answers(trial))
+                tried = Tried(options, workload.decode_per_s(trial, plan), workload.answers(trial))
+                _heard(f"{tried.tokens_per_s} tok/s")
+                return tried
         except EdgeAgentError as error:
             return Tried(options, fault=error.message)
 
@@ -80,16 +89,18 @@ def main() -> None:
     settings = dict(zip(SIDES, (of_library(backend_of(folder)), {}, best), strict=True))
     seen: dict[str, dict[str, list[float]]] = {name: {side: [] for side in SIDES} for name in NAMES}
     with ExitStack() as stack:
-        engines = {
-            side: stack.enter_context(Trial(spec_of(folder, each, plan, parallel=options.jobs)))
-            for side, each in settings.items()
+        loaded = {
+            in_words(each): stack.enter_context(Trial(spec_of(folder, each, plan, parallel=options.jobs)))
+            for each in {in_words(each): each for each in settings.values()}.values()
         }
-        prompts = {side: Prompts.fitted(engine) for side, engine in engines.items()}
+        prompts = {words: Prompts.fitted(engine) for words, engine in loaded.items()}
         for pair in range(options.pairs):
+            _heard(f"round {pair + 1}")
             for side in SIDES if pair % 2 else reversed(SIDES):
-                engine = engines[side]
+                words = in_words(settings[side])
+                engine = loaded[words]
                 seen["decode"][side].append(statistics.median(workload.decode_per_s(engine, plan)))
-                asked = [prompts[side].fresh(plan.prompt_tokens) for _ in range(options.jobs)]
+                asked = [prompts[words].fresh(plan.prompt_tokens) for _ in range(options.jobs)]
                 together = workload.out_per_s(engine.ask(asked, max_tokens=plan.answer_tokens))
                 seen["jobs"][side].append(together or math.nan)
     figures: list[Figure] = []

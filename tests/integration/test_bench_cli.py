@@ -149,6 +149,7 @@ def test_a_model_that_memory_does_not_hold_is_said_before_it_is_loaded(tmp_path,
         (("--synthetic", "tiny", "--prompt-tokens", "192"), "like 192+32"),
         (("--synthetic", "tiny", "--prompt-tokens", "99999+99999"), "at most"),
         (("--synthetic", "tiny", "--plot", "a.png"), "draws an .svg"),
+        (("--synthetic", "tiny", "--cache", "u3"), "--cache: write some of"),
         (("--synthetic", "tiny", "--keep"), "texts have a meaning"),
     ],
 )

@@ -26,6 +26,7 @@ from hardware.machine import Accelerator, Kind, Memory, Vendor
 
 PLAIN = plain("openvino", "cpu")
 SIZE, HINT = "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_PRECISION_HINT"
+CACHE = "KV_CACHE_PRECISION"
 SIZES = Axis(SIZE, ("32", "128"))
 HINTS = Axis(HINT, ("bf16",))
 
@@ -110,12 +111,12 @@ def remark(calibration, **options):
                 "mlas.enable_gemm_fastmath_arm64_bfloat16": ("1",),
             },
         ),
-        ("openvino", "cpu", cores(2), {SIZE: ("0", "32", "64", "128"), THREADS: ("1",)}),
+        ("openvino", "cpu", cores(2), {SIZE: ("0", "32", "64", "128"), THREADS: ("1",), CACHE: ("f16",)}),
         (
             "openvino",
             "cpu",
             cores(2, flags=("avx2", "avx512_bf16")),
-            {SIZE: ("0", "32", "64", "128"), THREADS: ("1",), HINT: ("bf16",)},
+            {SIZE: ("0", "32", "64", "128"), THREADS: ("1",), HINT: ("bf16",), CACHE: ("f16",)},
         ),
         ("openvino", "gpu", cores(2), {SIZE: ("0", "32", "128")}),
         ("openvino", "npu", cores(2), {"GENERATE_HINT": ("BEST_PERF",)}),
@@ -128,6 +129,14 @@ def test_what_is_worth_trying(backend, device, there, expected):
     found = axes(backend, device, there)
     assert {axis.option: axis.values for axis in found} == expected
     assert steps(found, None) == 1 + sum(map(len, expected.values()))
+
+
+def test_four_bits_for_the_cache_are_tried_only_when_asked_for():
+    """They halve it, and a handful of tokens says little of what they do to a long answer."""
+    asked = axes("openvino", "cpu", cores(2), cache=("u4", "f16"))
+    assert Axis(CACHE, ("u4", "f16")) in asked
+    assert CACHE not in {axis.option for axis in axes("openvino", "cpu", cores(2), cache=())}
+    assert CACHE not in {axis.option for axis in axes("onnx", "cpu", cores(2), cache=("u4",))}
 
 
 @pytest.mark.parametrize(

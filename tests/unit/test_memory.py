@@ -10,18 +10,21 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import read
 from edge_agent.models.load import Placed, prepare
 from edge_agent.models.memory import (
+    CACHE_OPTION,
     Build,
     build_of,
     largest_that_fits,
     needed,
     read_build,
     reserved,
+    with_settings,
 )
 from edge_agent.settings import ServeSection
 
 MIB = 2**20
 FULL = Build("onnx", weight_bytes=2645 * MIB, kv_values_per_token=196_608, heads=32, original_context_tokens=4096)
 """The true sizes of Phi-3.5-mini."""
+OPENVINO = replace(FULL, backend="openvino")
 CONFIGS = {
     "onnx": {
         "genai_config.json": {
@@ -147,6 +150,16 @@ def test_the_context_that_fits_is_the_longest(free_gib):
     assert need(context_tokens=tokens) <= free_gib * GIB
     if tokens < 131_072:
         assert need(context_tokens=tokens + 1) > free_gib * GIB
+
+
+def test_a_precision_of_the_cache_counts_in_what_is_planned():
+    """Twice the memory for twice the bits; a setting that says nothing of it changes nothing."""
+    cache = {each: with_settings(OPENVINO, {CACHE_OPTION: each}) for each in ("u4", "u8", "f16", "f32")}
+    sizes = [need(build, context_tokens=4096, parallel=4) for build in cache.values()]
+    assert sizes == sorted(sizes)
+    assert sizes[3] - sizes[2] == 2 * 4 * 4096 * OPENVINO.kv_values_per_token
+    assert need(cache["u8"]) == need(OPENVINO)
+    assert with_settings(OPENVINO, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}) == OPENVINO
 
 
 def test_lanes_are_given_up_before_context():
