@@ -65,6 +65,10 @@ class Attempt:
             guide=_guide(request.response_format),
         )
 
+    def age_ms(self, now_s: float) -> float:
+        """Return how long ago the job was accepted, on the queue's clock."""
+        return (now_s - self.job.accepted_s) * 1000
+
     def add(self, text: str, tokens: int, *, age_ms: float) -> None:
         """Take in what the engine generated, the job being so old."""
         if self.first_token_ms is None:

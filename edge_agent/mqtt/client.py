@@ -29,8 +29,6 @@ from edge_agent.mqtt.wire import Inbound, faults
 
 TICK_S = 0.5
 
-_CLOSED = EdgeAgentError(Code.SHUTTING_DOWN, "the client was closed before the end was known; ask again by the same id")
-
 
 def job_id() -> str:
     """Return a new job id: time-ordered, as UUIDv7 (RFC 9562, section 5.7)."""
@@ -243,5 +241,6 @@ class EdgeClient:
             note = self._notes.get()
             if isinstance(note, Handle | OrderHandle):
                 self._take(note)
-        self._jobs.close(_CLOSED)
-        self._orders.close(_CLOSED)
+        sentence = "the client was closed before the end was known; ask again by the same id"
+        self._jobs.close(EdgeAgentError(Code.SHUTTING_DOWN, sentence))
+        self._orders.close(EdgeAgentError(Code.SHUTTING_DOWN, sentence))

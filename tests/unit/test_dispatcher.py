@@ -1,5 +1,7 @@
 """Who runs when: lanes filled and kept full, jobs ended once, and nothing lost when an engine or the agent goes."""
 
+import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -154,6 +156,22 @@ class Floor:
         wait_for(lambda: self.find(name).state is state, f"{name} to be {state}", PATIENCE_S)
         return self.find(name)
 
+    @contextmanager
+    def disk_held(self):
+        """Nothing is committed meanwhile."""
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold(_queue):
+            held.set()
+            assert go_on.wait(PATIENCE_S)
+
+        self.store.do(hold)
+        assert held.wait(PATIENCE_S)
+        try:
+            yield
+        finally:
+            go_on.set()
+
     def quiet(self):
         """Wait until the dispatcher has taken every note and the store done what followed."""
         for _ in range(3):
@@ -231,6 +249,51 @@ def test_an_engine_that_is_to_go_gets_nothing_new(floor):
     floor.draining = set()
     floor.dispatcher.look()
     floor.wait_started("1.1", "2.1")
+
+
+def test_a_lane_that_gets_free_while_the_queue_is_asked_is_not_forgotten(floor):
+    """The answer told of lanes as they had been: a job that must run alone waited for the canceled one to let go."""
+    floor.accept("a", "b")
+    floor.wait_started("1.1", "2.1")
+    floor.say(Failed(JobId("1.1"), Code.OUT_OF_MEMORY, "the device has no memory for it"))
+    floor.wait_state("a", JobState.QUEUED)
+    floor.pass_s(RETRY_FIRST_S)
+    floor.dispatcher.cancel(floor.ask(lambda queue: queue.cancel("line-3", "b")))
+    floor.wait_state("b", JobState.CANCELED)
+    floor.quiet()
+    with floor.disk_held():
+        floor.dispatcher.look()
+        wait_for(lambda: floor.dispatcher._lanes["phi"].claiming, "the queue to be asked", PATIENCE_S)
+        floor.say(finished("2.1", FinishReason.CANCELED))
+        wait_for(lambda: not floor.dispatcher.running("phi"), "the lane to be free", PATIENCE_S)
+    floor.wait_started("1.1", "2.1", "1.2")
+
+
+def test_the_queue_is_not_asked_for_every_token(floor):
+    floor.accept("a")
+    floor.wait_started("1.1")
+    floor.quiet()
+    with floor.disk_held():
+        for number in range(50):
+            floor.say(Text(JobId("1.1"), f" {number}", 1))
+        wait_for(lambda: len(floor.outbox.streams[0].texts) == 50, "the text", PATIENCE_S)
+        assert floor.store.waiting == 0
+    floor.say(finished("1.1"))
+    floor.wait_state("a", JobState.SUCCEEDED)
+
+
+def test_what_is_claimed_in_the_last_moment_goes_back(floor):
+    """The queue answers a dispatcher that has stopped: the job was never begun, and keeps its strikes."""
+    floor.draining = {"phi"}
+    floor.accept("a")
+    with floor.disk_held():
+        floor.draining = set()
+        floor.dispatcher.look()
+        wait_for(lambda: floor.dispatcher.busy("phi"), "the queue to be asked", PATIENCE_S)
+        floor.stop()
+    wait_for(lambda: floor.find("a").attempt == 1, "the queue to answer", PATIENCE_S)
+    assert floor.wait_state("a", JobState.QUEUED).strikes == 0
+    assert floor.engine.ids == []
 
 
 # Ends

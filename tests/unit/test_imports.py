@@ -56,6 +56,8 @@ LAYERS = (
         "edge_agent.attempt",
         "edge_agent.control",
         "edge_agent.dispatcher",
+        "edge_agent.endings",
+        "edge_agent.lanes",
         "edge_agent.orders",
         "edge_agent.preparation",
         "edge_agent.mqtt.intake",
