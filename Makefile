@@ -65,7 +65,7 @@ chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad message
 
 .PHONY: schemas
 schemas: $(VENV)/.dev ## write the JSON Schemas anew after a change of the payloads
-	$(VENV)/bin/python -m edge_agent.mqtt.payloads edge_agent/mqtt/schemas
+	$(VENV)/bin/python -m edge_agent.mqtt.json_schemas edge_agent/mqtt/schemas
 
 .PHONY: clean
 clean: ## remove everything make has made here

@@ -19,7 +19,7 @@ from edge_agent.log import get_logger
 from edge_agent.models.fetch import Progress
 from edge_agent.models.pins import Pins
 from edge_agent.models.pulls import Pulls
-from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 
 OPEN_MAX = 16
 """Orders under way; more are refused."""

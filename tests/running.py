@@ -17,8 +17,8 @@ from jsonschema import Draft202012Validator
 import edge_agent
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.client import EdgeClient
+from edge_agent.mqtt.json_schemas import schemas
 from edge_agent.mqtt.link import Callbacks, Link, Subscription
-from edge_agent.mqtt.payloads import schemas
 
 FAULTS = Path(__file__).with_name("faults")
 PATIENCE_S = 60.0

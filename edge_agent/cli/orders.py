@@ -16,7 +16,7 @@ from edge_agent.cli import broker_options as broker
 from edge_agent.control.caller import ask_agent
 from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.mqtt.client import EdgeClient, job_id
-from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 
 CONNECT_S = 10.0
 LOOK_S = 0.3

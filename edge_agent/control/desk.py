@@ -21,7 +21,8 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.queue import ROWS_AT_ONCE, Envelope, Queue
 from edge_agent.jobs.request import Request
-from edge_agent.mqtt.payloads import JobEvent, ModelOrder, Result
+from edge_agent.mqtt.order_payloads import ModelOrder
+from edge_agent.mqtt.payloads import JobEvent, Result
 from edge_agent.mqtt.wire import Speech
 
 TEXTS = frozenset({"prompt", "messages", "stop", "metadata", "response_format"})

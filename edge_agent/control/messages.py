@@ -9,7 +9,8 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, JobState
 from edge_agent.jobs.request import JobName
 from edge_agent.jobs.strict import Strict
-from edge_agent.mqtt.payloads import JobEvent, ModelOrder, OrderResult, OrderStatus, Payload, Result, Telemetry
+from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.payloads import JobEvent, Payload, Result, Telemetry
 from edge_agent.mqtt.wire import faults
 
 LISTED_MAX = 1000

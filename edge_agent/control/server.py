@@ -22,7 +22,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Store
 from edge_agent.log import get_logger
-from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 
 NAME = "control.sock"
 CONNECTIONS_MAX = 8

@@ -22,7 +22,8 @@ from edge_agent.mqtt.hearing import hear
 from edge_agent.mqtt.job_book import JobBook
 from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.order_book import OrderBook, OrderHandle
-from edge_agent.mqtt.payloads import Chunk, ModelOrder, OrderResult, OrderStatus, Presence, Result, Status
+from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.payloads import Chunk, Presence, Result, Status
 from edge_agent.mqtt.placement import Placement
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound, faults

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Publication
 

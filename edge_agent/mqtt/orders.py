@@ -7,7 +7,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
-from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.mqtt.topics import CLIENT, Asked, Topics
 from edge_agent.mqtt.wire import (
     RESULT_EXPIRY_S,

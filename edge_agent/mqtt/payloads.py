@@ -1,19 +1,12 @@
-"""The bodies of the messages an agent publishes, and the JSON Schemas of all bodies.
+"""The bodies of the messages an agent publishes, but for those about orders; see order_payloads.py."""
 
-`python -m edge_agent.mqtt.payloads FOLDER` writes the schemas.
-"""
-
-import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, JsonValue, StringConstraints, model_validator
+from pydantic import JsonValue
 
 from edge_agent.errors import Code
 from edge_agent.jobs.job import Failure, Frozen, JobState, Outcome
-from edge_agent.jobs.request import JobName, Request
+from edge_agent.jobs.request import JobName
 from edge_agent.jobs.strict import Strict
 
 PROTOCOL_VERSION = 1
@@ -23,29 +16,6 @@ class JobRef(Strict):
     """The body of a cancel and of a status command."""
 
     job_id: JobName
-
-
-class ModelOrder(Strict):
-    """What an administrator wants done with a model; `pinned` false makes an unpin of a pin.
-
-    `model` is one that is served, for a pull also a build of the catalogue. `op_id` is the idempotency key, per client.
-    """
-
-    op_id: JobName
-    op: Literal["load", "unload", "pull", "pin", "unpin"]
-    model: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$")]
-    pinned: bool | None = None
-
-    @model_validator(mode="after")
-    def _pinned_is_of_pins(self) -> "ModelOrder":
-        if self.pinned is not None and self.op != "pin":
-            raise ValueError("pinned: belongs to pin alone")
-        return self
-
-    @property
-    def verb(self) -> str:
-        """What is to be done."""
-        return "unpin" if self.op == "pin" and self.pinned is False else self.op
 
 
 class Payload(Frozen):
@@ -112,33 +82,6 @@ class Answer(Outcome, _AnswerHead):
 
     model: str
     agent_version: str
-
-
-class OrderStatus(Payload):
-    """How far an administrator's order is, and what it waits for; of a pull the bytes that have come."""
-
-    agent: str
-    op_id: str
-    op: str
-    model: str
-    state: Literal["running"] = "running"
-    reason: str | None = None
-    done_bytes: int | None = None
-    total_bytes: int | None = None
-
-
-class OrderResult(Payload):
-    """What became of an administrator's order, or why it was refused; `phase` is how the model is then."""
-
-    agent: str
-    op_id: str
-    op: str | None = None
-    model: str | None = None
-    state: Literal["succeeded", "failed", "rejected"]
-    phase: str | None = None
-    pinned: bool | None = None
-    took_s: float | None = None
-    error: Failure | None = None
 
 
 class JobEvent(Payload):
@@ -420,43 +363,3 @@ class Telemetry(MachineReading):
     outbox_dropped: int | None = None
     reconnects: int | None = None
     watches: tuple[WatchReading, ...] | None = None
-
-
-PAYLOADS: dict[str, type[BaseModel]] = {
-    "job": Request,
-    "cancel": JobRef,
-    "status-command": JobRef,
-    "order": ModelOrder,
-    "order-status": OrderStatus,
-    "order-result": OrderResult,
-    "status": Status,
-    "chunk": Chunk,
-    "result": Result,
-    "answer": Answer,
-    "job-event": JobEvent,
-    "presence": Presence,
-    "info": Info,
-    "decision": DecisionReport,
-    "telemetry": Telemetry,
-}
-
-
-def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of every payload by name: requests as they may be sent, the rest as they are published."""
-    given = {"job", "cancel", "status-command", "order"}
-    return {
-        name: {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-        | model.model_json_schema(mode="validation" if name in given else "serialization")
-        for name, model in PAYLOADS.items()
-    }
-
-
-def write_schemas(folder: Path) -> None:
-    """Write one file per payload."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, schema in schemas().items():
-        (folder / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write_schemas(Path(sys.argv[1]))

@@ -17,7 +17,8 @@ from edge_agent.jobs.job import Destination, Failure, Job, Outcome
 from edge_agent.jobs.request import BRANCH_LIST, BRANCH_OBJECT, BRANCH_TEXT, Request
 from edge_agent.jobs.spool import PARTS_MAX
 from edge_agent.jobs.template import Seen
-from edge_agent.mqtt.payloads import Answer, Chunk, JobEvent, JobRef, ModelOrder, Payload, Result, Status
+from edge_agent.mqtt.order_payloads import ModelOrder
+from edge_agent.mqtt.payloads import Answer, Chunk, JobEvent, JobRef, Payload, Result, Status
 from edge_agent.mqtt.topics import Topics, watch_of
 
 PAYLOAD_BYTES_MAX = 128 * 1024

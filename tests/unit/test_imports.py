@@ -29,6 +29,8 @@ LAYERS = (
         "edge_agent.mqtt.tap",
         "edge_agent.mqtt.topics",
         "edge_agent.mqtt.acl",
+        "edge_agent.mqtt.json_schemas",
+        "edge_agent.mqtt.order_payloads",
         "edge_agent.mqtt.payloads",
         "edge_agent.mqtt.wire",
         "edge_agent.mqtt.filters",

@@ -13,7 +13,7 @@ from edge_agent.models import catalogue
 from edge_agent.models.fetch import Progress
 from edge_agent.models.pins import Pins
 from edge_agent.models.pulls import Pulls
-from edge_agent.mqtt.payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.orders import OPEN_MAX, PROGRESS_S, REMEMBERED_MAX, WAIT_MOST_S, Orders, follow
 
 BUILD = catalogue.read().variant[0].name

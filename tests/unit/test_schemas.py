@@ -17,6 +17,7 @@ from edge_agent.models.choose import choose
 from edge_agent.models.provision import wanted
 from edge_agent.models.runtimes import presumed
 from edge_agent.mqtt import payloads
+from edge_agent.mqtt.json_schemas import schemas, write_schemas
 from edge_agent.mqtt.payloads import (
     EngineReading,
     Info,
@@ -26,8 +27,6 @@ from edge_agent.mqtt.payloads import (
     Presence,
     ServedModel,
     Telemetry,
-    schemas,
-    write_schemas,
 )
 from edge_agent.mqtt.presence import Announcer, Condition
 from edge_agent.mqtt.topics import Topics
@@ -50,7 +49,7 @@ def job(tmp_path):
 
 
 def test_the_shipped_files_are_what_is_generated(tmp_path):
-    """Mended with `python -m edge_agent.mqtt.payloads edge_agent/mqtt/schemas`."""
+    """Mended with `python -m edge_agent.mqtt.json_schemas edge_agent/mqtt/schemas`."""
     write_schemas(tmp_path)
     shipped = resources.files(payloads.__package__).joinpath("schemas")
     generated = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()}

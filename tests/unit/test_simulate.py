@@ -13,7 +13,7 @@ from edge_agent.fleet import errands
 from edge_agent.fleet.errands import Errands
 from edge_agent.fleet.pretence import MAKES, SMALL, Pretence, decided
 from edge_agent.fleet.simulate import AGENTS_MAX, makes, names
-from edge_agent.mqtt.payloads import schemas
+from edge_agent.mqtt.json_schemas import schemas
 from edge_agent.mqtt.topics import CLIENT, Asked, Topics
 from edge_agent.mqtt.wire import Inbound, Speech
 
