@@ -22,8 +22,8 @@ from edge_agent.jobs.job import JobState
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt.client import job_id as new_id
 from edge_agent.mqtt.payloads import Result
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Speech
 
 errors = Console(stderr=True, highlight=False)
 

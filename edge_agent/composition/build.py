@@ -41,9 +41,9 @@ from edge_agent.mqtt.orders import SUBJECT, OrderIntake
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.pool import Pools
 from edge_agent.mqtt.presence import Announcer
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.watcher import Watcher
-from edge_agent.mqtt.wire import Speech
 from edge_agent.orders import Orders
 from edge_agent.preparation import Preparation
 from edge_agent.settings import Settings

@@ -11,7 +11,7 @@ from edge_agent.control.server import ControlServer
 from edge_agent.health.reporter import Reporter
 from edge_agent.health.snapshot import Snapshots
 from edge_agent.mqtt.client import job_id
-from edge_agent.mqtt.wire import Speech
+from edge_agent.mqtt.speech import Speech
 from edge_agent.orders import LOCAL
 from hardware.gauges import gauges
 

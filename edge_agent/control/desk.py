@@ -23,7 +23,7 @@ from edge_agent.jobs.queue import ROWS_AT_ONCE, Envelope, Queue
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt.order_payloads import ModelOrder
 from edge_agent.mqtt.payloads import JobEvent, Result
-from edge_agent.mqtt.wire import Speech
+from edge_agent.mqtt.speech import Speech
 
 TEXTS = frozenset({"prompt", "messages", "stop", "metadata", "response_format"})
 """What of a request people wrote."""

@@ -11,8 +11,9 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.fleet.pretence import SERVE, Pretence
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
 from edge_agent.jobs.request import Request
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Asked, Command
-from edge_agent.mqtt.wire import Inbound, Publication, Speech, decode_ref, decode_request
+from edge_agent.mqtt.wire import Inbound, Publication, decode_ref, decode_request
 
 WORDS = tuple("This answer is made up : no model runs behind this agent , it only speaks the protocol . ".split())  # noqa: SIM905 - reads as the sentence it is
 OPEN_MAX, REMEMBERED_MAX = 100, 200

@@ -17,12 +17,12 @@ from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
 from edge_agent.mqtt.payloads import Info, Telemetry
 from edge_agent.mqtt.presence import Announcer, Condition
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import CLIENT, Topics
 from edge_agent.mqtt.wire import (
     TELEMETRY_PERIODS,
     Inbound,
     Publication,
-    Speech,
     readable_job_id,
 )
 from edge_agent.settings import AgentSection, ModelsSection, Settings, TelemetrySection

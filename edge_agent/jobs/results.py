@@ -33,14 +33,15 @@ class Results:
     def owed(self, limit: int) -> list[Owed]:
         """Return the results to publish now, longest due first; give up those tried for RESULT_KEPT_S."""
         now_s = self._clock.now_s()
-        due = []
-        for *row, due_s, tries in self._db.rows("owed", now=now_s, limit=limit):
-            owed = Owed(job_of(row), due_s, tries)
-            if tries and now_s - (owed.job.finished_s or now_s) > RESULT_KEPT_S:
-                self.delivered(owed)
-            else:
-                due.append(owed)
-        return due
+        while True:
+            found = [
+                Owed(job_of(row), due_s, tries) for *row, due_s, tries in self._db.rows("owed", now=now_s, limit=limit)
+            ]
+            too_old = [owed for owed in found if owed.tries and now_s - (owed.job.finished_s or now_s) > RESULT_KEPT_S]
+            if not too_old:
+                return found
+            for owed in too_old:
+                self.delivered(owed)  # what was behind them is due as well
 
     def next_owed_s(self) -> float | None:
         """Return when the next result will be due that is not due yet, on the queue's clock."""

@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable
 
 from edge_agent.jobs.job import Job
-from edge_agent.mqtt.wire import Publication, Speech
+from edge_agent.mqtt.speech import Speech
+from edge_agent.mqtt.wire import Publication
 
 INTERVAL_S = 0.05
 """Least time between two chunks of one job. At 200 tokens/s it saves 4 % of a core; no reader sees a difference."""

@@ -20,11 +20,11 @@ from edge_agent.jobs.spool import Holder, Spool
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
 from edge_agent.mqtt.outbox import Outbox
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import CLIENT, Asked, Command, Topics
 from edge_agent.mqtt.wire import (
     UNREADABLE,
     Inbound,
-    Speech,
     check_properties,
     decode_image,
     decode_ref,

@@ -24,7 +24,8 @@ from edge_agent.log import get_logger
 from edge_agent.mqtt.chunks import ChunkStream
 from edge_agent.mqtt.link import PACKET_TOO_LARGE, Link
 from edge_agent.mqtt.redial import backoff_s
-from edge_agent.mqtt.wire import Publication, Speech
+from edge_agent.mqtt.speech import Speech
+from edge_agent.mqtt.wire import Publication
 
 IN_FLIGHT_MAX = 20
 """Messages handed to paho and not answered: after a reconnect paho sends them again, in its own order."""

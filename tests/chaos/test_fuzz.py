@@ -28,8 +28,9 @@ from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import GROUP_MAX, Store
 from edge_agent.mqtt import intake
 from edge_agent.mqtt.intake import Intake
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import CLIENT, Topics
-from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, UNREADABLE, Inbound, Speech
+from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, UNREADABLE, Inbound
 from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
 
 CASES = int(os.environ.get("FUZZ_CASES", "20000"))

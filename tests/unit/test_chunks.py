@@ -6,8 +6,8 @@ import pytest
 from fakes import FakeLink, Time, accept, claim
 
 from edge_agent.mqtt.chunks import INTERVAL_S, ChunkStream
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Speech
 
 
 @pytest.fixture

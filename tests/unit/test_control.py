@@ -39,8 +39,8 @@ from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
 from edge_agent.jobs.store import Store
 from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Speech
 from edge_agent.state_dir import locked
 
 STATE = Standing(agent="edge-01", version="1", pid=1, boot_id="b", health="ready", connected=True)

@@ -32,6 +32,7 @@ LAYERS = (
         "edge_agent.mqtt.json_schemas",
         "edge_agent.mqtt.order_payloads",
         "edge_agent.mqtt.payloads",
+        "edge_agent.mqtt.speech",
         "edge_agent.mqtt.wire",
         "edge_agent.mqtt.filters",
         "edge_agent.mqtt.hearing",

@@ -16,8 +16,9 @@ from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
 from edge_agent.mqtt import intake as intake_module
 from edge_agent.mqtt.intake import Intake
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound, Speech
+from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound
 from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
 
 TOPICS = Topics("edge/v1", "edge-01")

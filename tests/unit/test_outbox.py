@@ -15,8 +15,9 @@ from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.store import Store
 from edge_agent.mqtt import outbox as outbox_module
 from edge_agent.mqtt.outbox import FIRST_RETRY_S, IN_FLIGHT_MAX, LAST_RETRY_S, NO_SUBSCRIBERS, Outbox
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Publication, Speech
+from edge_agent.mqtt.wire import Publication
 
 PUBLISHED, QUOTA_EXCEEDED = 0x00, 0x97
 NOT_AUTHORIZED = 0x87

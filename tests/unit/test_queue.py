@@ -517,6 +517,21 @@ def test_a_result_asked_for_again_meanwhile_stays_owed(queue, machine):
     assert Outcome.model_validate_json(again.job.outcome).text == ANSWER.text
 
 
+def test_results_that_are_given_up_keep_no_other_back(queue, machine):
+    """However many there are before it: nothing else would have it asked for again."""
+    for number in range(5):
+        accept(queue, f"old-{number}")
+        end(queue, claim(queue))
+    with queue.transaction():
+        for owed in queue.results.owed(5):
+            queue.results.deferred(owed, 30.0)
+    machine.pass_s(RESULT_KEPT_S + 1)
+    accept(queue, "new")
+    end(queue, claim(queue))
+    with queue.transaction():
+        assert [owed.job.job_id for owed in queue.results.owed(2)] == ["new"]
+
+
 def test_a_result_refused_for_a_day_is_given_up(queue, machine):
     """One that was never tried is not: the broker was away."""
     accept(queue, "refused")

@@ -29,8 +29,9 @@ from edge_agent.mqtt.payloads import (
     Telemetry,
 )
 from edge_agent.mqtt.presence import Announcer, Condition
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Inbound, Speech
+from edge_agent.mqtt.wire import Inbound
 from edge_agent.settings import ServeSection
 
 SPEECH = Speech(Topics("edge/v1", "edge-01"))

@@ -14,8 +14,9 @@ from edge_agent.fleet.errands import Errands
 from edge_agent.fleet.pretence import MAKES, SMALL, Pretence, decided
 from edge_agent.fleet.simulate import AGENTS_MAX, makes, names
 from edge_agent.mqtt.json_schemas import schemas
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import CLIENT, Asked, Topics
-from edge_agent.mqtt.wire import Inbound, Speech
+from edge_agent.mqtt.wire import Inbound
 
 TOPICS = Topics("edge/v1", "sim-001")
 

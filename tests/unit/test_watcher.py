@@ -15,8 +15,9 @@ from edge_agent.jobs.store import Store
 from edge_agent.mqtt import watcher as watcher_module
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Receipt
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.watcher import Watcher, session, subscriptions
-from edge_agent.mqtt.wire import Inbound, Speech
+from edge_agent.mqtt.wire import Inbound
 from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
 
 SENSOR = {"name": "sensor", "topic": "a/+", "prompt": "{{ payload }}"}

@@ -15,12 +15,12 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, JobState, Outcome
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt import wire
+from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import (
     PAYLOAD_BYTES_MAX,
     UNREADABLE,
     Inbound,
-    Speech,
     decode_ref,
     decode_request,
     faults,
