@@ -71,6 +71,16 @@ class Paho(Client):
         self._beat(self._reconnect_max_delay)
         super()._reconnect_wait()
 
+    def _mid_generate(self) -> int:
+        """Return an id that no unanswered message has.
+
+        Paho's own come round after 65,535 messages of any QoS. One of QoS 0 that had the id of a result which the
+        broker is yet to answer, as one that throttles may for hours, would pass for its answer as it leaves.
+        """
+        while (mid := super()._mid_generate()) in self._out_messages:
+            pass
+        return mid
+
     def _handle_publish(self) -> MQTTErrorCode:
         """Take a message in without copying its payload, which stays in the buffer that it was received in.
 

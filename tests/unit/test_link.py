@@ -138,6 +138,14 @@ def test_it_comes_back_after_the_broker_did_and_sends_what_was_not_answered(brok
         assert len(one.downs) >= 1
 
 
+def test_no_message_gets_the_id_of_one_that_is_not_answered():
+    """Ids come round; one of QoS 0 that left under that of a result would pass for the broker's answer to it."""
+    link = Link(Access("127.0.0.1", 1, client_id="a"), subscriptions=(), callbacks=Callbacks(receive=lambda *_: None))
+    unanswered = link.publish(Publication("results/1", b"kept", qos=1))
+    assert unanswered not in {link._client._mid_generate() for _ in range(65_535)}
+    link.stop()
+
+
 @pytest.mark.broker
 def test_an_acknowledgement_from_before_a_reconnect_confirms_nothing(broker):
     """Message ids begin anew on a connection: a stale one would confirm another message, which would be lost."""
