@@ -164,8 +164,8 @@ class _Reader:
             return Template((self._topics.watch(section.name),))
         template = self._template("answer_topic", section.answer_topic, section)
         literal = "".join(part for part in template.parts if isinstance(part, str))
-        if any(letter in literal for letter in "+#\0") or section.answer_topic.startswith("$"):
-            self.fault("answer_topic", "must be a topic: without + and #, and not beginning with $")
+        if not filters.publishable(f"x{literal}") or section.answer_topic.startswith("$"):
+            self.fault("answer_topic", "must be a topic: without +, # and control characters, not beginning with $")
         elif any(filters.intersect(shape(template, topic), f"{self._topics.root}/#") for topic in section.topics):
             self.fault("answer_topic", ROOT_SENTENCE)
         return template

@@ -4,7 +4,6 @@ import binascii
 import hashlib
 import io
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from edge_agent.jobs.attachments import is_image
 from edge_agent.jobs.request import ImageHashPart, Message, Request, TextPart
 from edge_agent.jobs.response_format import ResponseFormat
 from edge_agent.jobs.template import LengthError, Path, Seen, Template, UnfilledError, lookup, path
-from edge_agent.mqtt.filters import matches
+from edge_agent.mqtt.filters import matches, publishable
 from edge_agent.watch_settings import Bounds, Wanted, WatchSection
 
 PROMPT_BYTES_MAX = 65_536
@@ -238,7 +237,7 @@ def _unwrapped(text: str) -> bytes | None:
 
 
 def _answer_topic(rule: Rule, seen: Seen) -> str | None:
-    """Return where the answer goes; None when a value in it is none that may stand in a level of a topic."""
+    """Return where the answer goes; None when that is no topic, or a value in it none that may stand in a level."""
     for slot in rule.answer.slots:
         if slot.variable == ("topic",):
             continue
@@ -246,13 +245,13 @@ def _answer_topic(rule: Rule, seen: Seen) -> str | None:
             level = slot.fill(seen)
         except UnfilledError:
             return None
-        if not level or re.search(r"[/+#\0]", level):
+        if not level or "/" in level:
             return None
     try:
         topic = rule.answer.render(seen, bytes_max=TOPIC_BYTES_MAX)
     except LengthError:
         return None
-    return None if topic.startswith("$") else topic
+    return topic if publishable(topic) else None
 
 
 def _scope(rule: Rule, seen: Seen) -> str:

@@ -1,8 +1,13 @@
 """Topic filters, as MQTT has them: `+` is any one level, `#` the parent and everything below it (pure)."""
 
+import re
 from collections.abc import Iterable
 
 FILTER_CHARACTERS_MAX = 512
+SLASHES_MAX = 200
+"""In a topic; mosquitto ends the connection over more (TOPIC_HIERARCHY_LIMIT)."""
+_UNSPEAKABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef]")
+"""Control characters, surrogates and non-characters: MQTT 5, 1.5.4, lets a broker end the connection over one."""
 
 
 def check(topic_filter: str) -> None:
@@ -21,6 +26,19 @@ def check(topic_filter: str) -> None:
 def matches(topic_filter: str, topic: str) -> bool:
     """Return whether a filter that `check` allows takes a topic."""
     return not topic.startswith("$") and "#" not in topic and "+" not in topic and intersect(topic_filter, topic)
+
+
+def publishable(topic: str) -> bool:
+    """Return whether any broker takes a topic to publish on: over a bad one it ends the connection, each time anew."""
+    return (
+        bool(topic)
+        and not topic.startswith("$")
+        and "+" not in topic
+        and "#" not in topic
+        and topic.count("/") <= SLASHES_MAX
+        and _UNSPEAKABLE.search(topic) is None
+        and all(ord(letter) & 0xFFFE != 0xFFFE for letter in topic)
+    )
 
 
 def intersect(one: str, other: str) -> bool:

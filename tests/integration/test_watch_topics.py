@@ -8,12 +8,17 @@ import psutil
 import pytest
 from authority import Authority, mosquitto_tls
 from PIL import Image, ImageDraw
-from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
+from running import PATIENCE_S, AgentProcess, Listener, mosquitto_pub, requester, wait_for
 from secured import refusing
 from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
+from edge_agent.jobs.watch import TOPIC_BYTES_MAX
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.broker import PrivateBroker, random_port
+from edge_agent.mqtt.filters import SLASHES_MAX, publishable
+from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.wire import Publication
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
@@ -299,6 +304,25 @@ def test_what_the_broker_does_not_let_it_watch_is_said_and_costs_no_pool(tmp_pat
             run = CliRunner().invoke(app, ["doctor", "--json", "--config", str(agent.config)])
             hearing = [each for each in json.loads(run.stdout)["findings"] if each["about"] == "hearing"]
             assert [(each["level"], each["said"]) for each in hearing] == [("failed", "the broker refuses cams/+")]
+
+
+def test_every_topic_that_is_called_one_is_taken_by_the_broker(broker):
+    """It ends the connection over another, and would each time that the message is sent again."""
+    topics = ["a", "/", "ä/🙂/\ufffd/\ue000/\xa0/ ", "x" * TOPIC_BYTES_MAX, "/" * SLASHES_MAX]
+    answered = []
+    access = Access(broker.host, broker.port, client_id="publisher", clean_start=True)
+    told = Callbacks(receive=lambda *_message: None, answered=lambda _mid, reason: answered.append(reason))
+    link = Link(access, subscriptions=(), callbacks=told)
+    link.start()
+    try:
+        assert link.wait_connected(PATIENCE_S)
+        for topic in topics:
+            assert publishable(topic)
+            link.publish(Publication(topic, b"x", qos=1))
+        wait_for(lambda: len(answered) == len(topics), "the broker's answers")
+        assert link.connections == 1
+    finally:
+        link.stop()
 
 
 def watches(answers, name, **fields):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.mqtt.filters import apart, check, intersect, matches
+from edge_agent.mqtt.filters import SLASHES_MAX, apart, check, intersect, matches, publishable
 
 WORDS = st.sampled_from(["a", "b", "c", ""])
 TOPICS = st.lists(WORDS, min_size=1, max_size=4).map("/".join).filter(bool)
@@ -102,3 +102,14 @@ def test_the_brokers_own_topics_are_never_taken():
 )
 def test_filters_meet_where_a_topic_is_under_both(one, other, met):
     assert intersect(one, other) is intersect(other, one) is met
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        *("", "$SYS/a", "a/+", "a/#", "/" * (SLASHES_MAX + 1)),
+        *("a\0", "a\n", "a\x7f", "a\x85", "a\ud800", "a\ufdd0", "a\ufffe", "a\U0001ffff"),
+    ],
+)
+def test_a_topic_over_which_a_broker_may_end_the_connection_is_none_to_publish_on(topic):
+    assert not publishable(topic)

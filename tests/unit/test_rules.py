@@ -53,6 +53,7 @@ def read(*tables, **sections):
             "watch.0.response_format: not is not supported in a schema",
         ),
         ({"answer_topic": "b/+"}, "watch.0.answer_topic: must be a topic"),
+        ({"answer_topic": "b/\n"}, "watch.0.answer_topic: must be a topic"),
         ({"answer_topic": "$SYS/b"}, "watch.0.answer_topic: must be a topic"),
         ({"answer_topic": "edge/v1/agents/b/cmd/job/c"}, "watch.0.answer_topic: can take a topic below mqtt.root"),
         ({"answer_topic": "{{ topic.1 }}/v1/x", "topic": "+/cam"}, "answer_topic: can take a topic below"),
