@@ -2,14 +2,16 @@
 
 The published builds follow one convention (onnxruntime-genai's model builder, `genai_config.json`): token ids and an
 attention mask go in, logits come out, and GroupQueryAttention reads and writes keys and values in place. Sequences of
-different lengths may be rows of one call, one new token each; several new tokens go alone.
+different lengths may be rows of one call, one new token each; several new tokens go alone, for the operator refuses
+other rows beside them ("batch_size must be 1 when sequence_length > 1 and past context is given", onnxruntime 1.32).
 """
 
 import math
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from edge_agent.engine import foreign
 from edge_agent.engine.lane_parts import Logits
 from edge_agent.engine.onnx_layout import Layout
 from edge_agent.engine.onnx_plugins import PLUGINS, hardware
@@ -27,28 +30,16 @@ from edge_agent.errors import Code, EdgeAgentError
 Embed = Callable[[npt.NDArray[np.int64], Sequence[Features]], Features]
 """Returns what ids [lanes, new] stand for, shape [lanes, new, hidden size]; features where they are below 0."""
 
-_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    MemoryError,
-    *(error for error in vars(native).values() if isinstance(error, type) and issubclass(error, Exception)),
+library = partial(
+    foreign.library,
+    "onnxruntime",
+    (
+        *foreign.ERRORS,
+        *(error for error in vars(native).values() if isinstance(error, type) and issubclass(error, Exception)),
+    ),
 )
-_ALLOCATION = ("bad_alloc", "allocate memory", "out of memory", "cannot allocate")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TYPES: Mapping[str, "np.dtype[Any]"] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
-
-
-@contextmanager
-def library() -> Iterator[None]:
-    """Turn the libraries' errors into ours: they have no codes, only texts, and MemoryError for C++'s bad_alloc."""
-    try:
-        yield
-    except _ERRORS as error:
-        text = next(iter(str(error).splitlines()), "memory ran out")
-        if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _ALLOCATION):
-            raise EdgeAgentError(
-                Code.OUT_OF_MEMORY, f"memory ran out ({text}); lower max_tokens or shorten the prompt"
-            ) from error
-        raise EdgeAgentError(Code.MODEL_ERROR, f"onnxruntime said: {text}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import openvino_genai as genai
 from openvino import Tensor
 
+from edge_agent.engine import foreign
 from edge_agent.engine.messages import (
     Event,
     Failed,
@@ -31,7 +32,7 @@ from edge_agent.errors import Code, EdgeAgentError
 
 _FASTER_MOST = 2.0
 """What a piece may add to the speed assumed for the next: tokens found in the cache unnoticed make it look faster."""
-_ALLOCATION = ("bad_alloc", "bad allocation", "allocate", "out of memory", "larger than available memory")
+library = partial(foreign.library, "openvino-genai", last_line=True)  # it says first where it was raised
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,18 +302,3 @@ class OpenvinoModel:
         """Let the library take back the blocks of what was stopped, when no step follows that would."""
         if not self._sequences and self._pipeline.has_non_finished_requests():
             self._pipeline.step()
-
-
-@contextmanager
-def library() -> Iterator[None]:
-    """Turn the library's errors into ours: it knows only RuntimeError, and MemoryError for C++'s bad_alloc."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        text = lines[-1] if lines else "memory ran out"  # where it was raised comes first
-        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _ALLOCATION):
-            raise EdgeAgentError(
-                Code.OUT_OF_MEMORY, f"memory ran out ({text}); lower max_tokens or shorten the prompt"
-            ) from error
-        raise EdgeAgentError(Code.MODEL_ERROR, f"openvino-genai said: {text}") from error
