@@ -105,6 +105,8 @@ class JobBook:
             self._refuse(handle, self._broker_failure(handle, PACKET_TOO_LARGE))
         else:
             self._asked[mid] = handle
+        if ask and handle.placement.canceled_s is not None:
+            self._send_cancel(handle)  # it may have expired before the agent was back
 
     def _topic(self, handle: Handle, command: Command, *, pool: bool) -> str:
         topics = Topics(self._root, handle.agent or "")

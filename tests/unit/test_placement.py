@@ -298,6 +298,19 @@ def test_a_cancel_of_an_accepted_job_is_answered_by_its_agent(desk):
     assert handle.result(0).state == "canceled"
 
 
+@pytest.mark.parametrize("agent", [None, "a"])
+def test_a_cancel_is_said_again_while_the_job_goes_on(desk, agent):
+    """The agent may have been away for longer than the broker keeps it, or its disk was full."""
+    handle = desk.submit(agent=agent, ttl_s=3600)
+    desk.step()
+    desk.accept("a")
+    handle.cancel()
+    (first,) = desk.step()
+    assert desk.step(30.1) == ["edge/v1/agents/a/cmd/status/me", first]
+    desk.result("a", "canceled")
+    assert desk.step(30.1) == []
+
+
 def test_an_agent_that_was_told_to_drop_a_job_does_not_end_it(desk):
     """Its canceled row is no outcome, also when the job is offered again and comes to it."""
     handle = desk.submit()
