@@ -21,6 +21,7 @@ from edge_agent.jobs.job import TERMINAL, Failure, ImageUse, Job, JobState, Outc
 from edge_agent.jobs.prepared import Prepared, encode
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.request import ImageHashPart, Request
+from edge_agent.jobs.shares import Shares
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
 from edge_agent.jobs.tiles import TILE_PIXELS, grid
@@ -28,6 +29,9 @@ from edge_agent.log import get_logger
 
 AHEAD = 4
 """Decoded jobs that may wait per model: an image of 16 tiles takes 5 MB of the disk."""
+JOB_S = 30.0
+"""What the images of one job may take together, but for the one that is decoded then: so no job holds up others for
+longer than this and IMAGE_S."""
 LOOK_S = 1.0
 RETRY_S = 5.0
 """When a disk that was full is tried again."""
@@ -69,6 +73,7 @@ class Preparation:
         self._limits = limits
         self._ready = ready
         self._now_s = now_s
+        self._shares = Shares()
         self._busy_s = self._swept_s = now_s()
         self._wake = threading.Event()
         self._stale = threading.Event()
@@ -137,24 +142,30 @@ class Preparation:
 
     def _prepare_next(self) -> bool:
         """Get the next job of any model ready; return whether there was one."""
-        for model in self._models:
-            limits = self._limits(model)
-            if limits is None:
-                continue
-            job = self._ask(lambda queue, model=model: queue.images.next_unprepared(model, ahead=AHEAD))  # type: ignore[misc]
-            if job is not None:
-                self._prepare(job, limits)
-                return True
+        behind = self._shares.behind(now_s=self._now_s())
+        for passed in (behind, frozenset[str]()) if behind else (behind,):
+            for model in self._models:
+                limits = self._limits(model)
+                job = None if limits is None else self._next(model, passed)
+                if limits is not None and job is not None:
+                    self._prepare(job, limits)
+                    return True
         return False
+
+    def _next(self, model: str, passed: frozenset[str]) -> Job | None:
+        return self._ask(lambda queue: queue.images.next_unprepared(model, ahead=AHEAD, passed=passed))
 
     def _prepare(self, job: Job, limits: Limits) -> None:
         folder = self._spool.prepared(job.row)
         try:
-            images = encode(self._develop(job, folder, limits))
+            with self._counted(job.client):
+                images = encode(self._develop(job, folder, limits))
         except EdgeAgentError as error:
             self._fail(job, Failure.of(error))
             return
         except (FullError, OSError) as error:
+            if isinstance(error, FullError) and not folder.exists():
+                return  # swept: the job ended meanwhile
             log.error("images.full", reason=str(error), next="free disk space")
             shutil.rmtree(folder, ignore_errors=True)
             self._stopping.wait(RETRY_S)
@@ -164,11 +175,21 @@ class Preparation:
         else:
             self._stale.set()  # it has ended meanwhile
 
+    @contextlib.contextmanager
+    def _counted(self, client: str) -> Iterator[None]:
+        """Count the time as a requester's."""
+        begun_s = self._now_s()
+        try:
+            yield
+        finally:
+            now_s = self._now_s()
+            self._shares.note(client, now_s - begun_s, now_s=now_s)
+
     def _fail(self, job: Job, failure: Failure) -> None:
         age_ms = (self._store.now_s() - job.accepted_s) * 1000
         outcome = Outcome(error=failure, timings=Timings(total_ms=round(age_ms, 1)))
-        self._ask(lambda queue: queue.end(job, JobState.FAILED, outcome))
-        log.info("job.ended", job_id=job.job_id, client=job.client, row=job.row, state="failed", code=failure.code)
+        if self._ask(lambda queue: queue.end(job, JobState.FAILED, outcome)):
+            log.info("job.ended", job_id=job.job_id, client=job.client, row=job.row, state="failed", code=failure.code)
 
     def _develop(self, job: Job, folder: Path, limits: Limits) -> tuple[Prepared, ...]:
         """Decode a job's images. Raises EdgeAgentError when they cannot be used, FullError, OSError."""
@@ -180,9 +201,10 @@ class Preparation:
         files = [self._spool.path(image.sha256) for image in images]
         if not all(file.exists() for file in files):
             raise EdgeAgentError(Code.IMAGE_MISSING, "messages: an image is gone from the device; send the job again")
+        end_s = self._now_s() + JOB_S
         wishes = []
         for number, (file, image) in enumerate(zip(files, images, strict=True), 1):
-            self.beat()
+            self._go_on(end_s)
             with _named(number, len(files)):
                 wishes.append(Wish(*self._darkroom.measure(file), image.detail))
         tiles = share(wishes, room_tokens=room_tokens(request, context_tokens=limits.context_tokens))
@@ -190,12 +212,19 @@ class Preparation:
         folder.mkdir(mode=0o700)
         found = []
         for number, (file, wish, most) in enumerate(zip(files, wishes, tiles, strict=True), 1):
-            self.beat()
+            self._go_on(end_s)
             with _named(number, len(files)):
                 found.append(self._develop_one(file, wish, most, folder / str(number)))
             if self._stopping.is_set():
                 raise _StoppedError
         return tuple(found)
+
+    def _go_on(self, end_s: float) -> None:
+        """Say that the next image's turn begins. Raises EdgeAgentError when those before it took all the time."""
+        self.beat()
+        if self._now_s() >= end_s:
+            sentence = f"messages: the images take over {JOB_S:.0f} s to decode; send fewer of them, or smaller ones"
+            raise EdgeAgentError(Code.BAD_IMAGE, sentence)
 
     def _develop_one(self, file: Path, wish: Wish, tiles: int, out: Path) -> Prepared:
         cut = grid(wish.width, wish.height, tiles=tiles)

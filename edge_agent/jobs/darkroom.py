@@ -114,10 +114,14 @@ class Darkroom:
             self._child = None
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Return the child's answer. A child that dies may have been killed for others: a second one is tried."""
+        """Return the child's answer. A child that dies may have been killed for others: a second one is tried.
+
+        Both have the time of one.
+        """
+        end_s = self._now_s() + self._image_s
         for _ in range(2):
             try:
-                answer = self._exchange(json.dumps(order).encode() + b"\n")
+                answer = self._exchange(json.dumps(order).encode() + b"\n", end_s)
                 break
             except _GoneError as error:
                 reason = str(error)
@@ -130,8 +134,7 @@ class Darkroom:
             raise FullError(answer["full"])
         return answer
 
-    def _exchange(self, order: bytes) -> dict[str, Any]:
-        end_s = self._now_s() + self._image_s
+    def _exchange(self, order: bytes, end_s: float) -> dict[str, Any]:
         child = self._present()
         try:
             os.write(child.stdin.fileno(), order)  # type: ignore[union-attr]  # a pipe; far below what it holds

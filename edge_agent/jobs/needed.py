@@ -1,6 +1,8 @@
 """The images that jobs of a queue need: which are here, and whose are to be decoded next."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+from pydantic_core import to_json
 
 from edge_agent.jobs.clock import Clock
 from edge_agent.jobs.database import Database
@@ -31,6 +33,10 @@ class NeededImages:
         (asked,) = self._db.row("asked_for", client=client, sha256=sha256)
         return None if asked is None else bool(asked)
 
+    def awaiting(self, client: str, sha256: str) -> list[Job]:
+        """Return the jobs of this client that wait for images, this one among those they need."""
+        return self._db.jobs("awaiting", client=client, sha256=sha256)
+
     def held(self, client: str) -> frozenset[str]:
         """Return the hashes of the images that the unfinished jobs of this client need."""
         return frozenset(sha256 for (sha256,) in self._db.rows("held_images", client=client))
@@ -40,9 +46,13 @@ class NeededImages:
         self._db.run("image_came", sha256=sha256)
         self._db.change("complete", sha256=sha256)
 
-    def next_unprepared(self, model: str, *, ahead: int) -> Job | None:
-        """Return the first job of a model whose images are to be decoded; None while `ahead` decoded ones wait."""
-        return self._db.job("next_unprepared", model=model, now=self._clock.now_s(), ahead=ahead)
+    def next_unprepared(self, model: str, *, ahead: int, passed: Collection[str] = ()) -> Job | None:
+        """Return the first job of a model whose images are to be decoded, but for requesters who are `passed`.
+
+        None while `ahead` decoded ones wait before it.
+        """
+        names = to_json(list(passed)).decode()
+        return self._db.job("next_unprepared", model=model, now=self._clock.now_s(), ahead=ahead, passed=names)
 
     def prepared(self, job: Job, images: str) -> bool:
         """Let a job be claimed, its images decoded; return False when it has ended meanwhile."""

@@ -92,6 +92,9 @@ SELECT sha256 FROM images WHERE job = :row AND NOT here
 SELECT max(jobs.state = 'waiting') FROM images JOIN jobs ON jobs.row = images.job
  WHERE images.sha256 = :sha256 AND jobs.client = :client AND jobs.finished_s IS NULL
 
+-- name: awaiting
+SELECT {job} FROM jobs WHERE row IN (SELECT job FROM images WHERE sha256 = :sha256) AND state = 'waiting' AND client = :client
+
 -- name: image_came
 UPDATE images SET here = 1 WHERE sha256 = :sha256
 
@@ -103,6 +106,7 @@ RETURNING {job}
 
 -- name: next_unprepared
 SELECT {job} FROM (SELECT * FROM jobs WHERE state = 'queued' AND unprepared AND model = :model AND expires_s > :now
+                    AND client NOT IN (SELECT value FROM json_each(:passed))
                     ORDER BY rank, row LIMIT 1) AS next
  WHERE (SELECT count(*) FROM jobs WHERE state = 'queued' AND images IS NOT NULL AND model = :model
            AND (rank, row) < (next.rank, next.row)) < :ahead

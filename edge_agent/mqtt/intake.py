@@ -12,7 +12,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached, attach
 from edge_agent.jobs.backlog import Backlog
 from edge_agent.jobs.database import StorageError
-from edge_agent.jobs.job import TERMINAL, Job, JobState
+from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
@@ -176,14 +176,35 @@ class Intake:
             raise EdgeAgentError(
                 Code.UNKNOWN_JOB, "sha256: no waiting job of yours needs this image; send the job that does first"
             )
-        if asked_for:
+        if not asked_for:
+            return _nothing
+        try:
             self._check_disk()
-            holder = Holder(queue.images.held(client), "sha256")
+            holder = Holder(queue.images.held(client), "messages")
             if self._spool.add_part(
                 piece.sha256, part=piece.part, parts=piece.parts, content=piece.content, holder=holder
             ):
                 queue.images.came(piece.sha256)
+        except EdgeAgentError as error:
+            if error.code is Code.BAD_IMAGE:  # the right bytes may still come
+                raise
+            return self._end_waiting(queue, client, piece.sha256, error)
         return _nothing
+
+    def _end_waiting(self, queue: Queue, client: str, sha256: str, error: EdgeAgentError) -> _Afterwards:
+        """End this requester's jobs that wait for an image there is no room for: they would wait for ever."""
+        ended = []
+        for job in queue.images.awaiting(client, sha256):
+            timings = Timings(total_ms=round((queue.clock.now_s() - job.accepted_s) * 1000, 1))
+            failure = Failure.of(error, pooled=job.pool is not None)
+            if queue.end(job, JobState.FAILED, Outcome(error=failure, timings=timings)):
+                ended.append(job)
+
+        def afterwards() -> None:
+            for job in ended:
+                log.info("job.ended", job_id=job.job_id, client=client, row=job.row, state="failed", code=error.code)
+
+        return afterwards
 
     def _take_cancel(self, queue: Queue, inbound: Inbound, asked: Asked) -> _Afterwards:
         job = queue.cancel(asked.client, decode_ref(inbound.payload).job_id)

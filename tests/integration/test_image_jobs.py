@@ -260,6 +260,42 @@ def test_an_upload_goes_on_after_the_agent_was_killed(broker, tmp_path, demo_vis
         assert (refused["job_id"], refused["error"]["code"]) == ("unreadable", "unknown_job")
 
 
+def test_an_upload_beyond_the_quota_ends_its_job_at_once_and_says_why(broker, tmp_path, demo_vision):
+    """With the clients everybody has; sent again once there is room, it is answered."""
+    first, second = (images.encoded(drawn("circle", colour)) for colour in ("red", "blue"))
+    bound = max(len(first), len(second))
+    topic = "edge/v1/agents/edge-01/cmd"
+    file = tmp_path / "image"
+
+    def ask(job_id, *contents):
+        body = about(*map(by_hash, contents)) | {"job_id": job_id}
+        mosquitto_pub(broker, f"{topic}/job/me", json.dumps(body))
+
+    def upload(content):
+        file.write_bytes(content)
+        mosquitto_pub(broker, f"{topic}/image/me", None, "-f", str(file))
+
+    extra = f"[images]\nimage_bytes = {bound}\nrequester_quota_bytes = {bound}\n"
+    with (
+        daemon(tmp_path, broker, demo_vision, extra=extra),
+        Listener(broker, "edge/v1/clients/me/inbox/#") as listener,
+    ):
+        ask("has-one-of-two", first, b"never comes")
+        upload(first)
+        ask("too-much", second)
+        upload(second)
+        (result,) = listener.wait("result", job_id="too-much")
+        assert (result["state"], result["error"]["code"]) == ("failed", "quota_exceeded")
+        assert result["error"]["message"].startswith(
+            f"messages: the images of your unfinished jobs may take {bound} bytes"
+        )
+        mosquitto_pub(broker, f"{topic}/cancel/me", '{"job_id": "has-one-of-two"}')
+        listener.wait("result", job_id="has-one-of-two", state="canceled")
+        ask("again", second)
+        upload(second)
+        assert "blue circle" in listener.wait("result", job_id="again", state="succeeded")[0]["text"]
+
+
 def test_a_decoder_killed_in_the_middle_loses_no_job(broker, tmp_path, demo_vision):
     """Killed again and again: each job is answered or told, and the engine knows nothing of it."""
     noise = images.encoded(images.noise(6), "PNG", compress_level=1)

@@ -219,6 +219,14 @@ def test_a_child_that_dies_twice_under_an_image_is_told(shelf, program, reason):
         darkroom.measure(shelf(b""))
 
 
+def test_a_second_child_has_what_the_first_left_of_the_time(shelf):
+    """So nothing waits longer than the bound for an image under which children die."""
+    clock = iter((0.0, 0.0, 11.0))
+    dies = "input()"
+    with scripted(dies, now_s=lambda: next(clock)) as darkroom, pytest.raises(BadImageError, match="after 10 s"):
+        darkroom.measure(shelf(b""))
+
+
 def test_a_child_that_was_killed_is_replaced_and_the_image_decoded(darkroom, shelf):
     file = shelf(GOOD["png"])
     darkroom.measure(file)

@@ -515,6 +515,37 @@ def test_an_upload_that_cannot_be_taken_is_refused_and_leaves_nothing(seeing, us
     assert files(seeing) == []
 
 
+@pytest.mark.parametrize(
+    ("room", "code", "sentence"),
+    [
+        (
+            {"share_bytes": 1000},
+            Code.QUOTA_EXCEEDED,
+            "messages: the images of your unfinished jobs",
+        ),
+        ({"free_bytes": 0}, Code.STORAGE_FULL, "the device's disk is full"),
+        ({}, Code.PAYLOAD_TOO_LARGE, "the image is over 8000 bytes"),
+    ],
+)
+def test_an_image_there_is_no_room_for_ends_the_jobs_that_wait_for_it(tmp_path, monkeypatch, room, code, sentence):
+    """Those of its sender, whichever part it is; others' wait on, and what was kept of it goes."""
+    photo = PHOTO if room else PHOTO + bytes(8000)
+    sha256 = hashlib.sha256(photo).hexdigest()
+    with Desk(tmp_path, roster=FakeRoster("phi", images=4), **room) as desk:
+        with monkeypatch.context() as roomy:
+            roomy.setattr(desk.intake, "_free_bytes", lambda: 10**9)
+            for job_id, client in (("one", "line-3"), ("two", "line-3"), ("theirs", "somebody")):
+                desk.take("job", about(named(sha256)) | {"job_id": job_id}, client=client)
+            desk.take("job", about(named("a" * 64)) | {"job_id": "needs another"})
+            desk.take("image", photo[:500], user={"sha256": sha256, "part": "1", "parts": "2"})
+        told = desk.take("image", photo[500:], user={"sha256": sha256, "part": "2", "parts": "2"})
+        ended = [job_id for kind, job_id, state in told[:-1] if (kind, state) == ("told", JobState.FAILED)]
+        assert (ended, told[-1][0]) == (["one", "two"], "acked")
+        error = Outcome.model_validate_json(desk.find("one").outcome).error
+        assert (error.code, error.message[: len(sentence)]) == (code, sentence)
+        assert desk.find("theirs", "somebody").state is JobState.WAITING
+
+
 def test_an_image_for_a_job_that_has_ended_is_refused(seeing):
     seeing.take("job", about(named()))
     assert ("told", "job-1", JobState.CANCELED) in seeing.take("cancel", {"job_id": "job-1"})
@@ -554,13 +585,13 @@ def test_images_beyond_a_requesters_share_are_refused_by_field_until_a_job_has_e
         desk.take("job", about(inline(), inline()) | {"job_id": "first"})
         desk.take("job", about(inline(PHOTO + b"1"), inline()) | {"job_id": "second"})
         assert ("told", "third", JobState.WAITING) in desk.take("job", about(by_hash) | {"job_id": "third"})
-        _, error = refusal(desk.take("image", more))
-        assert (error["code"], error["message"][:8], error["retryable"]) == (Code.QUOTA_EXCEEDED, "sha256: ", True)
+        assert ("told", "third", JobState.FAILED) in desk.take("image", more)
+        error = Outcome.model_validate_json(desk.find("third").outcome).error
+        assert (error.code, error.message[:10], error.retryable) == (Code.QUOTA_EXCEEDED, "messages: ", True)
         _, error = refusal(desk.take("job", about(inline(), inline(more)) | {"job_id": "fourth"}))
         assert (error["code"], error["message"][:31]) == (Code.QUOTA_EXCEEDED, "messages.0.content.2.image_url:")
         told = desk.take("job", about(inline(more)) | {"job_id": "theirs"}, client="somebody")
         assert ("told", "theirs", JobState.QUEUED) in told
-        desk.take("cancel", {"job_id": "third"})
         _, error = refusal(desk.take("job", about(by_hash) | {"job_id": "fifth"}))
         assert (error["code"], error["message"][:28]) == (Code.QUOTA_EXCEEDED, "messages.0.content.1.sha256:")
         desk.take("cancel", {"job_id": "second"})

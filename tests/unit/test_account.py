@@ -1,0 +1,27 @@
+"""What an agent says of itself to pools: what it does not get to watch is no job of theirs."""
+
+from types import SimpleNamespace as Stand
+
+import pytest
+
+from edge_agent.composition.account import Account
+from edge_agent.engine.plan import Phase
+from edge_agent.engine.roster import EngineStatus
+
+
+@pytest.mark.parametrize(("trouble", "health"), [(None, "ready"), ("not authorized", "degraded")])
+def test_a_watching_connection_that_is_refused_is_said_and_costs_no_pool(trouble, health):
+    engine = EngineStatus("phi", "onnx", Phase.READY, reason="", starts=1)
+    account = Account(
+        Stand(
+            supervisor=Stand(statuses=lambda: [engine]),
+            restraint=Stand(reasons=(), in_pools=True),
+            store=Stand(disk_full=False),
+            announcer=Stand(duplicate=False),
+            pools=Stand(refused=()),
+            link=Stand(connected=True),
+            watch_link=Stand(trouble=trouble),
+        )
+    )
+    assert account.condition().health == health
+    assert account.welcoming()

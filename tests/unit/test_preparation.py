@@ -1,0 +1,164 @@
+"""Whose images are decoded next: nobody's hold up those of others for longer than a bound."""
+
+from contextlib import contextmanager
+
+import pytest
+from fakes import PATIENCE_S, Time, accept
+from running import wait_for
+from structlog.testing import capture_logs
+
+from edge_agent.engine.messages import Limits
+from edge_agent.errors import Code
+from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError, Print
+from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.shares import FREE_S, Shares
+from edge_agent.jobs.spool import Holder, Spool
+from edge_agent.jobs.store import Store
+from edge_agent.preparation import JOB_S, Preparation
+
+SLOW, HOSTILE, PHOTO = b"slow", b"hostile", b"photo"
+TOOK_S = {SLOW: 9.0, HOSTILE: 10.0, PHOTO: 0.1}
+
+
+class Room(Darkroom):
+    """Decodes nothing, and lets the time pass that each image takes."""
+
+    def __init__(self, time):
+        super().__init__(pixels=10_000)
+        self._time = time
+
+    def measure(self, file):
+        """Return the size of any image but a hostile one."""
+        kind = file.read_bytes().partition(b" ")[0]
+        self._time.pass_s(TOOK_S[kind])
+        if kind == HOSTILE:
+            raise BadImageError("was not decoded after 10 s")
+        return 336, 336
+
+    def develop(self, file, *, long_side, out):
+        """Say that it is written."""
+        return Print(336, 336, 336, 336, "0" * 64)
+
+
+class Lab:
+    """A queue and a spool to fill, then `run`."""
+
+    def __init__(self, folder):
+        self.time, self.done, self.jobs = Time(), [], 0
+        self.queue = self.time.queue(folder)
+        self.spool = Spool(folder / "images", quota_bytes=10_000, requester_quota_bytes=10_000, image_bytes=1_000)
+        self.spool.open()
+
+    def ask(self, client, *kinds, model="phi"):
+        """Store a job with these images."""
+        self.jobs += 1
+        held = Holder((), "payload")
+        hashes = [self.spool.add(b"%s %d %d" % (kind, self.jobs, each), held) for each, kind in enumerate(kinds)]
+        parts = [{"type": "image_sha256", "sha256": sha256} for sha256 in hashes]
+        messages = [{"role": "user", "content": parts}]
+        job = accept(
+            self.queue,
+            f"{client}-{self.jobs}",
+            client=client,
+            model=model,
+            here=dict.fromkeys(hashes, True),
+            prompt=None,
+            messages=messages,
+        )
+        self.time.pass_s(0.01)
+        return job
+
+    def tell(self, changes):
+        """Take down which jobs changed."""
+        self.done += changes
+
+    @contextmanager
+    def run(self):
+        """Decode, and return when everything is."""
+        self.store = store = Store(
+            self.queue, tell=self.tell, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01
+        )
+        preparation = Preparation(
+            models=("phi", "psi"),
+            store=store,
+            spool=self.spool,
+            darkroom=Room(self.time),
+            limits=lambda _model: Limits(4096, 1, images_per_prompt=8),
+            ready=lambda: None,
+            now_s=self.time.now_s,
+        )
+        store.start()
+        preparation.start()
+        try:
+            wait_for(lambda: len(self.done) == self.jobs, "all jobs to be decoded")
+            yield self
+        finally:
+            preparation.stop()
+            store.stop()
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+def test_hostile_images_of_one_hold_up_anothers_once(lab):
+    """For whatever model they are; and who holds nobody up keeps the order."""
+    for _ in range(3):
+        lab.ask("bad", HOSTILE)
+    lab.ask("good", PHOTO)
+    lab.ask("other", PHOTO, model="psi")
+    lab.ask("bad", PHOTO)
+    with lab.run():
+        assert [job.job_id for job in lab.done] == ["bad-1", "good-4", "other-5", "bad-2", "bad-3", "bad-6"]
+
+
+def test_ordinary_images_are_decoded_in_the_order_of_their_jobs(lab):
+    for client in ("one", "one", "one", "other"):
+        lab.ask(client, PHOTO)
+    with lab.run():
+        assert [job.client for job in lab.done] == ["one", "one", "one", "other"]
+
+
+def test_the_images_of_one_job_are_bounded_together(lab):
+    """Each within its own bound."""
+    lab.ask("one", *[SLOW] * 8)
+    with lab.run():
+        (job,) = lab.done
+        error = Outcome.model_validate_json(job.outcome).error
+        assert (error.code, error.message[:38]) == (Code.BAD_IMAGE, "messages: the images take over 30 s to")
+        assert lab.time.now_s() - job.accepted_s < JOB_S + 10
+
+
+@pytest.mark.parametrize("error", [FullError("No such file or directory"), BadImageError("is damaged or cut off")])
+def test_a_job_that_ends_while_its_images_are_decoded_is_no_trouble(lab, monkeypatch, error):
+    """What is swept under the child is neither a full disk nor a bad image; nothing is said, nothing waited for."""
+    job = lab.ask("one", PHOTO)
+    lab.ask("one", PHOTO)
+    develop = Room.develop
+
+    def swept(room, file, **where):
+        if lab.done:
+            return develop(room, file, **where)
+        lab.store.ask(lambda queue: queue.cancel("one", job.job_id), timeout_s=PATIENCE_S)
+        lab.store.ask(lambda queue: lab.spool.sweep(*queue.images.needed()), timeout_s=PATIENCE_S)
+        raise error
+
+    monkeypatch.setattr(Room, "develop", swept)
+    with capture_logs() as said, lab.run():
+        assert [each.state for each in lab.done] == [JobState.CANCELED, JobState.QUEUED]
+    assert said == []
+
+
+def test_what_was_used_is_forgotten():
+    """A tenth in the same time; nobody is remembered for ever."""
+    shares = Shares()
+    shares.note("a", 0.7, now_s=0)
+    shares.note("b", 10.0, now_s=10)
+    assert shares.behind(now_s=10) == {"b"}
+    shares.note("a", FREE_S, now_s=10)
+    assert shares.behind(now_s=11) == {"b"}
+    assert shares.behind(now_s=99) == {"b"}
+    assert shares.behind(now_s=101) == frozenset()
+    shares.note("c", 0.1, now_s=200)
+    assert set(shares._used) == {"c"}
