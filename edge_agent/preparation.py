@@ -215,12 +215,15 @@ class Preparation:
             self._go_on(end_s)
             with _named(number, len(files)):
                 found.append(self._develop_one(file, wish, most, folder / str(number)))
-            if self._stopping.is_set():
-                raise _StoppedError
         return tuple(found)
 
     def _go_on(self, end_s: float) -> None:
-        """Say that the next image's turn begins. Raises EdgeAgentError when those before it took all the time."""
+        """Say that the next image's turn begins.
+
+        Raises EdgeAgentError when those before it took all the time, _StoppedError.
+        """
+        if self._stopping.is_set():
+            raise _StoppedError
         self.beat()
         if self._now_s() >= end_s:
             sentence = f"messages: the images take over {JOB_S:.0f} s to decode; send fewer of them, or smaller ones"

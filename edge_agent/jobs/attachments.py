@@ -105,10 +105,14 @@ def is_image(head: bytes) -> bool:
 
 
 def _path(url: str, field: str) -> PurePosixPath:
-    split = urlsplit(url)
+    refused = EdgeAgentError(Code.BAD_REQUEST, f"{field}: must be of the form file:///folder/name")
+    try:
+        split = urlsplit(url)
+    except ValueError:  # of a host, as in file://[
+        raise refused from None
     path = unquote(split.path)
     if split.netloc not in {"", "localhost"} or not path.startswith("/") or "\0" in path or split.query:
-        raise EdgeAgentError(Code.BAD_REQUEST, f"{field}: must be of the form file:///folder/name")
+        raise refused
     return PurePosixPath(path)
 
 

@@ -93,7 +93,9 @@ SELECT max(jobs.state = 'waiting') FROM images JOIN jobs ON jobs.row = images.jo
  WHERE images.sha256 = :sha256 AND jobs.client = :client AND jobs.finished_s IS NULL
 
 -- name: awaiting
-SELECT {job} FROM jobs WHERE row IN (SELECT job FROM images WHERE sha256 = :sha256) AND state = 'waiting' AND client = :client
+-- By way of the images, as held_images: + keeps the index of a client's jobs out.
+SELECT {job} FROM jobs
+ WHERE row IN (SELECT job FROM images WHERE sha256 = :sha256) AND state = 'waiting' AND +client = :client
 
 -- name: image_came
 UPDATE images SET here = 1 WHERE sha256 = :sha256

@@ -74,7 +74,8 @@ class Spool:
         for file in folder.iterdir():
             if file.name.endswith(_NEW):
                 file.unlink()
-        self._parts[sha256, parts] = {int(file.name): file.stat().st_size for file in folder.iterdir()}
+        ours = (file for file in folder.iterdir() if file.name.isdecimal())
+        self._parts[sha256, parts] = {int(file.name): file.stat().st_size for file in ours}
 
     @property
     def used_bytes(self) -> int:
@@ -196,7 +197,7 @@ class Spool:
         for sha256, parts in [each for each in self._parts if each[0] not in hashes]:
             self._drop_parts(sha256, parts)
         for folder in (self._folder / PREPARED).iterdir():
-            if int(folder.name) not in rows:
+            if folder.name.isdecimal() and int(folder.name) not in rows:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _drop_parts(self, sha256: str, parts: int) -> None:

@@ -134,7 +134,13 @@ def test_without_an_allowed_folder_no_file_is_read(spool, folder):
     assert refusal(spool, f"file://{folder}-else/a.png", folders=(folder,)).code is Code.BAD_IMAGE
 
 
-@pytest.mark.parametrize("url", ["file:a.png", "file://elsewhere/a.png", "file:///a%00.png", "file:///a.png?x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("file:a.png", "file://elsewhere/a.png", "file:///a%00.png", "file:///a.png?x"),
+        *("file://[", "file://[::1/a.png", "file://\u2100/a.png"),
+    ],
+)
 def test_a_file_url_of_another_form_is_refused(spool, url):
     assert refusal(spool, url, folders=("/",)).code is Code.BAD_REQUEST
 

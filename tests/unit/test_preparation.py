@@ -1,7 +1,5 @@
 """Whose images are decoded next: nobody's hold up those of others for longer than a bound."""
 
-from contextlib import contextmanager
-
 import pytest
 from fakes import PATIENCE_S, Time, accept
 from running import wait_for
@@ -9,8 +7,8 @@ from structlog.testing import capture_logs
 
 from edge_agent.engine.messages import Limits
 from edge_agent.errors import Code
-from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError, Print
-from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.darkroom import IMAGE_S, BadImageError, Darkroom, FullError, Print
+from edge_agent.jobs.job import TERMINAL, Outcome
 from edge_agent.jobs.shares import FREE_S, Shares
 from edge_agent.jobs.spool import Holder, Spool
 from edge_agent.jobs.store import Store
@@ -26,10 +24,12 @@ class Room(Darkroom):
     def __init__(self, time):
         super().__init__(pixels=10_000)
         self._time = time
+        self.looked = []
 
     def measure(self, file):
         """Return the size of any image but a hostile one."""
-        kind = file.read_bytes().partition(b" ")[0]
+        kind, name, _ = file.read_bytes().split(b" ")
+        self.looked.append(name.decode())
         self._time.pass_s(TOOK_S[kind])
         if kind == HOSTILE:
             raise BadImageError("was not decoded after 10 s")
@@ -44,7 +44,8 @@ class Lab:
     """A queue and a spool to fill, then `run`."""
 
     def __init__(self, folder):
-        self.time, self.done, self.jobs = Time(), [], 0
+        self.time, self.ended, self.jobs = Time(), {}, 0
+        self.room = Room(self.time)
         self.queue = self.time.queue(folder)
         self.spool = Spool(folder / "images", quota_bytes=10_000, requester_quota_bytes=10_000, image_bytes=1_000)
         self.spool.open()
@@ -52,13 +53,14 @@ class Lab:
     def ask(self, client, *kinds, model="phi"):
         """Store a job with these images."""
         self.jobs += 1
-        held = Holder((), "payload")
-        hashes = [self.spool.add(b"%s %d %d" % (kind, self.jobs, each), held) for each, kind in enumerate(kinds)]
+        name, holder = f"{client}-{self.jobs}", Holder((), "payload")
+        contents = [b"%s %s %d" % (kind, name.encode(), number) for number, kind in enumerate(kinds)]
+        hashes = [self.spool.add(content, holder) for content in contents]
         parts = [{"type": "image_sha256", "sha256": sha256} for sha256 in hashes]
         messages = [{"role": "user", "content": parts}]
         job = accept(
             self.queue,
-            f"{client}-{self.jobs}",
+            name,
             client=client,
             model=model,
             here=dict.fromkeys(hashes, True),
@@ -69,12 +71,12 @@ class Lab:
         return job
 
     def tell(self, changes):
-        """Take down which jobs changed."""
-        self.done += changes
+        """Take down which jobs ended."""
+        self.ended |= {job.job_id: job for job in changes if job.state in TERMINAL}
 
-    @contextmanager
     def run(self):
-        """Decode, and return when everything is."""
+        """Decode until every job has ended or may be claimed."""
+        ready = []
         self.store = store = Store(
             self.queue, tell=self.tell, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01
         )
@@ -82,16 +84,15 @@ class Lab:
             models=("phi", "psi"),
             store=store,
             spool=self.spool,
-            darkroom=Room(self.time),
+            darkroom=self.room,
             limits=lambda _model: Limits(4096, 1, images_per_prompt=8),
-            ready=lambda: None,
+            ready=lambda: ready.append(None),
             now_s=self.time.now_s,
         )
         store.start()
         preparation.start()
         try:
-            wait_for(lambda: len(self.done) == self.jobs, "all jobs to be decoded")
-            yield self
+            wait_for(lambda: len(self.ended) + len(ready) == self.jobs, "all jobs to be decoded")
         finally:
             preparation.stop()
             store.stop()
@@ -109,25 +110,26 @@ def test_hostile_images_of_one_hold_up_anothers_once(lab):
     lab.ask("good", PHOTO)
     lab.ask("other", PHOTO, model="psi")
     lab.ask("bad", PHOTO)
-    with lab.run():
-        assert [job.job_id for job in lab.done] == ["bad-1", "good-4", "other-5", "bad-2", "bad-3", "bad-6"]
+    lab.run()
+    assert lab.room.looked == ["bad-1", "good-4", "other-5", "bad-2", "bad-3", "bad-6"]
+    assert list(lab.ended) == ["bad-1", "bad-2", "bad-3"]
 
 
 def test_ordinary_images_are_decoded_in_the_order_of_their_jobs(lab):
     for client in ("one", "one", "one", "other"):
         lab.ask(client, PHOTO)
-    with lab.run():
-        assert [job.client for job in lab.done] == ["one", "one", "one", "other"]
+    lab.run()
+    assert lab.room.looked == ["one-1", "one-2", "one-3", "other-4"]
 
 
 def test_the_images_of_one_job_are_bounded_together(lab):
     """Each within its own bound."""
-    lab.ask("one", *[SLOW] * 8)
-    with lab.run():
-        (job,) = lab.done
-        error = Outcome.model_validate_json(job.outcome).error
-        assert (error.code, error.message[:38]) == (Code.BAD_IMAGE, "messages: the images take over 30 s to")
-        assert lab.time.now_s() - job.accepted_s < JOB_S + 10
+    job = lab.ask("one", *[SLOW] * 8)
+    begun_s = lab.time.now_s()
+    lab.run()
+    error = Outcome.model_validate_json(lab.ended[job.job_id].outcome).error
+    assert (error.code, error.message[:38]) == (Code.BAD_IMAGE, "messages: the images take over 30 s to")
+    assert lab.time.now_s() - begun_s < JOB_S + IMAGE_S
 
 
 @pytest.mark.parametrize("error", [FullError("No such file or directory"), BadImageError("is damaged or cut off")])
@@ -138,16 +140,16 @@ def test_a_job_that_ends_while_its_images_are_decoded_is_no_trouble(lab, monkeyp
     develop = Room.develop
 
     def swept(room, file, **where):
-        if lab.done:
+        if lab.ended:
             return develop(room, file, **where)
         lab.store.ask(lambda queue: queue.cancel("one", job.job_id), timeout_s=PATIENCE_S)
         lab.store.ask(lambda queue: lab.spool.sweep(*queue.images.needed()), timeout_s=PATIENCE_S)
         raise error
 
     monkeypatch.setattr(Room, "develop", swept)
-    with capture_logs() as said, lab.run():
-        assert [each.state for each in lab.done] == [JobState.CANCELED, JobState.QUEUED]
-    assert said == []
+    with capture_logs() as said:
+        lab.run()
+    assert (list(lab.ended), said) == ([job.job_id], [])
 
 
 def test_what_was_used_is_forgotten():

@@ -158,9 +158,14 @@ def test_a_sweep_removes_what_no_job_needs(spool, tmp_path):
 def test_what_is_not_ours_is_left_alone(spool, tmp_path):
     (tmp_path / "images" / "lost+found").mkdir()
     (tmp_path / "images" / "note").write_text("mine")
+    spool.add_part("0" * 64, part=1, parts=2, content=b"x", holder=NEW)
+    (tmp_path / "images" / f"{'0' * 64}.2" / ".nfs0001").write_text("the file server's")
     again = opened(tmp_path)
+    assert again.used_bytes == 1
+    again.prepared("note").mkdir()
+    (again.prepared("note") / "mine").write_text("mine")
     again.sweep((), ())
-    assert files(tmp_path) == ["note"]
+    assert files(tmp_path) == ["note", "prepared/note/mine"]
     assert again.used_bytes == 0
 
 
