@@ -198,6 +198,8 @@ def _compose(rule: Rule, seen: Seen) -> Take | Drop:
     answer_topic = _answer_topic(rule, seen)
     if answer_topic is None:
         return Drop(Reason.ANSWER_TOPIC)
+    if not prompt:  # what stands for its variables is empty
+        return Drop(Reason.NO_TEXT)
     return Take(prompt, image, answer_topic)
 
 

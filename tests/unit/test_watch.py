@@ -84,6 +84,8 @@ def test_an_image_is_where_the_rule_says(table, payload, image):
         ({"prompt": "{{ json.a }}", "answer_topic": "{{ json.a }}/x/y"}, b'{"a": "$SYS"}', Reason.ANSWER_TOPIC),
         ({"prompt": "{{ json.a }}", "answer_topic": "x/{{ json.a }}"}, b'{"a": "b\\n"}', Reason.ANSWER_TOPIC),
         ({"prompt": "{{ json.a }}", "answer_topic": "x/{{ json.a }}"}, b'{"a": "\\ufffe"}', Reason.ANSWER_TOPIC),
+        ({"prompt": "{{ json.a }}"}, b'{"a": ""}', Reason.NO_TEXT),
+        ({"prompt": "{{ json.a | }}"}, JPEG, Reason.NO_TEXT),
     ],
 )
 def test_what_makes_no_job_has_its_reason(table, payload, reason):

@@ -193,7 +193,7 @@ def test_qos_0_that_finds_no_room_is_dropped_and_counted(tmp_path, monkeypatch):
         assert len(tower.link.acked) == 50
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xff", b"{", b"[" * 50_000, b"\x00" * 1000])
+@pytest.mark.parametrize("payload", [b"", b"\xff", b"{", b"[" * 50_000, b"\x00" * 1000, b'{"a": ""}'])
 def test_no_payload_costs_more_than_a_count(tmp_path, payload):
     with Tower(tmp_path, SENSOR | {"prompt": "{{ json.a }}"}) as tower:
         tower.see("a/b", payload)
