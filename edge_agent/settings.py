@@ -27,10 +27,12 @@ ENV_PREFIX = "EDGE_AGENT_"
 ENV_CONFIG = "EDGE_AGENT_CONFIG"
 """Names the settings file for commands that were not given one."""
 
-Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 """An agent's or a client's name; it stands in topics."""
 
-Root = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64})?$")]
+ROOT_PATTERN = r"^[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64})?$"
+Root = Annotated[str, StringConstraints(pattern=ROOT_PATTERN)]
 """The first one or two levels of every topic; more would pass the 7 slashes hosted brokers allow."""
 
 ADDRESS = re.compile(r"^(?P<host>\[(?P<bare>[0-9A-Fa-f:.]+)\]|[A-Za-z0-9._-]+)(:(?P<port>[1-9][0-9]{0,4}))?$")
@@ -443,8 +445,22 @@ def _sentence(fault: Any) -> str:
     key = ".".join(str(part) for part in location)
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key{_nearest(str(location[-1]), _known_keys(location[:-1]))}"
-    return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+    if words := _NAMED.get(fault.get("ctx", {}).get("pattern")):
+        return f"{key}: {words}"
+    said = re.sub(r"^(Value error, |\w+ should (?=be|have|match))", _opening, fault["msg"])
+    return f"{key}: {said}"
 
+
+def _opening(match: re.Match[str]) -> str:
+    """Return how our sentence begins where the library says `Input should` and the like."""
+    return "must " if match[0].endswith("should ") else ""
+
+
+_NAMED = {
+    ID_PATTERN: "must be a-z 0-9 _ -, a letter or digit first, at most 63 of them",
+    ROOT_PATTERN: "must be one or two levels of A-Z a-z 0-9 _ . -, at most 64 in each",
+}
+"""What patterns say, in words."""
 
 _TABLES: dict[str, type[BaseModel]] = {"serve": ServeSection, "openai": UpstreamSection, "watch": WatchSection}
 """Keys whose value is a table or a list of them, and what each table is."""

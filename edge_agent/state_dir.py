@@ -25,7 +25,10 @@ def locked(folder: Path) -> Iterator[Path]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise SettingsError(f"agent.state_dir: {folder} cannot be written: {error.strerror}") from error
+        raise SettingsError(
+            f"agent.state_dir: {folder} cannot be written: {error.strerror}; "
+            "set it to a folder of this user (with --config), or run as the one it belongs to"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder

@@ -1,5 +1,6 @@
 """`edge-agent`: which verbs there are. Each is a module of this folder, with a function or an app of its name."""
 
+import inspect
 from importlib import import_module
 from typing import Any
 
@@ -42,12 +43,19 @@ class _Verbs(typer.core.TyperGroup):
         name = cmd_name.replace("-", "_")
         verb = getattr(import_module(f"edge_agent.cli.{name}"), name)
         if isinstance(verb, typer.Typer):
-            command = typer.main.get_group(verb)
-            command.name = cmd_name
-            return command
+            group = typer.main.get_group(verb)
+            group.name = cmd_name
+            for command in group.commands.values():
+                command.help = flowing(command.help)
+            return group
         alone = typer.Typer(add_completion=False)
-        alone.command(cmd_name)(verb)
+        alone.command(cmd_name, help=flowing(verb.__doc__))(verb)
         return typer.main.get_command(alone)
+
+
+def flowing(text: str | None) -> str | None:
+    """Return a docstring with each paragraph on one line: the terminal, not its source, says where lines end."""
+    return text and "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
 
 
 app = typer.Typer(

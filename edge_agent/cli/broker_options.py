@@ -27,7 +27,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         envvar=settings.ENV_CONFIG,
-        help="Settings file to take the broker from.",
+        help="Settings file (TOML), for the broker too.",
         rich_help_panel=PANEL,
         dir_okay=False,
     ),
@@ -67,9 +67,12 @@ OPTIONS = {
 
 
 def takes_broker(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a broker in place of its parameter `section`, which then is what they amount to."""
+    """Give a command the options of a broker in place of its parameter `section`, which then is what they amount to.
+
+    One that has a parameter `config` is told the settings file too.
+    """
     signature = inspect.signature(command)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "section"]
+    own = [parameter for name, parameter in signature.parameters.items() if name not in {"section", "config"}]
     options = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=False if name == "tls" else None, annotation=kind
@@ -80,6 +83,8 @@ def takes_broker(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_options(*given: Any, **named: Any) -> None:
         broker = {name: named.pop(name) for name in OPTIONS}
+        if "config" in signature.parameters:
+            named["config"] = broker["config"]
         command(*given, section=broker_section(broker.pop("config"), **broker), **named)
 
     with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]  # typer's way to ask

@@ -5,9 +5,12 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
+from edge_agent.cli.words import readable
 from edge_agent.mqtt.handle import Handle, JobRejectedError
 from edge_agent.mqtt.payloads import Chunk, Result, Status
 
+SILENT_S = 3.0
+"""After so long without a word it is said that nobody answers."""
 errors = Console(stderr=True, highlight=False)
 
 
@@ -17,19 +20,31 @@ def follow(handle: Handle, *, json: bool) -> bool:
     States and the summary go to stderr, so that stdout is the answer alone. Ctrl-C cancels the job.
     """
     printer = _Json() if json else _Plain(handle)
+    patience_s: float | None = SILENT_S
     while True:
         try:
-            for update in handle.updates():
+            for update in handle.updates(patience_s):
+                patience_s = None
                 printer.show(update)
             return handle.result().state == "succeeded"
+        except TimeoutError:
+            patience_s = None
+            errors.print(Text(_silence(handle), style="dim"))
         except KeyboardInterrupt:
             if handle.status is None:
                 raise
             handle.cancel()
             errors.print("[dim]canceling …[/dim]")
         except JobRejectedError as error:
-            errors.print(Text(f"rejected: {error.code}: {error.message}", style="red"))
+            errors.print(Text(readable(f"rejected: {error.code}: {error.message}"), style="red"))
             return False
+
+
+def _silence(handle: Handle) -> str:
+    """Return the sentence for a job of which nothing was heard yet."""
+    to = f"as {handle.agent}" if handle.pool is None else f"in the pool {handle.pool}"
+    heard = f"nobody listens {to}" if handle.unheard else f"no word from who listens {to}"
+    return f"{heard} yet; the job is sent until ttl_s is over, Ctrl-C gives it up (edge-agent fleet shows who is there)"
 
 
 class _Json:
@@ -47,13 +62,13 @@ class _Plain:
     def show(self, update: Status | Chunk | Result) -> None:
         if update.agent != self._agent:
             self._agent = update.agent
-            errors.print(f"[dim]{update.agent} has the job[/dim]")
+            self._remark(f"{update.agent} has the job")
         match update:
             case Chunk():
                 attempt = (update.agent, update.attempt)
                 if attempt != self._attempt and self._printed:
                     self._write("\n")
-                    errors.print(f"[dim]{update.agent} started the job anew[/dim]")
+                    self._remark(f"{update.agent} started the job anew")
                     self._printed = ""
                 self._attempt = attempt
                 self._write(update.text)
@@ -61,9 +76,9 @@ class _Plain:
             case Result():
                 self._finish(update)
             case Status(state="queued", queue_position=position) if position and position > 1:
-                errors.print(f"[dim]queued, place {position}[/dim]")
+                self._remark(f"queued, place {position}")
             case Status(state="waiting", missing=missing):
-                errors.print(f"[dim]sending {'an image' if len(missing or ()) == 1 else 'images'}[/dim]")
+                self._remark(f"sending {'an image' if len(missing or ()) == 1 else 'images'}")
             case _:
                 pass
 
@@ -74,11 +89,16 @@ class _Plain:
         elif result.text != self._printed:
             self._write("\n" + result.text)
         self._write("\n")
-        errors.print(Text(summary(result), style="dim" if result.state == "succeeded" else "red"))
+        errors.print(Text(readable(summary(result)), style="dim" if result.state == "succeeded" else "red"))
+
+    @staticmethod
+    def _remark(sentence: str) -> None:
+        errors.print(Text(readable(sentence), style="dim"))
 
     @staticmethod
     def _write(text: str) -> None:
-        sys.stdout.write(text)
+        """Print an answer: on a terminal what can be read of it, else as it came."""
+        sys.stdout.write(readable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_agent import settings
+from edge_agent.cli.words import readable
 from edge_agent.control.caller import reach
 from edge_agent.control.desk import Desk
 from edge_agent.control.messages import Ask, CancelJob, JobLine, ListJobs, PruneJobs, Reply, RetryJob, ShowJob
@@ -243,10 +244,10 @@ def _print_text(reply: Reply) -> None:
     else:
         for message in Request.model_validate_json(to_json(dict(reply.request))).conversation:
             console.print(Text(f"\n{message.role}", style="bold"))
-            console.print(Text(message.text))
+            console.print(Text(readable(message.text)))
     if reply.result is not None:
         console.print(Text("\nanswer", style="bold"))
-        console.print(Text(reply.result.text))
+        console.print(Text(readable(reply.result.text)))
 
 
 def _span(seconds: float) -> str:

@@ -13,10 +13,14 @@ from rich.text import Text
 
 from edge_agent import settings
 from edge_agent.cli import broker_options as broker
+from edge_agent.cli.follow import SILENT_S
+from edge_agent.cli.words import readable
 from edge_agent.control.caller import ask_agent
 from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.mqtt.client import EdgeClient, job_id
+from edge_agent.mqtt.order_book import OrderHandle
 from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.settings import MqttSection
 
 CONNECT_S = 10.0
 LOOK_S = 0.3
@@ -47,52 +51,48 @@ def add_to(app: typer.Typer) -> None:
 
 def _command(verb: str) -> Callable[..., None]:
     def command(
-        name: Annotated[str, typer.Argument(help="A served model, as `status` names it.", show_default=False)],
+        name: Annotated[str, typer.Argument(help="A served model, as `edge-agent status` names it.")],
         *,
         agent: Annotated[str | None, typer.Option(help="An agent elsewhere; else the one on this machine.")] = None,
         json: Annotated[bool, typer.Option("--json", help="Print every report as a line of JSON.")] = False,
         state_dir: Annotated[
             Path | None, typer.Option(help="The agent's state folder; agent.state_dir of the settings if left out.")
         ] = None,
-        config: broker.Config = None,
-        host: broker.Host = None,
-        port: broker.Port = None,
-        username: broker.Username = None,
-        password_file: broker.PasswordFile = None,
-        root: broker.Root = None,
-        tls: broker.Tls = False,
-        tls_ca_file: broker.TlsCaFile = None,
-        tls_cert_file: broker.TlsCertFile = None,
-        tls_key_file: broker.TlsKeyFile = None,
+        config: Path | None,
+        section: MqttSection,
     ) -> None:
         try:
             if agent is None:
                 reports = _here(verb, name, state_dir or settings.load(config).agent.state_dir)
                 follow(reports, name, json=json)
                 return
-            section = broker.broker_section(
-                config,
-                host=host,
-                port=port,
-                username=username,
-                password_file=password_file,
-                root=root,
-                tls=tls,
-                tls_ca_file=tls_ca_file,
-                tls_cert_file=tls_cert_file,
-                tls_key_file=tls_key_file,
-            )
             known_as = broker.requester(section)
             with EdgeClient(broker.access(section, known_as), name=known_as, root=section.root) as client:
                 if not client.wait_connected(CONNECT_S):
                     errors.print(broker.unreachable(section, client.trouble))
                     raise typer.Exit(1)
-                follow(client.admin(agent, verb, name).updates(), name, json=json)
+                follow(elsewhere(client.admin(agent, verb, name), agent), name, json=json)
         except (EdgeAgentError, SettingsError) as error:
-            errors.print(Text(str(error), style="red"))
+            errors.print(Text(readable(str(error)), style="red"))
             raise typer.Exit(1) from None
 
-    return command
+    return broker.takes_broker(command)
+
+
+def elsewhere(handle: OrderHandle, agent: str) -> Iterator[Report]:
+    """Yield what an agent tells of an order; say so when it is silent at first."""
+    patience_s: float | None = SILENT_S
+    while True:
+        try:
+            for report in handle.updates(patience_s):
+                patience_s = None
+                yield report
+        except TimeoutError:
+            patience_s = None
+            sentence = f"no word from {agent} yet; the order waits for it (edge-agent fleet shows who is there)"
+            errors.print(Text(sentence, style="dim"))
+        else:
+            return
 
 
 def _here(verb: str, name: str, folder: Path) -> Iterator[Report]:
@@ -121,10 +121,10 @@ def follow(reports: Iterator[Report], name: str, *, json: bool) -> None:
             sys.stdout.flush()
         elif isinstance(report, OrderStatus):
             if report.reason:
-                errors.print(Text(f"{name}: {report.reason}", style="dim"))
+                errors.print(Text(readable(f"{name}: {report.reason}"), style="dim"))
         elif report.state == "succeeded":
             rich.print(Text(f"{name} {_DONE[report.op or 'load']}, after {report.took_s or 0:.1f} s"))
         else:
-            errors.print(Text(report.error.message if report.error else "it failed", style="red"))
+            errors.print(Text(readable(report.error.message) if report.error else "it failed", style="red"))
         if isinstance(report, OrderResult) and report.state != "succeeded":
             raise typer.Exit(1)

@@ -86,7 +86,7 @@ def _now(folder: Path) -> RenderableType:
 def shown(state: Standing | None, folder: Path) -> RenderableType:
     """Return what is printed."""
     if state is None:
-        return Text(f"no agent runs on {folder}", style="red")
+        return Text(f"no agent runs on {folder}; where it has another state folder, name its settings: --config", "red")
     told = state.telemetry
     head = Text.assemble((state.agent, "bold"), "  ", (state.health, STATE_STYLES.get(state.health, "")))
     head.append(f"  edge-agent {state.version}, pid {state.pid}" + (f", up {_time(told.uptime_s)}" if told else ""))

@@ -29,6 +29,18 @@ def fit(text: str, width: int) -> str:
     return set_cell_size(text, width - 1) + "…" if width > 0 else ""
 
 
+JOINERS = "\u200c\u200d"
+"""Join letters, or keep them apart, in Persian and in emoji; they move nothing."""
+
+
+def readable(text: str) -> str:
+    """Return what others wrote, line by line, without what a terminal obeys: see `printable`, which makes one line."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" or letter in JOINERS else "?"
+        for letter in text.replace("\r\n", "\n")
+    )
+
+
 def number(value: float | None) -> str:
     """Write a speed."""
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

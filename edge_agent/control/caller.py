@@ -32,6 +32,11 @@ def ask_agent(folder: Path, ask: Ask) -> Reply | None:
             return None
         except PermissionError:
             raise _not_ours(folder) from None
+        except OSError as error:
+            said = f"{folder} is no agent's state folder: {error.strerror or error}"
+            raise EdgeAgentError(
+                Code.INTERNAL, f"{said}; name it with --state-dir, or the agent's settings with --config"
+            ) from None
         try:
             sock.sendall(ask.model_dump_json().encode() + b"\n")
             line = _everything(sock)

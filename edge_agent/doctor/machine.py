@@ -3,6 +3,7 @@
 import configparser
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -32,7 +33,14 @@ RELEASED = datetime(2026, 1, 1, tzinfo=UTC)
 def agent(settings: Settings) -> Iterator[Finding]:
     """Look at the state folder and ask the agent that has it."""
     folder = settings.agent.state_dir
-    if not folder.is_dir():
+    try:
+        mode = folder.stat().st_mode
+    except PermissionError:
+        yield failed("agent.state_dir", f"{folder} cannot be looked at", "run this as the agent's user, or with sudo")
+        return
+    except OSError:
+        mode = 0
+    if not stat.S_ISDIR(mode):
         yield failed(
             "agent.state_dir",
             f"{folder} is not there",
@@ -42,7 +50,7 @@ def agent(settings: Settings) -> Iterator[Finding]:
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         yield failed("agent.state_dir", f"{folder} is another user's", "run this as the agent's user, or with sudo")
         return
-    if folder.stat().st_mode & 0o077:
+    if mode & 0o077:
         yield warning("agent.state_dir", f"{folder} is open to others, and holds prompts", f"sudo chmod 700 {folder}")
     try:
         reply = ask_agent(folder, AskState())
@@ -64,7 +72,7 @@ def agent(settings: Settings) -> Iterator[Finding]:
 def disk(settings: Settings) -> Finding:
     """Look for room for jobs."""
     folder, least = settings.agent.state_dir, settings.queue.min_free_bytes
-    while not folder.exists():
+    while not os.path.exists(folder):  # noqa: PTH110 - says no, and raises nothing, where we may not look
         folder = folder.parent
     free = free_bytes(folder)
     said = f"{in_words(free)} free in {folder}, jobs are refused below {in_words(least)}"

@@ -139,9 +139,15 @@ def backend_of(folder: Path) -> str:
 
     Raises EdgeAgentError MODEL_MISSING when there is none.
     """
-    if folder.suffix == ".gguf" and folder.is_file():
-        return "llamacpp"
-    if not folder.is_dir():
+    try:
+        if folder.suffix == ".gguf" and folder.is_file():
+            return "llamacpp"
+        there = folder.is_dir()
+    except OSError as error:
+        raise EdgeAgentError(
+            Code.MODEL_MISSING, f"{folder} cannot be read: {error.strerror}; let the agent's user read it"
+        ) from error
+    if not there:
         raise EdgeAgentError(
             Code.MODEL_MISSING, f"{folder} is not a folder; put a model there or mend models.serve.path"
         )

@@ -97,7 +97,8 @@ def server(host: str, port: int, sources: Sources) -> HttpServer:
     try:
         return HttpServer(host, port, routes=routes)
     except OSError as error:
-        raise SettingsError(f"prometheus: cannot listen on {host} port {port}: {error.strerror or error}") from error
+        said = f"cannot listen on {host} port {port}: {error.strerror or error}"
+        raise SettingsError(f"prometheus: {said}; set an address of this machine and a free port") from error
 
 
 def metrics(sources: Sources) -> bytes:

@@ -25,7 +25,7 @@ from edge_agent.mqtt.order_book import OrderBook, OrderHandle
 from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.mqtt.payloads import Chunk, Presence, Result, Status
 from edge_agent.mqtt.placement import Placement
-from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.topics import Topics, check_name
 from edge_agent.mqtt.wire import Inbound, faults
 
 TICK_S = 0.5
@@ -135,6 +135,7 @@ class EdgeClient:
         """
         if (agent is None) == (pool is None):
             raise EdgeAgentError(Code.BAD_REQUEST, "agent: give either an agent or a pool, and one of them")
+        check_name("agent" if pool is None else "pool", agent or pool or "")
         try:
             contents = [pictures.read(image) for image in images]
             fields, uploads = pictures.attach(request, contents, packet_bytes_max=self._link.packet_bytes_max)
@@ -158,6 +159,7 @@ class EdgeClient:
 
         Raises EdgeAgentError BAD_REQUEST when no agent could take the order.
         """
+        check_name("agent", agent)
         fields = {"op_id": op_id or job_id(), "op": op, "model": model, "pinned": pinned}
         try:
             order = ModelOrder.model_validate_json(to_json(fields))

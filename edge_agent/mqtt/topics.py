@@ -7,8 +7,16 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from edge_agent.errors import Code, EdgeAgentError
+
 CLIENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
-"""A requester's name."""
+"""A requester's name; agents and pools have such names too."""
+
+
+def check_name(field: str, name: str) -> None:
+    """Raise EdgeAgentError BAD_REQUEST when nobody can have this name."""
+    if not CLIENT.match(name):
+        raise EdgeAgentError(Code.BAD_REQUEST, f"{field}: a-z 0-9 _ -, a letter or digit first, at most 63 of them")
 
 
 _WATCH = "watch:"

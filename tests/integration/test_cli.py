@@ -85,6 +85,22 @@ def test_submit_says_when_no_broker_answers():
     assert "no broker at 127.0.0.1:1: nothing listens there" in done.stderr
 
 
+def test_submit_refuses_a_name_no_agent_can_have(where):
+    for name in ("Edge 1", "+", "a/b"):
+        done = edge_agent("submit", "Hello", *where, "--agent", name)
+        assert done.returncode == 2
+        assert "a letter or digit first" in done.stderr, done.stderr
+
+
+def test_submit_says_when_nobody_listens(where):
+    """It goes on all the same: the agent may come."""
+    command = [sys.executable, "-m", "edge_agent", "submit", "Go on", *where, "--agent", "nobody"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as submit:
+        assert "nobody listens as nobody" in submit.stderr.readline()
+        submit.send_signal(signal.SIGINT)
+        submit.communicate(timeout=PATIENCE_S)
+
+
 def test_ctrl_c_cancels_the_job(broker, tmp_path, where):
     """On a model deep enough that its answer would take half a minute."""
     from edge_agent.synth import TINY, build_text

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 from authority import Authority, mosquitto_tls
@@ -176,6 +177,40 @@ def test_builds_are_looked_at_by_size_and_with_full_by_hash(tmp_path, tiny_model
     assert look(full=False).level is Level.FAILED
     nothing = settings.Settings(models={"dir": tmp_path / "none"})
     assert [each.level for each in builds.look(nothing, full=False)] == [Level.FAILED]
+
+
+@contextmanager
+def shut_out(folder):
+    """Be somebody who may not look into a folder."""
+    folder.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
+def test_what_may_not_be_looked_at_is_told(tmp_path):
+    """A state folder and a model in the house of another user."""
+    house = tmp_path / "house"
+    house.mkdir()
+    loaded = settings.Settings(
+        agent={"state_dir": house / "state"},
+        models={"dir": "/nowhere/models", "serve": [{"name": "t", "path": house / "model"}]},
+    )
+    with shut_out(house):
+        (folder,) = machine.agent(loaded)
+        room = machine.disk(loaded)
+        found = {each.about: each for each in builds.look(loaded, full=False)}
+    assert (folder.level, folder.mend) == (Level.FAILED, "run this as the agent's user, or with sudo")
+    assert room.about == "disk"
+    assert "Permission denied" in found["model t"].said
+    (missing,) = machine.agent(loaded)
+    assert "is not there" in missing.said
 
 
 @pytest.mark.parametrize(

@@ -406,3 +406,11 @@ def test_a_long_folder_name_is_no_hindrance(tmp_path):
     folder.mkdir()
     with Running(folder) as agent:
         assert agent.ask(AskState()).state == STATE
+
+
+def test_a_state_folder_that_is_none_is_said(tmp_path):
+    """A file in its place, and a name that no file system takes."""
+    (tmp_path / "file").touch()
+    for folder, reason in ((tmp_path / "file", "Not a directory"), (tmp_path / ("x" * 300), "File name too long")):
+        with pytest.raises(EdgeAgentError, match=f"{reason}; .*--state-dir"):
+            ask_agent(folder, AskState())

@@ -1,5 +1,6 @@
 """GGUF files: what we write, what is read of them, and how a folder with one is known."""
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,39 @@ def test_a_torn_file_is_refused_wherever_it_ends(file, tmp_path):
     torn.write_bytes(b"GGUF" + (9).to_bytes(4, "little") + content[8:])
     with pytest.raises(ValueError, match="no GGUF file of version"):
         read_facts(torn)
+
+
+def _file(tmp_path, *facts, count=None):
+    """A file that holds these facts, or says that it holds so many."""
+    made = tmp_path / "made.gguf"
+    made.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(facts) if count is None else count) + b"".join(facts))
+    return made
+
+
+def _text(text, length=None):
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+def _list(kind, length, content=b""):
+    return _text(b"tokens") + struct.pack("<IIQ", 9, kind, length) + content
+
+
+@pytest.mark.parametrize(
+    ("facts", "count", "reason"),
+    [
+        ([], 4097, "no GGUF file of version"),
+        ([_text(b"k", 2**20 + 1) + bytes(2**20 + 64)], None, "texts that are too long"),
+        ([_text(b"k" * 600_000) + struct.pack("<IB", 0, 1)] * 2, None, "texts that are too long"),
+        ([_text(b"k") + struct.pack("<I", 8) + _text(b"v" * 600_000)] * 2, None, "texts that are too long"),
+        ([_list(0, 2**22 + 1)], None, "a list that is too long"),
+        ([_list(8, 2**62, bytes(2**26))], None, "a list that is too long"),
+        ([_list(9, 1)], None, "not known"),
+    ],
+    ids=["facts", "text", "names", "texts", "numbers", "texts in a list", "lists in a list"],
+)
+def test_what_a_file_says_of_its_size_is_not_believed(tmp_path, facts, count, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_facts(_file(tmp_path, *facts, count=count))
 
 
 def test_the_numbers_that_decide_about_memory_are_read(file):

@@ -97,7 +97,7 @@ def test_circles_over_several_rules_are_found():
     [
         ("topic = 'a'\nprompt = 'Hm?'\n", "watch.0.name: Field required"),
         ("name = 'a'\ntopic = 'a'\nprompt = 'Hm?'\nevery_sec = 3\n", "unknown key; did you mean 'every_s'?"),
-        ("name = 'Ä'\ntopic = 'a'\nprompt = 'Hm?'\n", "watch.0.name: String should match"),
+        ("name = 'Ä'\ntopic = 'a'\nprompt = 'Hm?'\n", "watch.0.name: must be a-z"),
         (
             "name = 'a'\ntopic = 'a'\nprompt = 'Hm?'\nwhen = { 'json.a' = { over = 3 } }\n",
             "watch.0.when.json.a: must be a",
