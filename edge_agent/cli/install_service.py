@@ -37,10 +37,13 @@ def install_service(
     refusal = _refusal(root, remove=remove)
     if refusal and not dry_run:
         _fail(refusal)
-    if remove:
-        _remove(root, dry_run=dry_run)
-    else:
-        _install(root, dry_run=dry_run)
+    try:
+        if remove:
+            _remove(root, dry_run=dry_run)
+        else:
+            _install(root, dry_run=dry_run)
+    except OSError as error:
+        _fail(f"{error.filename or root} cannot be written: {error.strerror or error}; what is written stays")
     if refusal:
         typer.echo(f"\nWithout --dry-run this ends here: {refusal}.")
 
@@ -76,7 +79,7 @@ def _why_closed(node: str | None) -> str:
 
 
 def _place(file: File, path: Path, *, dry_run: bool) -> None:
-    there = path.read_text(encoding="utf-8") if path.is_file() else None
+    there = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
     if there == file.text:
         _tell("unchanged", str(file.path))
     elif there is not None and file.theirs:
@@ -125,7 +128,10 @@ def _run(commands: Sequence[Command], *, dry_run: bool) -> None:
             continue
         if shutil.which(command.words[0]) is None:
             _fail(f"there is no {command.words[0]} here; what is written stays")
-        done = subprocess.run(command.words, stdin=subprocess.DEVNULL, timeout=COMMAND_S, check=False)
+        try:
+            done = subprocess.run(command.words, stdin=subprocess.DEVNULL, timeout=COMMAND_S, check=False)
+        except subprocess.TimeoutExpired:
+            _fail(f"{command.words[0]} does not end within {COMMAND_S:.0f} s; what is written stays")
         if done.returncode:
             _fail(f"{command.words[0]} ended with {done.returncode}, see above; what is written stays")
 

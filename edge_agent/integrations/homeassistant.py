@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
+from edge_agent.log import get_logger
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import TELEMETRY_PERIODS, Publication
+
+log = get_logger()
 
 ONLINE = b"online"
 """What Home Assistant says on its status topic when it is up."""
@@ -113,14 +116,18 @@ class HomeAssistant:
         self._say = say
 
     def announce(self) -> None:
-        """Say what we are, and take back what we said elsewhere."""
-        earlier = self._mark.read_text(encoding="utf-8") if self._mark.exists() else None
-        if earlier and earlier != self._topic:
-            self._say(_retained(earlier, b""))
-        if self._topic is None:
+        """Say what we are, and take back what we said elsewhere; nothing while the disk takes no note of it."""
+        try:
+            earlier = self._mark.read_text(encoding="utf-8") if self._mark.exists() else None
+            if earlier and earlier != self._topic:
+                self._say(_retained(earlier, b""))
+            if self._topic is None:
+                return
+            if earlier != self._topic:
+                self._mark.write_text(self._topic, encoding="utf-8")
+        except OSError as error:
+            log.warning("homeassistant.unnoted", reason=error.strerror, next=f"it is tried again; see {self._mark}")
             return
-        if earlier != self._topic:
-            self._mark.write_text(self._topic, encoding="utf-8")
         self._say(_retained(self._topic, self._body))
 
     def heard(self, payload: bytes) -> None:

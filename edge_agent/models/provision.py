@@ -272,7 +272,11 @@ class Provision:
 
     def _provide(self, serve: ServeSection, runtimes: Runtimes, bandwidth: float | None) -> bool:
         """Decide, and fetch the best candidate if it is not there; return whether nothing is left to be done."""
-        installed = self._sources.installed()
+        try:
+            installed = self._sources.installed()
+        except EdgeAgentError as error:
+            self._settle(serve, None, fault=error)
+            return False
         machine = self._sources.machine()
         memory = replace(machine.memory, bandwidth_bytes_per_s=bandwidth)
         try:

@@ -231,3 +231,14 @@ def test_under_another_prefix_the_first_is_taken_back(made):
     moved, said = made("ha")
     moved.announce()
     assert said == [(CONFIG, False, True), ("ha/device/edge-01/config", True, True)]
+
+
+def test_a_disk_that_takes_no_note_keeps_it_from_being_announced_and_nothing_else(made, tmp_path):
+    """What is announced can always be taken back; it is tried again with the next connection."""
+    one, said = made("homeassistant")
+    (tmp_path / "homeassistant").mkdir()
+    one.announce()
+    assert said == []
+    (tmp_path / "homeassistant").rmdir()
+    one.announce()
+    assert said == [(CONFIG, True, True)]

@@ -169,6 +169,25 @@ def test_a_failed_fetch_is_told_and_tried_again(tmp_path):
     assert spec.variant == OPENVINO
 
 
+def test_a_store_that_cannot_be_read_is_told_and_looked_at_again(tmp_path):
+    """As on a disk that is not there yet; the thread lives on."""
+    bench = Bench(tmp_path)
+    failures = iter([EdgeAgentError(Code.MODEL_MISSING, "/models cannot be read: Permission denied")])
+
+    def installed():
+        for failure in failures:
+            raise failure
+        return dict(bench.store)
+
+    bench = Bench(tmp_path, installed=installed)
+    bench.install(OPENVINO, "openvino")
+    with bench:
+        with pytest.raises(EdgeAgentError, match="Permission denied"):
+            bench.settled().ladder(SERVE.name).prepare(0)
+        spec, _ = bench.settled().ladder(SERVE.name).prepare(0)
+    assert spec.variant == OPENVINO
+
+
 def test_a_failed_fetch_leaves_what_is_here_in_use(tmp_path):
     """A hub that is away costs no answer."""
     asked = threading.Event()
