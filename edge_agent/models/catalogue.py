@@ -71,7 +71,7 @@ class Family(_Entry):
     kv_heads: int = Field(gt=0)
     head_size: int = Field(gt=0)
     context_tokens: int = Field(gt=0)
-    original_context_tokens: int | None = None
+    original_context_tokens: int | None = Field(None, gt=0)
     images: bool = False
     question: Annotated[str, StringConstraints(min_length=1, max_length=500)] | None = None
     answers: Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], Field(max_length=16)] = ()
@@ -100,11 +100,11 @@ class Variant(_Entry):
     folder: Annotated[str, StringConstraints(pattern=_FOLDER, max_length=255)] = ""
     precision: Literal["int4", "int8", "fp16"]
     method: Literal["awq", "gptq", "rtn", "group", "channel"] | None = None
-    group_size: int | None = None
+    group_size: int | None = Field(None, gt=0)
     weight_bytes: int = Field(gt=0)
-    context_tokens: int | None = None
-    prompt_tokens: int | None = None
-    parallel: int | None = None
+    context_tokens: int | None = Field(None, gt=0)
+    prompt_tokens: int | None = Field(None, gt=0)
+    parallel: int | None = Field(None, gt=0)
     files: tuple[RemoteFile, ...] = ()
     license: str = "MIT"
     note: str = ""
@@ -183,6 +183,8 @@ def _tables(file: Path) -> dict[str, Sequence[object]]:
 
 
 def _entries(file: Path, kind: type[T], tables: Sequence[object]) -> list[T]:
+    if not isinstance(tables, list | tuple):
+        raise SettingsError(f"{file}: write [[{kind.__name__.lower()}]] above each entry, in two brackets")
     entries = []
     for number, table in enumerate(tables, 1):
         try:

@@ -76,6 +76,9 @@ def test_users_add_their_own_in_the_same_form(tmp_path):
     [
         ("[[family]\n", r"0\.toml: not valid TOML"),
         ("[[model]]\n", r"0\.toml: unknown table 'model'"),
+        ("family = 3\n", r"0\.toml: write \[\[family\]\] above each entry"),
+        (FAMILY.replace("[[family]]", "[family]"), r"0\.toml: write \[\[family\]\] above each entry"),
+        (FAMILY + VARIANT + "parallel = 0\n", "number 1: parallel: Input should be greater than 0"),
         (VARIANT, "no .*family.* is named ours"),
         (FAMILY + VARIANT.replace("onnx", "magic"), r"number 1: backend: Input should be"),
         (FAMILY + VARIANT.replace("us/ours", "../../etc"), "number 1: repo: String should match"),

@@ -8,7 +8,7 @@ from edge_agent.cli import fleet_list
 from edge_agent.cli.fleet_screen import Scene, page, screen
 from edge_agent.cli.keyboard import keys
 from edge_agent.cli.words import curve, fit, span
-from edge_agent.fleet.browsing import PROMPT_MAX, Ask, Browsing, Place
+from edge_agent.fleet.browsing import PROMPT_MAX, WORDS_MAX, Ask, Browsing, Place
 from edge_agent.fleet.rows import Order, rows
 from edge_agent.mqtt.payloads import AcceleratorReading, ServedModel
 
@@ -220,8 +220,14 @@ def test_a_prompt_that_is_empty_or_called_off_is_not_sent():
     viewer = Viewer(band_of(3), 80)
     viewer.press("t", " ", "enter", "t", "x", "escape")
     assert viewer.at.ask is None
-    viewer.press("t", *("x" * (PROMPT_MAX + 9)))
-    assert len(viewer.at.typed) == PROMPT_MAX
+    viewer.press("t", *("x" * (PROMPT_MAX + 9)), "up", "home")
+    assert viewer.at.typed == "x" * PROMPT_MAX
+
+
+def test_the_words_of_a_filter_have_an_end_and_keys_are_no_letters():
+    viewer = Viewer(band_of(3), 80)
+    viewer.press("/", *("x" * (WORDS_MAX + 9)), "home")
+    assert viewer.at.words == "x" * WORDS_MAX
 
 
 def test_q_leaves_from_everywhere_but_where_it_is_a_letter():

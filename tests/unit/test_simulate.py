@@ -19,6 +19,7 @@ from edge_agent.mqtt.topics import CLIENT, Asked, Topics
 from edge_agent.mqtt.wire import Inbound
 
 TOPICS = Topics("edge/v1", "sim-001")
+IMAGE = {"type": "image_sha256", "sha256": "0" * 64}
 
 
 class Desk:
@@ -121,6 +122,7 @@ def test_a_cancel_ends_a_job_and_the_end_of_all_ends_every_one():
     [
         ("job", b"{}", {}, Code.BAD_REQUEST),
         ("job", {"job_id": "j", "prompt": "x", "model": "other"}, {}, Code.UNKNOWN_MODEL),
+        ("job", {"job_id": "j", "messages": [{"role": "user", "content": [IMAGE]}]}, {}, Code.UNSUPPORTED),
         ("job", {"job_id": "j", "prompt": "x"}, {"retained": True}, Code.RETAINED),
         ("cancel", {"job_id": "nobody's"}, {}, Code.BAD_REQUEST),
         ("cancel", {"job_id": "none"}, {}, Code.UNKNOWN_JOB),
@@ -133,6 +135,32 @@ def test_what_cannot_be_done_is_refused_with_a_code(command, body, fields, code)
     with pytest.raises(EdgeAgentError) as refused:
         Desk().ask(command, body, **fields)
     assert refused.value.code is code
+
+
+def test_text_comes_in_few_chunks_however_fast_it_is_made():
+    desk = Desk(token_s=0.01)
+    desk.job(max_tokens=16)
+    desk.pass_s(5.0)
+    assert len(desk.of("chunk")) == 1
+
+
+def test_a_messages_own_end_is_the_jobs():
+    desk = Desk(token_s=1.0)
+    for number in range(2):
+        desk.job(f"first-{number}", max_tokens=4)
+    desk.ask("job", request("brief", ttl_s=600).to_json().encode(), expiry_s=2.0)
+    desk.pass_s(30.0)
+    assert desk.states("brief") == ["queued", "expired"]
+
+
+def test_a_canceled_job_says_nothing_more():
+    desk = Desk(token_s=1.0)
+    desk.job(max_tokens=8)
+    desk.pass_s(2.0)
+    desk.ask("cancel", {"job_id": "job-1"})
+    told = len(desk.said)
+    desk.pass_s(30.0)
+    assert len(desk.said) == told
 
 
 def test_queue_and_memory_have_an_end(monkeypatch):
