@@ -1,5 +1,6 @@
 """What goes wrong in other people's libraries, in our words: they have no codes, only texts."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,7 +8,7 @@ from edge_agent.errors import Code, EdgeAgentError
 
 ERRORS: tuple[type[Exception], ...] = (RuntimeError, MemoryError)
 """What the bindings of C++ raise; MemoryError stands for its bad_alloc."""
-_MEMORY = ("bad_alloc", "bad allocation", "allocate", "out of memory", "larger than available memory")
+_MEMORY = re.compile(r"bad[_ ]alloc|\ballocated?\b|out of memory|larger than available memory", re.IGNORECASE)
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def library(name: str, errors: tuple[type[Exception], ...] = ERRORS, *, last_lin
     except errors as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or ["memory ran out"]
         said = lines[-1 if last_line else 0]
-        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _MEMORY):
+        if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
             raise EdgeAgentError(
                 Code.OUT_OF_MEMORY, f"memory ran out ({said}); lower max_tokens or shorten the prompt"
             ) from error
