@@ -2,8 +2,8 @@
 
 Between the parts of an answer stands nothing, a space, or a new line and as many spaces as fit below. Parts come in the
 order of the schema, and none that it does not name, unless it says `additionalProperties`: as the library does it.
-What is not translated is left to the library: patterns, rarer formats, bounds of numbers that are no whole ones, names
-of properties by rules, schemas beside a `$ref`, and those that take more than RULES_MAX rules.
+What is not translated is left to the library: rarer formats and patterns, bounds of numbers that are no whole ones,
+names of properties by rules, schemas beside a `$ref`, and those that take more than RULES_MAX rules.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_agent.engine.grammar import pointed
 from edge_agent.engine.number_grammar import NUMBER_MAX, integers, numbers
+from edge_agent.engine.pattern_grammar import PLAIN, matching
 
 RULES_MAX = 256
 """Translating a grammar looks through all rules once for each; the library's own way takes large schemas better."""
@@ -24,7 +25,7 @@ _IGNORED = frozenset(
 _RULES: Mapping[str, str] = {
     "space": f'" "? | "\\n" [ \\t]{{0,{SPACES_MAX}}}',
     "hex": "[0-9a-fA-F]",
-    "character": r'[^"\\\0-\x1f] | "\\" (["\\/bfnrt] | "u" hex hex hex hex)',
+    "character": rf'{PLAIN} | "\\" (["\\/bfnrt] | "u" hex hex hex hex)',
     "string": r'"\"" character* "\""',
     "natural": '"0" | [1-9] [0-9]*',
     "integer": '"-"? natural',
@@ -47,7 +48,7 @@ _FORMATS: Mapping[str, str] = {
     "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
 }
 _TYPES: Mapping[str, frozenset[str]] = {
-    "string": frozenset({"minLength", "maxLength", "format"}),
+    "string": frozenset({"minLength", "maxLength", "format", "pattern"}),
     "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
     "number": frozenset({"minimum", "maximum"}),
     "boolean": frozenset(),
@@ -237,6 +238,11 @@ def _string(asked: Mapping[str, Any]) -> str:
         if asked["format"] not in _FORMATS or len(asked) > 1:
             raise _LeftError
         return rf'("\"" {_FORMATS[asked["format"]]} "\"")'
+    if "pattern" in asked:
+        found = matching(asked["pattern"]) if len(asked) == 1 else None
+        if found is None:
+            raise _LeftError
+        return rf'("\"" {found} "\"")'
     least, most = asked.get("minLength", 0), asked.get("maxLength")
     if most is not None and most < least:
         raise _LeftError

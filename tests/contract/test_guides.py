@@ -83,6 +83,8 @@ SCHEMAS = {
         "items": False,
     },
     "times": {"type": "array", "items": {"type": "string", "format": "date-time"}, "minItems": 1, "maxItems": 2},
+    "codes": {"type": "string", "pattern": r"^([A-Z]{2}-\d{1,3}|(?:no|yes)[ .]?)+$"},
+    "characters": {"type": "string", "pattern": r"[^a-z\d\-]{2,9}[+\-^.\]]\.[\w ]x?"},
     "lengths": {"type": ["string", "null"], "minLength": 2, "maxLength": 5},
     "numbers": {"anyOf": [{"type": "number", "minimum": 2, "maximum": 3}, {"type": "integer", "exclusiveMaximum": 0}]},
 }

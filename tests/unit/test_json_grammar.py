@@ -46,7 +46,8 @@ def left(**schema):
 @pytest.mark.parametrize(
     "schema",
     [
-        left(type="string", pattern="a+"),
+        left(type="string", pattern="(?=a)a+"),
+        left(type="string", pattern="a", maxLength=3),
         left(type="string", format="email"),
         left(type="string", format="date", maxLength=3),
         left(type="number", minimum=0.5),
