@@ -63,7 +63,7 @@ def _set(text: str) -> str | None:
     for found in _IN_SET.finditer(text, 1 if negated else 0):
         escaped, first, last = found["escaped"], found["first"], found["last"]
         literal = found["literal"] or (escaped if escaped in _SIGNS else None)
-        low, high = (first, last) if first else (literal, literal)
+        low, high = (first, last) if first and last else (literal or "", literal or "")
         if escaped in _CLASSES:
             written.append(_CLASSES[escaped])
         elif not low or low > high or low < " " or any(low <= each <= high for each in '"\\'):
