@@ -16,7 +16,7 @@ from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
 from edge_agent.jobs import rules
 from edge_agent.mqtt import certificate, trouble, watcher
 from edge_agent.mqtt.access import Access, CredentialError, located
-from edge_agent.mqtt.link import FILTERS_AT_ONCE, Callbacks, Link, Subscription
+from edge_agent.mqtt.link import FILTERS_AT_ONCE, Callbacks, Link, Subscription, Welcome
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Publication
 from edge_agent.settings import Settings
@@ -33,7 +33,7 @@ NEW_ACL = "edge-agent acl writes what mosquitto needs; then: systemctl reload mo
 def look(settings: Settings) -> Iterator[Finding]:
     """Try everything that has to do with the broker, in the order in which a connection comes about."""
     access = Access.of(settings.mqtt, client_id=f"{settings.agent.id}.doctor", clean_start=True)
-    yield from _files(settings, access)
+    yield from files(settings, access)
     try:
         access.check()
     except CredentialError as error:
@@ -49,7 +49,8 @@ def look(settings: Settings) -> Iterator[Finding]:
         yield from _talk(settings, access)
 
 
-def _files(settings: Settings, access: Access) -> Iterator[Finding]:
+def files(settings: Settings, access: Access) -> Iterator[Finding]:
+    """Look at the files that say who we are, and whether they go with the agent's id."""
     for key, file in (("password_file", access.password_file), ("tls_key_file", access.tls_key_file)):
         if file is not None:
             yield from _secret(f"mqtt.{key}", file)
@@ -158,7 +159,7 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
             yield failed("login", found.reason, found.next)
             return
         yield ok("login", f"the broker welcomes {access.username or 'us'}")
-        yield from _session(settings, link)
+        yield from session(settings, link.welcome)
         yield _subscriptions(refused, answers=-(-len(wanted) // FILTERS_AT_ONCE))
         yield from _rights(topics, _Talk(link, answers))
     finally:
@@ -168,8 +169,8 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
         yield _anonymous(access)
 
 
-def _session(settings: Settings, link: Link) -> Iterator[Finding]:
-    welcome = link.welcome
+def session(settings: Settings, welcome: Welcome | None) -> Iterator[Finding]:
+    """Look at what the broker grants, and whether the agent can do with it (pure)."""
     if welcome is None:
         return
     asked_s, granted_s = settings.mqtt.session_expiry_s, welcome.session_expiry_s
