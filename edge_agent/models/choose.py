@@ -192,7 +192,7 @@ def _unusable(variant: Variant, device: str, *, wanted: Wanted, machine: Machine
             return runtimes.missing[variant.backend]
         mend = DRIVERS.get((variant.backend, device))
         if (variant.backend, device) in PLUGGED:
-            mend = "it takes onnxruntime's plugin for that, and the driver; see Limits in the README"
+            mend = "it takes onnxruntime's plugin for that, and the driver; see docs/limits.md"
         return f"the library of {variant.backend} sees no {device}" + (f"; {mend}" if mend else "")
     return ""
 
