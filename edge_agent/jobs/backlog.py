@@ -17,7 +17,10 @@ class Backlog:
 
 
 class Ledger:
-    """Counts beside the table, so that nobody asks it for every new job. Follows a transaction: `begin`, `undo`."""
+    """Counts beside the table, so that nobody asks it for every new job.
+
+    Follows a transaction: `begin`, `undo`, and `undo` back to a `mark` in the middle of it.
+    """
 
     def __init__(self, clients: Iterable[tuple[str, int, int]]) -> None:
         self.total = Backlog()
@@ -44,8 +47,13 @@ class Ledger:
         else:
             self._clients.pop(client, None)
 
-    def undo(self) -> None:
-        """Go back to where the transaction began."""
-        for client, jobs, request_bytes in self._entries[:]:
+    @property
+    def mark(self) -> int:
+        """Where the transaction is."""
+        return len(self._entries)
+
+    def undo(self, mark: int = 0) -> None:
+        """Go back to a mark, or to where the transaction began."""
+        for client, jobs, request_bytes in self._entries[mark:]:
             self.add(client, -jobs, -request_bytes)
-        self._entries.clear()
+        del self._entries[mark:]

@@ -137,6 +137,21 @@ class Database:
                     self.connection.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """In a transaction: nothing of what is done inside stays when it raises."""
+        changed = len(self._changes)
+        self.connection.execute("SAVEPOINT attempt")
+        try:
+            yield
+        except BaseException:
+            del self._changes[changed:]
+            if self.connection.in_transaction:  # a full disk may have undone all of it
+                self.connection.execute("ROLLBACK TO attempt")
+                self.connection.execute("RELEASE attempt")
+            raise
+        self.connection.execute("RELEASE attempt")
+
     def row(self, name: str, **arguments: Any) -> Any:
         """Return the first row a statement gives; None when it gives none."""
         return self.connection.execute(SQL[name], arguments).fetchone()

@@ -101,6 +101,17 @@ class Queue:
             self._ledger.undo()
             raise
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """In a transaction: nothing of what is done inside stays when it raises."""
+        mark = self._ledger.mark
+        try:
+            with self._db.attempt():
+                yield
+        except BaseException:
+            self._ledger.undo(mark)
+            raise
+
     # Taking jobs in
 
     @property

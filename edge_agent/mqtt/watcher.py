@@ -210,15 +210,18 @@ class Watcher:
         return outcome
 
     def _accept(self, queue: Queue, order: _Order) -> Job:
-        """Raise EdgeAgentError before anything has changed."""
-        model = self._admit(queue, order.request)
-        here = {}
-        if order.image is not None:
-            holder = Holder(queue.images.held(order.envelope.client), "payload")
-            here[self._spool.add(order.image, holder)] = True
-        if queue.supersede(order.envelope.client, order.topic, keep=order.rule.section.pending - 1) and here:
+        """Store a job in the place of older ones, whose room is its own. Raises EdgeAgentError; they stay then."""
+        with queue.attempt():
+            superseded = queue.supersede(order.envelope.client, order.topic, keep=order.rule.section.pending - 1)
+            model = self._admit(queue, order.request)
+            here = {}
+            if order.image is not None:
+                holder = Holder(queue.images.held(order.envelope.client), "payload")
+                here[self._spool.add(order.image, holder)] = True
+            job = queue.accept(order.request, order.envelope, model=model, attached=Attached(order.request, here))
+        if superseded and here:
             self._store.do(lambda queue: self._spool.sweep(*queue.images.needed()))
-        return queue.accept(order.request, order.envelope, model=model, attached=Attached(order.request, here))
+        return job
 
     def _taken(self, receipt: Receipt, outcome: _Outcome | EdgeAgentError) -> None:
         assert not isinstance(outcome, EdgeAgentError)  # noqa: S101 - `_take` raises none

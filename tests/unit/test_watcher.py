@@ -1,5 +1,6 @@
 """Watching: from messages to rows, the newest first, with nothing left of what was superseded."""
 
+import hashlib
 import json
 
 import pytest
@@ -116,6 +117,33 @@ def test_the_newest_takes_the_place_of_the_oldest_of_its_topic(tmp_path):
         assert tower.queue.backlog == Backlog(4, sum(len(job.request) for job in tower.queue.overview.first("phi", 9)))
         assert (tower.reading().taken, tower.reading().superseded) == (100, 96)
         assert {job.state for job in tower.told} == {JobState.QUEUED, JobState.CANCELED}
+
+
+def test_the_newest_takes_the_place_of_an_older_one_where_there_is_no_other_room(tmp_path):
+    """It needs no more than that one had: a full queue was no reason to answer the older."""
+    with Tower(tmp_path, SENSOR, high_water_jobs=2) as tower:
+        for payload in (b"1", b"2", b"3"):
+            tower.see("a/b", payload)
+            tower.see("a/c", payload)
+        assert tower.waiting() == ["3", "3"]
+        tower.see("a/d", b"one more")
+        assert (tower.reading().taken, tower.reading().dropped) == (6, {"queue_full": 1})
+        assert counts(tower.queue) == {"queued": 2}
+
+
+def test_an_older_image_gives_way_in_a_rules_share_and_stays_where_that_is_not_enough(tmp_path):
+    with Tower(tmp_path, SENSOR | {"prompt": "?"}, share_bytes=250_000) as tower:
+        for number, topic in enumerate(("a/b", "a/c", "a/c")):
+            tower.see(topic, jpeg(number))
+        flush(tower.store)
+        assert (tower.reading().taken, tower.reading().dropped) == (3, {})
+        tower.see("a/b", jpeg(3, 200_000))
+        assert (tower.reading().superseded, tower.reading().dropped) == (1, {"quota_exceeded": 1})
+        assert counts(tower.queue) == {"queued": 2}
+        assert tower.queue.backlog.jobs == 2
+        needed, _ = tower.ask(lambda queue: queue.images.needed())
+        assert sorted(needed) == sorted(hashlib.sha256(jpeg(number)).hexdigest() for number in (0, 2))
+        assert all(tower.spool.has(each) for each in needed)
 
 
 def test_what_runs_is_never_superseded(tmp_path):
