@@ -103,8 +103,6 @@ def bench(
             else:
                 subject = bench_subject.found(str(model), loaded, backend, device, meaning=not random_weights)
             machine = probe()
-            shares_memory = bench_subject.shares_memory(subject.placed, machine)
-            subject = replace(subject, placed=replace(subject.placed, shares_memory=shares_memory))
             along = _axes(subject, machine, grid, counts, _precisions(cache))
             question = bench_subject.question(subject, loaded) if keep else None
             first_threads = counts[0] if counts else None

@@ -13,10 +13,8 @@ from edge_agent.models.known import Known
 from edge_agent.models.load import Placed
 from edge_agent.models.places import placed
 from edge_agent.models.provision import here
-from edge_agent.models.runtimes import ACCELERATORS
 from edge_agent.models.store import Store
 from edge_agent.settings import ServeSection, Settings
-from hardware.machine import Machine
 
 
 class Size(StrEnum):
@@ -115,9 +113,3 @@ def remember(subject: Subject, loaded: Settings, heard: str) -> None:
 
 def _serve(folder: Path, backend: Backend, device: Device) -> ServeSection:
     return ServeSection(name="bench", path=folder, backend=backend.value, device=device.value)
-
-
-def shares_memory(place: Placed, machine: Machine) -> bool:
-    """Return whether the device computes in the machine's own memory."""
-    meant = ACCELERATORS.get((place.backend, place.device))
-    return all(each.shares_memory for each in machine.accelerators if (each.vendor, each.kind) == meant)

@@ -88,11 +88,15 @@ def explain(
     except (EdgeAgentError, SettingsError) as error:
         rich.print(Text(str(error)), file=sys.stderr)
         raise typer.Exit(1) from error
+    if model is None:
+        serves += [serve for serve in loaded.models.serve if serve.openai is not None]
     report = decision_report(serves, decisions, agent=loaded.agent.id, boot_id="")
     if json:
         rich.print_json(report.model_dump_json(exclude_none=True))
         return
-    for each in report.models:
+    for number, each in enumerate(report.models):
+        if number:
+            rich.print()
         show(each, Console())
     if not all(each.candidates for each in report.models):
         raise typer.Exit(1)
@@ -113,7 +117,7 @@ def show(decision: ModelDecision, console: Console) -> None:
     """Print what can run, best first, and why nothing else does."""
     asked = f"{decision.context_tokens} tokens of context, {decision.parallel} at once"
     if decision.candidates:
-        console.print(_candidates(decision, title=f"{decision.wanted}: {asked}"))
+        console.print(_candidates(decision, title=f"{decision.wanted or decision.name}: {asked}"))
         for place, each in enumerate(decision.candidates, 1):
             remarks = "; ".join(remark for remark in (each.behind, *each.notes) if remark)
             if remarks:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edge_agent import settings
+from edge_agent.cli import broker_options as broker
 from edge_agent.cli import builds, orders
 from edge_agent.cli.bar import FileLine, PullLine, bar
 from edge_agent.errors import EdgeAgentError, SettingsError
@@ -23,6 +24,7 @@ from edge_agent.models import archive, catalogue, fetch
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.manifest import Manifest
 from edge_agent.models.store import Store, in_words
+from edge_agent.settings import MqttSection
 
 errors = Console(stderr=True, highlight=False)
 
@@ -70,9 +72,21 @@ def show(
 
 
 @models.command()
-def pull(name: Name, *, config: Config = None, folder: Dir = None) -> None:
+@broker.takes_broker
+def pull(
+    name: Name,
+    *,
+    config: Path | None,
+    folder: Dir = None,
+    agent: Annotated[str | None, typer.Option(help="An agent elsewhere that shall fetch it; else this device.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="With --agent: print every report as a line of JSON.")] = False,
+    section: MqttSection,
+) -> None:
     """Fetch a build from the hub; goes on where an earlier pull ended, however that was."""
     with _sentences():
+        if agent is not None:
+            orders.order(agent, "pull", name, section, json=json)
+            return
         place = _place(config, folder)
         variant = _wanted(place, name)
         try:

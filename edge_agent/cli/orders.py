@@ -13,6 +13,7 @@ from rich.text import Text
 
 from edge_agent import settings
 from edge_agent.cli import broker_options as broker
+from edge_agent.cli.bar import FileLine, bar
 from edge_agent.cli.follow import SILENT_S
 from edge_agent.cli.words import readable
 from edge_agent.control.caller import ask_agent
@@ -66,17 +67,25 @@ def _command(verb: str) -> Callable[..., None]:
                 reports = _here(verb, name, state_dir or settings.load(config).agent.state_dir)
                 follow(reports, name, json=json)
                 return
-            known_as = broker.requester(section)
-            with EdgeClient(broker.access(section, known_as), name=known_as, root=section.root) as client:
-                if not client.wait_connected(CONNECT_S):
-                    errors.print(broker.unreachable(section, client.trouble))
-                    raise typer.Exit(1)
-                follow(elsewhere(client.admin(agent, verb, name), agent), name, json=json)
+            order(agent, verb, name, section, json=json)
         except (EdgeAgentError, SettingsError) as error:
             errors.print(Text(readable(str(error)), style="red"))
             raise typer.Exit(1) from None
 
     return broker.takes_broker(command)
+
+
+def order(agent: str, verb: str, name: str, section: MqttSection, *, json: bool) -> None:
+    """Order an agent over MQTT and show how far it is, until the end.
+
+    Ends the command with 1 when that is none, or the broker cannot be reached. Raises EdgeAgentError when refused.
+    """
+    known_as = broker.requester(section)
+    with EdgeClient(broker.access(section, known_as), name=known_as, root=section.root) as client:
+        if not client.wait_connected(CONNECT_S):
+            errors.print(broker.unreachable(section, client.trouble))
+            raise typer.Exit(1)
+        follow(elsewhere(client.admin(agent, verb, name), agent), name, json=json)
 
 
 def elsewhere(handle: OrderHandle, agent: str) -> Iterator[Report]:
@@ -115,12 +124,19 @@ def _here(verb: str, name: str, folder: Path) -> Iterator[Report]:
 
 def follow(reports: Iterator[Report], name: str, *, json: bool) -> None:
     """Show what is told of an order until its end; end the command with 1 when it failed."""
+    with bar(errors) as shown:
+        _follow(reports, name, FileLine(shown), json=json)
+
+
+def _follow(reports: Iterator[Report], name: str, line: FileLine, *, json: bool) -> None:
     for report in reports:
         if json:
             sys.stdout.write(report.model_dump_json(exclude_none=True) + "\n")
             sys.stdout.flush()
         elif isinstance(report, OrderStatus):
-            if report.reason:
+            if report.total_bytes:
+                line.show(readable(f"{name}: {report.reason}"), report.done_bytes or 0, report.total_bytes)
+            elif report.reason:
                 errors.print(Text(readable(f"{name}: {report.reason}"), style="dim"))
         elif report.state == "succeeded":
             rich.print(Text(f"{name} {_DONE[report.op or 'load']}, after {report.took_s or 0:.1f} s"))

@@ -165,6 +165,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         images_bytes=bound_bytes(settings.images.pixels),
         held_bytes=lambda: parts.references.held_bytes,
         make_way=parts.references.make_way,
+        loaded=lambda: parts.supervisor.loaded(),  # noqa: PLW0108 - made later
         heard=parts.references.heard,
     )
     parts.dispatcher = Dispatcher(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from edge_agent.engine import life, roster
+from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.keeper import Keeper, Listener, Ruling
 from edge_agent.engine.life import Fate, Verdict
 from edge_agent.engine.plan import SILENCE_S, Phase
@@ -107,6 +108,11 @@ class Supervisor:
         """What the engines held that were given up for the machine's sake, without the files they map."""
         given_up = (each for each in self._models.values() if each.record.phase is Phase.UNLOADED)
         return sum(each.keeper.strained_bytes for each in given_up)
+
+    def loaded(self) -> dict[str, ModelSpec]:
+        """Return what is loaded, or being loaded, by model."""
+        there = ((name, each.record.process) for name, each in self._models.items())
+        return {name: process.spec for name, process in there if process is not None}
 
     @property
     def granted_bytes(self) -> int:

@@ -9,6 +9,7 @@ from edge_agent.engine.roster import EngineStatus
 from edge_agent.models.choose import Candidate, Decision
 from edge_agent.models.ladder import SetAside
 from edge_agent.models.references import Compared
+from edge_agent.models.upstream import DEVICE, MEMORY_BYTES, whose
 from edge_agent.mqtt.payloads import (
     PROTOCOL_VERSION,
     AcceleratorInfo,
@@ -111,16 +112,27 @@ def decision_report(
     `set_aside` are the places, by served model, that failed and have not worked since; `compared` whether what was
     heard where one runs was held against the processor's words.
     """
+    named = {serve.name: serve for serve in serves}
     models = [
-        _model_decision(serve, decisions.get(serve.name), set_aside.get(serve.name, ()), compared.get(serve.name))
+        _model_decision(
+            serve,
+            decisions.get(serve.name),
+            set_aside.get(serve.name, ()),
+            compared.get(serve.name),
+            _upstream(serve, whose(serve, named)),
+        )
         for serve in serves
-        if serve.path is not None or serve.name in decisions
+        if not serve.chosen or serve.name in decisions
     ]
     return DecisionReport(agent=agent, boot_id=boot_id, models=tuple(models))
 
 
 def _model_decision(
-    serve: ServeSection, decision: Decision | None, set_aside: Sequence[SetAside], compared: Compared | None
+    serve: ServeSection,
+    decision: Decision | None,
+    set_aside: Sequence[SetAside],
+    compared: Compared | None,
+    upstream: Sequence[CandidateInfo],
 ) -> ModelDecision:
     return ModelDecision(
         name=serve.name,
@@ -128,7 +140,7 @@ def _model_decision(
         path_given=serve.path is not None,
         context_tokens=serve.context_tokens,
         parallel=serve.parallel,
-        candidates=tuple(map(_candidate, decision.candidates)) if decision else (),
+        candidates=(*map(_candidate, decision.candidates if decision else ()), *upstream),
         rejected=tuple(
             RejectedInfo(
                 variant=each.variant.name, backend=each.variant.backend, device=each.device, reason=each.reason
@@ -146,6 +158,29 @@ def _model_decision(
             for each in set_aside
         ),
         reference=None if compared is None else ReferenceInfo(**asdict(compared)),
+    )
+
+
+def _upstream(serve: ServeSection, owner: ServeSection) -> Sequence[CandidateInfo]:
+    """Return the server that may answer for a model, as its last candidate; none where none is allowed."""
+    if owner.openai is None:
+        return ()
+    own = owner is serve
+    stands_in = "answers only while nothing can be loaded on this device; the jobs leave it then"
+    return (
+        CandidateInfo(
+            variant=owner.openai.model,
+            backend="openai",
+            device=DEVICE,
+            host=owner.openai.host,
+            installed=False,
+            context_tokens=owner.context_tokens,
+            parallel=owner.parallel,
+            needed_bytes=owner.memory_bytes or MEMORY_BYTES,
+            measured=False,
+            notes=(f"on {owner.openai.host}" + (f", for jobs that name {serve.name}" if own else ""),),
+            behind=None if own else stands_in,
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """From a build on disk to what an engine is told to load, as the machine is at that moment."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_agent.engine.backend import ModelSpec
@@ -16,8 +16,9 @@ from edge_agent.models.memory import (
     reserved,
     with_settings,
 )
+from edge_agent.models.runtimes import is_for
 from edge_agent.settings import ServeSection
-from hardware.machine import Machine
+from hardware.machine import Accelerator, Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Placed:
     """A build on disk and where it runs; `options` are the library's, see ModelSpec.
 
     threads: compute threads, where a calibration found how many.
-    shares_memory: whether the device computes in the machine's own memory. elsewhere: it is no build, but a server on
+    shares_memory: whether the device computes in the machine's own memory; own_bytes: its own, as its library says.
+    elsewhere: it is no build, but a server on
     another machine. fault: why it cannot be loaded, where that is known before.
     """
 
@@ -39,20 +41,49 @@ class Placed:
     revision: str | None = None
     elsewhere: bool = False
     fault: EdgeAgentError | None = None
+    own_bytes: int | None = None
 
     def reserved_bytes(self, need: Needed) -> int:
         """Return the machine's memory that is set aside for a predicted need."""
         return reserved(need.bytes if self.shares_memory else need.host_bytes)
 
 
+def accelerator_of(backend: str, device: str, machine: Machine) -> Accelerator | None:
+    """Return what a backend means by a device's name; None for the processor."""
+    return next((each for each in machine.accelerators if is_for(each, backend, device)), None)
+
+
+def own_held_bytes(accelerator: Accelerator, specs: Iterable[ModelSpec], machine: Machine) -> int:
+    """Return how much of an accelerator's own memory those may come to hold that are loaded, or being loaded."""
+    total = 0
+    for spec in specs:
+        build = read_build(spec.path, spec.backend)
+        if build is not None and accelerator_of(spec.backend, spec.device, machine) is accelerator:
+            need = needed(build, device=spec.device, context_tokens=spec.context_tokens, parallel=spec.parallel)
+            total += reserved(need.bytes)
+    return total
+
+
 def prepare(
-    placed: Placed, serve: ServeSection, machine: Machine, *, reserved_bytes: int = 0
+    placed: Placed,
+    serve: ServeSection,
+    machine: Machine,
+    *,
+    reserved_bytes: int = 0,
+    beside: Iterable[ModelSpec] = (),
 ) -> tuple[ModelSpec, int | None]:
     """Return what to load and how many bytes of the machine's memory it may take (None: nobody knows).
 
-    `reserved_bytes` of what is free now belong to other engines that have not taken them yet. Raises EdgeAgentError
-    NO_FIT when memory does not even hold a short context.
+    `reserved_bytes` of what is free now belong to other engines that have not taken them yet; `beside` are what those
+    have loaded, which holds memory of a device's own. Raises EdgeAgentError NO_FIT when memory does not even hold a
+    short context.
     """
+    accelerator = accelerator_of(placed.backend, placed.device, machine)
+    own_bytes = None
+    if accelerator is not None and not accelerator.shares_memory:
+        placed = replace(placed, shares_memory=False)
+        if (total_bytes := accelerator.memory_bytes or placed.own_bytes) is not None:
+            own_bytes = max(0, total_bytes - own_held_bytes(accelerator, beside, machine))
     context_tokens, parallel = serve.context_tokens, serve.parallel
     limit_bytes = serve.memory_bytes
     build = read_build(placed.path, placed.backend)
@@ -65,17 +96,15 @@ def prepare(
             device=placed.device,
             context_tokens=context_tokens,
             parallel=parallel,
-            fits=lambda need: room_bytes is None or placed.reserved_bytes(need) <= room_bytes,
+            fits=lambda need: (
+                (room_bytes is None or placed.reserved_bytes(need) <= room_bytes)
+                and (own_bytes is None or reserved(need.bytes) <= own_bytes)
+            ),
         )
         if fitting is None:
-            least = placed.reserved_bytes(
-                needed(build, device=placed.device, context_tokens=min(CONTEXT_TOKENS_MIN, context_tokens), parallel=1)
-            )
-            raise EdgeAgentError(
-                Code.NO_FIT,
-                f"it needs {least // 2**20} MiB with the shortest context and {max(0, room_bytes or 0) // 2**20} MiB "
-                "are free; free memory or take a smaller build",
-            )
+            short = min(CONTEXT_TOKENS_MIN, context_tokens)
+            least = needed(build, device=placed.device, context_tokens=short, parallel=1)
+            raise EdgeAgentError(Code.NO_FIT, _too_much(placed, least, room_bytes or 0, own_bytes))
         context_tokens, parallel = fitting
         need = needed(build, device=placed.device, context_tokens=context_tokens, parallel=parallel)
         limit_bytes = limit_bytes or placed.reserved_bytes(need)
@@ -91,3 +120,14 @@ def prepare(
         revision=placed.revision,
     )
     return spec, limit_bytes
+
+
+def _too_much(placed: Placed, least: Needed, room_bytes: int, own_bytes: int | None) -> str:
+    """Say which memory does not hold the least that a build needs."""
+    if own_bytes is not None and reserved(least.bytes) > own_bytes:
+        needs, free, where = reserved(least.bytes), own_bytes, f"of the {placed.device}'s own "
+        mend = "unload what is there or take a smaller build"
+    else:
+        needs, free, where = placed.reserved_bytes(least), max(0, room_bytes), ""
+        mend = "free memory or take a smaller build"
+    return f"it needs {needs // 2**20} MiB with the shortest context and {free // 2**20} MiB {where}are free; {mend}"

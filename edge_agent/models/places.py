@@ -24,6 +24,7 @@ def of_decision(decision: Decision, installed: Mapping[str, Path]) -> list[Place
             each.shares_memory,
             each.variant.name,
             each.variant.revision,
+            own_bytes=None if each.shares_memory else each.free_bytes,
         )
         for each in decision.candidates
         if each.variant.name in installed

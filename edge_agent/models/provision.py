@@ -27,7 +27,7 @@ from edge_agent.models.measurements import installed_libraries, measured
 from edge_agent.models.memory import read_build
 from edge_agent.models.runtimes import Runtimes
 from edge_agent.models.store import Store, in_words
-from edge_agent.models.upstream import DEVICE, upstream
+from edge_agent.models.upstream import DEVICE, upstream, whose
 from edge_agent.settings import ServeSection, Settings
 from hardware.machine import Machine
 from hardware.probe import probe
@@ -102,8 +102,8 @@ class Provision:
     """Brings a build for every served model, and knows where it can run. `changed` is called on any thread.
 
     `images_bytes` are left free from the first load of a model that sees: for the child that decodes its images.
-    `held_bytes` tells what of the memory is to be had besides what is free once `make_way` has been called. `heard`
-    learns what a model began with where it was tried.
+    `held_bytes` tells what of the memory is to be had besides what is free once `make_way` has been called. `loaded`
+    tells what engines have loaded, by served model. `heard` learns what a model began with where it was tried.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Provision:
         images_bytes: int = 0,
         held_bytes: Callable[[], int] = lambda: 0,
         make_way: Callable[[], None] = lambda: None,
+        loaded: Callable[[], Mapping[str, ModelSpec]] = dict,
         heard: Callable[[str, ModelSpec, str], None] = lambda _model, _spec, _beginning: None,
         retry_s: float = RETRY_S,
     ) -> None:
@@ -125,6 +126,7 @@ class Provision:
         self._images_bytes = images_bytes
         self._held_bytes = held_bytes
         self._make_way = make_way
+        self._loaded = loaded
         self._sees = False
         self._retry_s = retry_s
         self._chosen = [serve for serve in serves if serve.chosen]
@@ -184,7 +186,7 @@ class Provision:
 
         Raises as `_here`; but where there is a place elsewhere, what is missing here is a place that cannot be had.
         """
-        table = self._elsewhere(serve).openai
+        table = whose(serve, self._serves).openai
         if table is None:
             return self._here(serve)
         there = Placed(NOWHERE, "openai", DEVICE, variant=table.model, elsewhere=True)
@@ -194,10 +196,6 @@ class Provision:
             return [*self._here(serve), there]
         except EdgeAgentError as error:
             return [Placed(NOWHERE, serve.backend, serve.device, variant=serve.wanted, fault=error), there]
-
-    def _elsewhere(self, serve: ServeSection) -> ServeSection:
-        """Return whose server may answer for a model: its own, or that of the one it names; its own when neither."""
-        return serve if serve.upstream is None else self._serves[serve.upstream]
 
     def _here(self, serve: ServeSection) -> Sequence[Placed]:
         """Return the given folder's places, or those of the builds in the store.
@@ -225,10 +223,11 @@ class Provision:
         if place.fault is not None:
             raise place.fault
         if place.elsewhere:
-            return upstream(self._elsewhere(serve))
+            return upstream(whose(serve, self._serves))
         reserved_bytes -= self._held_bytes()
         reserved_bytes += self._images_bytes if self._sees or _sees(place) else 0
-        return prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes)
+        beside = [spec for name, spec in self._loaded().items() if name != serve.name]
+        return prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes, beside=beside)
 
     def _ready(self, serve: ServeSection, place: Placed, spec: ModelSpec) -> ModelSpec:
         """Return what to load, and have everything as it shall be then."""

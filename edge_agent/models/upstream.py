@@ -1,5 +1,7 @@
 """What an engine is told when a server elsewhere answers in the place of a model here."""
 
+from collections.abc import Mapping
+
 from edge_agent.engine.backend import NOWHERE, ModelSpec
 from edge_agent.settings import ServeSection
 
@@ -7,6 +9,14 @@ DEVICE = "upstream"
 """What results say it ran on."""
 MEMORY_BYTES = 128 * 2**20
 """What the engine may take. It took 25 MiB idle and 34 with three images to be sent, eight answers at once no more."""
+
+
+def whose(serve: ServeSection, serves: Mapping[str, ServeSection]) -> ServeSection:
+    """Return whose server may answer for a model, of those by name: its own, or that of the one it names.
+
+    Its own when neither is, which has none then.
+    """
+    return serve if serve.upstream is None else serves[serve.upstream]
 
 
 def upstream(serve: ServeSection) -> tuple[ModelSpec, int]:

@@ -176,13 +176,17 @@ class Info(Payload):
 
 
 class CandidateInfo(Payload):
-    """A build that can run here. `behind` says why the one before it is better, `notes` what had to be cut."""
+    """A build that can run here. `behind` says why the one before it is better, `notes` what had to be cut.
+
+    On the device `upstream` it is no build but a model on the server `host`, of a quality that nobody knows.
+    """
 
     variant: str
     backend: str
     device: str
+    host: str | None = None
     installed: bool
-    quality: int
+    quality: int | None = None
     context_tokens: int
     parallel: int
     needed_bytes: int
@@ -227,7 +231,7 @@ class ReferenceInfo(Payload):
 
 
 class ModelDecision(Payload):
-    """What was decided for one served model: candidates best first; none for a folder that the settings name.
+    """What was decided for one served model: candidates best first, an upstream last; a folder that is given is none.
 
     `set_aside` are those that failed here, the given folder on a device among them. `reference` concerns the device
     that it was last ready on; there is none on the processor.

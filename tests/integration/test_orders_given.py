@@ -130,6 +130,10 @@ def test_a_build_is_pulled_by_order(broker, tmp_path, tiny_model):
             assert result.state == "succeeded", result
             agent.wait_said("engine.ready")  # what it was for is decided anew, and loaded
             assert client.submit("edge-01", prompt="Go on", max_tokens=4).result(30).state == "succeeded"
+            code, told = models(agent, "pull", "toy-build", "--agent", "edge-01")  # which is there already
+            assert (code, "toy-build is in the store, after" in told) == (0, True), told
+            code, told = models(agent, "pull", "other", "--agent", "edge-01", "--json")
+            assert (code, "is no build of this agent's catalogue" in told) == (1, True), told
             hub.files.clear()
             with pytest.raises(EdgeAgentError, match="is no build of this agent's catalogue"):
                 client.admin("edge-01", "pull", "other").result(30)

@@ -8,7 +8,7 @@ from fakes import GIB, machine
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import read
-from edge_agent.models.load import Placed, prepare
+from edge_agent.models.load import Placed, own_held_bytes, prepare
 from edge_agent.models.memory import (
     CACHE_OPTION,
     Build,
@@ -20,6 +20,8 @@ from edge_agent.models.memory import (
     with_settings,
 )
 from edge_agent.settings import ServeSection
+from hardware.probe import probe
+from tests.machines import build
 
 MIB = 2**20
 FULL = Build("onnx", weight_bytes=2645 * MIB, kv_values_per_token=196_608, heads=32, original_context_tokens=4096)
@@ -215,3 +217,43 @@ def test_a_device_that_computes_in_the_machines_memory_takes_all_of_it_there(tmp
     _, shared_bytes = prepare(shared, serve, machine(16))
     _, card_bytes = prepare(card, serve, machine(16))
     assert card_bytes < 2645 * MIB < shared_bytes
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    """The machines of the trees that have a card with memory of its own, by the card's name."""
+    found = {}
+    for name in ("nvidia-server", "arc-a770-box"):
+        there = probe(build(name, tmp_path_factory.mktemp(name)))
+        found[there.accelerators[0].name] = replace(there, memory=machine(64).memory)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("card", "backend", "device"), [("NVIDIA A10G", "onnx", "cuda"), ("DG2 [Arc A770]", "openvino", "gpu")]
+)
+def test_what_models_hold_of_one_card_is_reckoned_together(tmp_path, cards, card, backend, device):
+    """The second gets what is left there: fewer lanes, then less context; the third nothing, wherever there is room."""
+    there, folder = cards[card], write_build(tmp_path, backend)
+    serve = ServeSection(name="phi", path=folder, context_tokens=8192, parallel=2)
+
+    def load(own_bytes, *beside):
+        return prepare(Placed(folder, backend, device, own_bytes=own_bytes), serve, there, beside=beside)[0]
+
+    def held(*specs):
+        return own_held_bytes(there.accelerators[0], specs, there)
+
+    alone = load(None)
+    own_bytes = int(1.7 * held(alone))
+    first = load(own_bytes)
+    second = load(own_bytes, first)
+    assert (first.context_tokens, first.parallel) == (8192, 2)
+    assert (second.context_tokens, second.parallel) < (8192, 2)
+    assert held(first, second) <= own_bytes < held(first, first)
+    with pytest.raises(EdgeAgentError, match=rf"of the {device}'s own are free; unload what is there") as full:
+        load(own_bytes, first, second)
+    assert full.value.code is Code.NO_FIT
+    assert load(own_bytes, replace(first, device="cpu")) == first
+    small = replace(there, accelerators=(replace(there.accelerators[0], memory_bytes=2 * GIB),))
+    with pytest.raises(EdgeAgentError, match="2048 MiB of the"):
+        prepare(Placed(folder, backend, device), serve, small)
