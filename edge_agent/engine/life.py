@@ -1,9 +1,9 @@
 """Which models are in memory (pure): from what waits, runs and fits to what comes, stays and goes, with the reasons.
 
 A model whose jobs wait is loaded when it fits beside those that are there. When it does not, others make room: one
-that has nothing to do after it was idle for LINGER_S, one that has after its turn, so that its jobs run in batches and
-loading takes no more than a fifth of the time however mixed they come. Who leaves takes no new jobs, ends what runs,
-and goes.
+that has nothing to do after it was idle for a moment, one that has after its turn, so that its jobs run in batches and
+loading takes no more than a fifth of the time however mixed they come. One that would soon be done may finish first:
+it need not come back for the rest. Who leaves takes no new jobs, ends what runs, and goes.
 """
 
 import math
@@ -13,8 +13,12 @@ from enum import StrEnum
 
 LINGER_S = 1.0
 """So long a model with nothing to do stays though another waits: who has got an answer often asks again at once."""
+LINGER_LOADS = 1 / 3
+"""But no longer than this share of what loading the other, and itself again, takes."""
 TURN_LOADS = 4.0
 """A turn lasts at least so many times as long as loading the next took last time."""
+FINISH_TURNS = 0.25
+"""Who would be done within this share of a turn more may finish, which spares it a swap there and one back."""
 
 
 class Fate(StrEnum):
@@ -39,7 +43,8 @@ class Model:
     waited for it to be loaded. busy: something runs in it; idle_s: for how long nothing has.
     keep_alive_s: how long it stays with nothing to do, None for as long as there is room.
     asked, dismissed: somebody wants it loaded, or gone. needs_bytes: what it holds, or would; None when nobody knows.
-    load_s: how long loading took last time.
+    load_s: how long loading took last time. waiting: how many jobs wait; job_s: how long each took of late, all lanes
+    together.
     """
 
     name: str
@@ -55,6 +60,13 @@ class Model:
     dismissed: bool = False
     needs_bytes: int | None = None
     load_s: float = 0.0
+    waiting: int = 0
+    job_s: float = math.inf
+
+    @property
+    def left_s(self) -> float:
+        """In how long it would be done with what waits."""
+        return self.waiting * self.job_s if self.waiting else 0.0
 
     @property
     def demanded(self) -> bool:
@@ -79,7 +91,7 @@ def decide(models: Sequence[Model], *, free_bytes: int | None, turn_s: float) ->
     """Return what becomes of each model.
 
     `free_bytes` may be taken beside what the loaded ones may still take; None when nobody knows, then everything fits.
-    `turn_s` is how long a model with jobs keeps its place when others wait for it.
+    `turn_s` is how long a model with jobs keeps its place when others wait for it; FINISH_TURNS longer to finish.
     """
     room = _Room(models, math.inf if free_bytes is None else free_bytes)
     for model in models:
@@ -200,8 +212,9 @@ def _may_go(model: Model, waiting: Model, turn_s: float) -> bool:
     if not model.ready_s:
         return False
     if model.has_work:
-        return min(model.ready_s, waiting.waited_s) >= turn_s
-    return model.idle_s >= LINGER_S
+        over_s = min(model.ready_s, waiting.waited_s) - turn_s
+        return over_s >= 0 and over_s + model.left_s > FINISH_TURNS * turn_s
+    return model.idle_s >= min(LINGER_S, LINGER_LOADS * (model.load_s + waiting.load_s))
 
 
 def _missed(model: Model) -> tuple[bool, float]:

@@ -71,6 +71,8 @@ class EngineProcess:
         """Prompt tokens computed in a second, a running mean; None before any were."""
         self.generate_per_s: float | None = None
         """Tokens generated in a second, likewise."""
+        self.finished = 0
+        """Jobs that it has brought to their end."""
         self.ready: Ready | None = None
         ours, theirs = socket.socketpair()
         self._socket = ours
@@ -228,6 +230,7 @@ class EngineProcess:
                         self.prefill_per_s = _mean(self.prefill_per_s, tokens / milliseconds * 1000)
                 case Finished(job_id, _, usage, _, generate_ms):
                     self._unprocessed.pop(job_id, None)
+                    self.finished += 1
                     if usage.completion_tokens and generate_ms:
                         self.generate_per_s = _mean(self.generate_per_s, usage.completion_tokens / generate_ms * 1000)
                 case Failed():

@@ -1,5 +1,6 @@
 """What became of one model's engine so far: whether it is there, starts, serves, failed or is gone, and why."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -139,11 +140,13 @@ class Record:
     def seen(self, *, busy: bool) -> Model:
         """Return what a decision about all models rests on, but for who wants it."""
         with self._lock:
-            process, ready_s = self.process, self._ready_s
+            process = self.process
+            ready_s = 0.0 if self._ready_s is None else self._now_s() - self._ready_s
             return Model(
                 self._served.name,
                 loaded=process is not None,
-                ready_s=0.0 if ready_s is None else self._now_s() - ready_s,
+                ready_s=ready_s,
+                job_s=ready_s / process.finished if process is not None and process.finished else math.inf,
                 busy=busy or (process is not None and process.busy),
                 idle_s=0.0 if process is None else process.silent_s,
                 needs_bytes=self.needs_bytes if process is None else self.needs_bytes or self.held_bytes,

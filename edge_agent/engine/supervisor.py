@@ -20,6 +20,7 @@ from edge_agent.engine.roster import EngineStatus
 from edge_agent.engine.served import Served
 from edge_agent.engine.wants import Wants
 from edge_agent.jobs.job import Failure
+from edge_agent.jobs.overview import Demand
 
 TURN_S = 60.0
 
@@ -127,11 +128,11 @@ class Supervisor:
             each.keeper.hurry()
         self._wake()
 
-    def demand(self, ranks: Mapping[str, float | None]) -> None:
-        """Note the rank of the first job that waits for each model; None when none does."""
-        for model, rank in ranks.items():
-            self._models[model].wants.demand(rank)
-        if any(rank is not None and self._models[model].record.process is None for model, rank in ranks.items()):
+    def demand(self, demands: Mapping[str, Demand | None]) -> None:
+        """Note the jobs that wait for each model."""
+        for model, jobs in demands.items():
+            self._models[model].wants.demand(jobs)
+        if any(jobs is not None and self._models[model].record.process is None for model, jobs in demands.items()):
             self._wake()
 
     def ask(self, model: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edge_agent.engine.life import Model
+from edge_agent.jobs.overview import Demand
 
 
 class Wants:
@@ -18,13 +19,13 @@ class Wants:
         self._keep_alive_s = keep_alive_s
         self._now_s = now_s
         self._lock = threading.Lock()
-        self._rank: float | None = None
+        self._jobs: Demand | None = None
         self._asked = self._dismissed = self._overruled = False
         self._since_s: float | None = None
 
-    def demand(self, rank: float | None) -> None:
-        """Note the rank of the first job that waits for it, None when none does."""
-        self._rank = rank
+    def demand(self, jobs: Demand | None) -> None:
+        """Note the jobs that wait for it."""
+        self._jobs = jobs
 
     def ask(self) -> None:
         """Want it loaded, as a job would that waits for it; until it is, or cannot be."""
@@ -55,12 +56,13 @@ class Wants:
                 self._overruled = self._dismissed
             elif self._overruled:
                 self._dismissed = self._overruled = False
-            now_s = self._now_s()
-            waits = not seen.loaded and (self._rank is not None or self._asked or self.pinned)
+            now_s, jobs = self._now_s(), self._jobs
+            waits = not seen.loaded and (jobs is not None or self._asked or self.pinned)
             self._since_s = (now_s if self._since_s is None else self._since_s) if waits else None
             return replace(
                 seen,
-                rank=self._rank,
+                rank=None if jobs is None else jobs.rank,
+                waiting=0 if jobs is None else jobs.jobs,
                 waited_s=0.0 if self._since_s is None else now_s - self._since_s,
                 keep_alive_s=self._keep_alive_s,
                 pinned=self.pinned,

@@ -1,6 +1,7 @@
 """What can be asked of a queue without changing it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic_core import to_json
 
@@ -12,6 +13,17 @@ from edge_agent.jobs.pace import Line, Work
 
 NAMED_MAX = 6
 """Clients that are told of when several used one job id."""
+
+COUNTED_MAX = 256
+"""Waiting jobs of a model are counted so far: more are more than a model finishes in a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The jobs that wait for a model: the rank of the first; how many, counted up to COUNTED_MAX."""
+
+    rank: float
+    jobs: int
 
 
 class Overview:
@@ -48,10 +60,11 @@ class Overview:
         """Return the first waiting jobs of a model, in order."""
         return self._db.jobs("first_queued", model=model, limit=limit)
 
-    def demand(self, models: Sequence[str]) -> dict[str, float | None]:
-        """Return the rank of the first waiting job of each model, None where none waits; cheap, to be asked often."""
-        firsts = {model: self._db.row("first_rank", model=model) for model in models}
-        return {model: None if row is None else float(row[0]) for model, row in firsts.items()}
+    def demand(self, models: Sequence[str]) -> dict[str, Demand | None]:
+        """Return what waits for each model, None where nothing does; cheap, to be asked often."""
+        limit = COUNTED_MAX if len(models) > 1 else 1  # how many matters to the others
+        found = {model: self._db.row("demand", model=model, limit=limit) for model in models}
+        return {model: Demand(float(rank), jobs) if jobs else None for model, (rank, jobs) in found.items()}
 
     def unfinished(self) -> dict[JobState, int]:
         """Return how many jobs wait for images, how many for an engine, and how many run."""

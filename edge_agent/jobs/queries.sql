@@ -147,8 +147,9 @@ SELECT request_bytes, max_tokens, :now - claimed_s FROM jobs WHERE state = 'runn
 -- name: first_queued
 SELECT {job} FROM jobs WHERE state = 'queued' AND not_before_s IS NULL AND model = :model ORDER BY rank, row LIMIT :limit
 
--- name: first_rank
-SELECT rank FROM jobs WHERE state = 'queued' AND not_before_s IS NULL AND model = :model ORDER BY rank, row LIMIT 1
+-- name: demand
+SELECT min(rank), count(*) FROM (SELECT rank FROM jobs WHERE state = 'queued' AND not_before_s IS NULL AND model = :model
+                                  ORDER BY rank, row LIMIT :limit)
 
 -- name: oldest_queued
 SELECT accepted_s FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER BY row LIMIT 1

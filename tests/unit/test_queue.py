@@ -16,6 +16,7 @@ from edge_agent.jobs import database
 from edge_agent.jobs import queue as queue_module
 from edge_agent.jobs.database import SCHEMA_VERSION, SQL, DamagedError, SchemaTooNewError, StorageError
 from edge_agent.jobs.job import TERMINAL, TRANSITIONS, Failure, JobState, Outcome, PromptTokensDetails, Usage
+from edge_agent.jobs.overview import Demand
 from edge_agent.jobs.queue import CANCELS_MAX, RETRY_FIRST_S, RETRY_MOST_S, ROWS_AT_ONCE, Backlog, Envelope, Queue
 from edge_agent.jobs.results import RESULT_KEPT_S
 
@@ -812,7 +813,7 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path, machine):
 
 def test_a_claim_among_many_waiting_jobs_reads_the_index_and_sorts_nothing(queue):
     """The plan of the hot statements: a search, no scan of the table, no temporary tree."""
-    for name in ("claim", "expiring", "owed", "find", "first_rank"):
+    for name in ("claim", "expiring", "owed", "find", "demand"):
         names = ("model", "now", "idle", "limit", "client", "job_id")
         plan = queue._db.connection.execute("EXPLAIN QUERY PLAN " + SQL[name], dict.fromkeys(names, 1)).fetchall()
         steps = " / ".join(step[3] for step in plan)
@@ -820,13 +821,14 @@ def test_a_claim_among_many_waiting_jobs_reads_the_index_and_sorts_nothing(queue
         assert "TEMP B-TREE" not in steps, (name, steps)
 
 
-def test_the_demand_for_models_is_the_rank_of_their_first_job(queue):
-    """Of those that may be claimed now, or will when their images are decoded."""
+def test_the_demand_for_models_is_the_rank_of_their_first_job_and_how_many_wait(queue):
+    """Of those that may be claimed now, or will when their images are decoded; of a model alone only whether any."""
     with queue.transaction():
         for name, priority in (("a", 5), ("b", 9)):
             queue.accept(request(name, priority=priority), Envelope("line-3", 500), model="phi")
         first = queue.overview.first("phi", 1)[0]
-        assert queue.overview.demand(["phi", "other"]) == {"phi": first.rank, "other": None}
+        assert queue.overview.demand(["phi", "other"]) == {"phi": Demand(first.rank, 2), "other": None}
+        assert queue.overview.demand(["phi"]) == {"phi": Demand(first.rank, 1)}
         assert first.job_id == "b"
         for _ in range(2):
             queue.claim("phi", idle=True)

@@ -4,7 +4,9 @@ import pytest
 
 from edge_agent.engine.life import Model
 from edge_agent.engine.wants import Wants
+from edge_agent.jobs.overview import Demand
 
+JOBS = Demand(rank=3.0, jobs=2)
 AWAY, THERE = Model("text"), Model("text", loaded=True)
 
 
@@ -25,7 +27,7 @@ def wants(clock):
     return Wants(keep_alive_s=60.0, pinned=False, now_s=clock)
 
 
-@pytest.mark.parametrize("want", [lambda w: w.demand(3.0), lambda w: w.ask(), lambda w: w.pin(pinned=True)])
+@pytest.mark.parametrize("want", [lambda w: w.demand(JOBS), lambda w: w.ask(), lambda w: w.pin(pinned=True)])
 def test_a_model_that_is_wanted_waits_while_it_is_away(wants, clock, want):
     assert wants.join(AWAY).waited_s == 0.0
     want(wants)
@@ -38,8 +40,16 @@ def test_a_model_that_is_wanted_waits_while_it_is_away(wants, clock, want):
     assert wants.join(AWAY).waited_s == 0.0
 
 
+def test_the_jobs_that_wait_are_told_whether_it_is_there_or_away(wants):
+    wants.demand(JOBS)
+    for seen in (wants.join(AWAY), wants.join(THERE)):
+        assert (seen.rank, seen.waiting) == (3.0, 2)
+    wants.demand(None)
+    assert (wants.join(THERE).rank, wants.join(THERE).waiting) == (None, 0)
+
+
 def test_who_wants_it_no_more_does_not_wait(wants, clock):
-    wants.demand(3.0)
+    wants.demand(JOBS)
     wants.join(AWAY)
     clock.now_s += 5
     wants.demand(None)
