@@ -64,11 +64,15 @@ class Agent:
             if queue is None:
                 return 0
             self._account = build.complete(self._parts, queue)
-            self._start()
-            self._attend_until(self._stopping)
+            try:
+                self._start()
+                self._attend_until(self._stopping)
+                if not self._crashed.is_set():
+                    self._stop()
+            except Exception as error:  # noqa: BLE001 - or the other threads would keep the process, without this one
+                self._note_crash("main", error)
             if self._crashed.is_set():
                 return self._abandon()
-            self._stop()
         return 0
 
     # Order of start and stop
@@ -206,19 +210,22 @@ class Agent:
             self._wake.set()
 
         def on_crash(crash: threading.ExceptHookArgs) -> None:
-            # Frames and type only: an exception's message may carry somebody's prompt.
-            frames = [
-                f"{frame.name} {frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(crash.exc_traceback)
-            ]
-            thread = crash.thread.name if crash.thread else "?"
-            log.error("thread.crashed", thread=thread, error=crash.exc_type.__name__, frames=frames)
-            self._crashed.set()
-            self._stopping.set()
-            self._wake.set()
+            if crash.exc_value is not None:
+                self._note_crash(crash.thread.name if crash.thread else "?", crash.exc_value)
 
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
         threading.excepthook = on_crash
+
+    def _note_crash(self, thread: str, error: BaseException) -> None:
+        """Say where a thread ended that should not have, and have the agent end."""
+        # Frames and type only: an exception's message may carry somebody's prompt.
+        places = traceback.extract_tb(error.__traceback__)
+        frames = [f"{frame.name} {frame.filename}:{frame.lineno}" for frame in places]
+        log.error("thread.crashed", thread=thread, error=type(error).__name__, frames=frames)
+        self._crashed.set()
+        self._stopping.set()
+        self._wake.set()
 
     def _open_queue(self, folder: Path) -> Queue | None:
         """Open the queue and the folder of images, waiting for room on the disk; None when told to stop meanwhile."""

@@ -156,7 +156,13 @@ class Keeper:
             return
         spec, needs_bytes = prepared
         log.info("engine.starting", model=self._name, backend=spec.backend, context_tokens=spec.context_tokens)
-        process = EngineProcess(spec, tell=self._tell, gone=self._gone, now_s=self._now_s)
+        try:
+            process = EngineProcess(spec, tell=self._tell, gone=self._gone, now_s=self._now_s)
+        except OSError as error:
+            reason = f"no process could be started ({error.strerror})"
+            self.record.leave(Phase.DOWN, reason, Code.ENGINE_DIED)
+            log.error("engine.lost", model=self._name, pid=None, reason=reason, retry_s=self._put_off())
+            return
         self._rest_share = 0.0
         self.record.load(process, needs_bytes)
         process.listen()

@@ -49,7 +49,8 @@ class EngineProcess:
     """A running engine child; call `listen` once to talk with it.
 
     `tell` gets every message and `gone` the end of the process, both on the thread `engine-in`. Must be made on a
-    thread that lives as long as the child shall: the child dies with the thread that made it.
+    thread that lives as long as the child shall: the child dies with the thread that made it. Raises OSError when the
+    machine has no room for another process.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class EngineProcess:
         self.ready: Ready | None = None
         ours, theirs = socket.socketpair()
         self._socket = ours
-        with theirs:
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.enter_context(ours)
             self._child = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "edge_agent.engine.child"),
@@ -86,6 +88,7 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
             )
+            unless_started.pop_all()
         self._outbox: stdlib_queue.SimpleQueue[bytes | None] = stdlib_queue.SimpleQueue()
         self._in = threading.Thread(target=self._receive, name="engine-in")
         self._out = threading.Thread(target=self._send, name="engine-out")
@@ -174,6 +177,8 @@ class EngineProcess:
         """End it at once and wait until it is gone."""
         self._child.kill()
         self._child.wait()
+        with contextlib.suppress(OSError):  # its end may live on in a process of its own: nobody waits for that one
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._outbox.put(None)
         self._in.join()
         self._out.join()

@@ -39,7 +39,7 @@ class _Model:
 
 
 class Supervisor:
-    """The engines. `attend`, `stop` and `freed_bytes` belong to the main thread, the rest to everybody.
+    """The engines. `attend` and `stop` belong to the main thread, the rest to everybody.
 
     `wake` is called, from any thread, when `attend` has something to do before its time. `unloads` says why no engine
     may be loaded, and is empty while they may; `rest_share` what share of the time they shall rest. `busy` tells

@@ -63,11 +63,7 @@ class Witness:
         """
         end_s = self._now_s() + self._bound_s
         try:
-            process = self._process = EngineProcess(
-                self._spec,
-                tell=lambda _engine, message: self._heard.put(message),
-                gone=lambda _engine: self._heard.put(None),
-            )
+            process = self._process = self._start()
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
             process.listen()
@@ -76,6 +72,17 @@ class Witness:
             if self._process is not None:
                 self._process.kill()
             self._gone.set()
+
+    def _start(self) -> EngineProcess:
+        try:
+            return EngineProcess(
+                self._spec,
+                tell=lambda _engine, message: self._heard.put(message),
+                gone=lambda _engine: self._heard.put(None),
+            )
+        except OSError as error:
+            reason = f"no process could be started ({error.strerror})"
+            raise EdgeAgentError(Code.ENGINE_DIED, reason) from error
 
     def _answer(self, process: EngineProcess, end_s: float, beat: Callable[[], None]) -> str:
         while self._now_s() < end_s:

@@ -110,3 +110,13 @@ def test_so_do_the_network_the_main_thread_and_one_that_hears_an_engine(manager,
             client.submit("edge-01", prompt="Hello", max_tokens=1, model="t")
         assert manager.is_silent()
         assert agent.process.poll() is None
+
+
+def test_the_agent_ends_when_its_main_thread_fails(broker, tmp_path, tiny_model):
+    """Its other threads do not keep it: nobody would look after engines. Where it failed is said, not with what."""
+    models = [{"name": "tiny", "path": str(tiny_model), "context_tokens": 256}]
+    with AgentProcess(folder=tmp_path / "a", broker=broker, models=models, environ=faulty(FAULTS_CRASH="1")) as agent:
+        assert agent.process.wait(30) == 1
+        (crash,) = agent.said("thread.crashed")
+        assert (crash["thread"], crash["error"]) == ("main", "ZeroDivisionError")
+        assert agent.said("agent.crashed")

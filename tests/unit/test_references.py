@@ -1,5 +1,6 @@
 """What a device says against the processor's words: whether they can be had, and what becomes of the child asked."""
 
+import sys
 import threading
 from dataclasses import replace
 
@@ -163,6 +164,9 @@ def test_a_child_over_its_memory_or_time_is_ended_and_that_is_said(tmp_path, tin
     dismissed.dismiss(0)
     with pytest.raises(DismissedError):
         dismissed.ask(lambda: None)
+    monkeypatch.setattr(sys, "executable", "/absent/python")
+    with pytest.raises(EdgeAgentError, match="no process could be started"):
+        Witness(spec, limit_bytes=GIB).ask(lambda: None)
 
 
 def test_on_the_processor_its_own_words_are_kept_and_nothing_is_compared(tmp_path, monkeypatch):
