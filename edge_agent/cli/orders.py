@@ -125,22 +125,27 @@ def _here(verb: str, name: str, folder: Path) -> Iterator[Report]:
 def follow(reports: Iterator[Report], name: str, *, json: bool) -> None:
     """Show what is told of an order until its end; end the command with 1 when it failed."""
     with bar(errors) as shown:
-        _follow(reports, name, FileLine(shown), json=json)
+        end = _follow(reports, name, FileLine(shown), json=json)
+    if end is None:
+        return
+    if not json and end.state == "succeeded":
+        rich.print(Text(f"{name} {_DONE[end.op or 'load']}, after {end.took_s or 0:.1f} s"))
+    elif not json:
+        errors.print(Text(readable(end.error.message) if end.error else "it failed", style="red"))
+    if end.state != "succeeded":
+        raise typer.Exit(1)
 
 
-def _follow(reports: Iterator[Report], name: str, line: FileLine, *, json: bool) -> None:
+def _follow(reports: Iterator[Report], name: str, line: FileLine, *, json: bool) -> OrderResult | None:
+    """Show how far an order is; return its end, which in words is told when the bar is gone."""
     for report in reports:
         if json:
             sys.stdout.write(report.model_dump_json(exclude_none=True) + "\n")
             sys.stdout.flush()
-        elif isinstance(report, OrderStatus):
-            if report.total_bytes:
-                line.show(readable(f"{name}: {report.reason}"), report.done_bytes or 0, report.total_bytes)
-            elif report.reason:
-                errors.print(Text(readable(f"{name}: {report.reason}"), style="dim"))
-        elif report.state == "succeeded":
-            rich.print(Text(f"{name} {_DONE[report.op or 'load']}, after {report.took_s or 0:.1f} s"))
-        else:
-            errors.print(Text(readable(report.error.message) if report.error else "it failed", style="red"))
-        if isinstance(report, OrderResult) and report.state != "succeeded":
-            raise typer.Exit(1)
+        if isinstance(report, OrderResult):
+            return report
+        if not json and report.total_bytes:
+            line.show(readable(f"{name}: {report.reason}"), report.done_bytes or 0, report.total_bytes)
+        elif not json and report.reason:
+            errors.print(Text(readable(f"{name}: {report.reason}"), style="dim"))
+    return None
