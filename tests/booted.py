@@ -35,6 +35,7 @@ mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 mount -t tmpfs -o mode=755 tmpfs etc/systemd
+rm -rf var/lib/edge-agent var/lib/private/edge-agent etc/edge-agent  # of an agent that this machine has
 mkdir -p etc/systemd/system run/systemd/system opt/edge-agent/.venv opt/edge-agent/src opt/models opt/python
 mount --rbind /dev dev
 touch run/console
