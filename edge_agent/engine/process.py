@@ -221,8 +221,14 @@ class EngineProcess:
                 break
             if not chunk:
                 break
-            for body in frames.feed(chunk):
-                self._take(decode(body))
+            try:
+                messages = [decode(body) for body in frames.feed(chunk)]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:  # its memory is not what it was
+                log.error("engine.garbled", pid=self.pid, error=type(error).__name__)
+                self._child.kill()
+                break
+            for message in messages:
+                self._take(message)
         self._gone(self)
 
     def _take(self, message: Message) -> None:

@@ -1,15 +1,18 @@
 """An engine's life where there is no room for its process, and what is heard of one that is to go."""
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from fakes import PATIENCE_S
 
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.keeper import Keeper, Listener, Ruling
 from edge_agent.engine.life import Fate, Verdict
 from edge_agent.engine.messages import Limits, Ready
 from edge_agent.engine.plan import Phase
+from edge_agent.engine.process import EngineProcess
 from edge_agent.engine.record import Record
 from edge_agent.engine.served import Served
 
@@ -61,5 +64,24 @@ def test_what_an_engine_says_that_is_gone_changes_nothing(keeper):
         assert keeper.record.serve(process, ready) is None
         assert keeper.record.phase is Phase.UNLOADED
         assert not keeper.told
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("sent", [b"\0\0\0\2{]", b"\0\0\0\2[]", b'\0\0\0\x0e{"type":"Lie"}', b"\xff" * 8], ids=ascii)
+def test_an_engine_whose_words_make_no_sense_is_ended_and_the_agent_goes_on(tmp_path, monkeypatch, sent):
+    """They ended the thread that read them, and with it the agent."""
+    (tmp_path / "words").write_bytes(sent)
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/bash\ncat {tmp_path}/words >&"$4"\nexec sleep 60\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    gone = threading.Event()
+    spec = ModelSpec(Path("/absent"), "onnx", context_tokens=256, parallel=1, threads=1)
+    process = EngineProcess(spec, tell=lambda *_: None, gone=lambda _engine: gone.set())
+    process.listen()
+    try:
+        assert gone.wait(PATIENCE_S)
+        assert process.exit_reason() == "SIGKILL"
     finally:
         process.kill()
