@@ -17,7 +17,7 @@ from edge_agent.engine.messages import Limits
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.budget import Wish, room_tokens, share
 from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError
-from edge_agent.jobs.job import TERMINAL, Failure, ImageUse, Job, JobState, Outcome, Timings
+from edge_agent.jobs.job import TERMINAL, Failure, ImageUse, Job
 from edge_agent.jobs.prepared import Prepared, encode
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.request import ImageHashPart, Request
@@ -186,9 +186,7 @@ class Preparation:
             self._shares.note(client, now_s - begun_s, now_s=now_s)
 
     def _fail(self, job: Job, failure: Failure) -> None:
-        age_ms = (self._store.now_s() - job.accepted_s) * 1000
-        outcome = Outcome(error=failure, timings=Timings(total_ms=round(age_ms, 1)))
-        if self._ask(lambda queue: queue.end(job, JobState.FAILED, outcome)):
+        if self._ask(lambda queue: queue.give_up(job, failure)):
             log.info("job.ended", job_id=job.job_id, client=job.client, row=job.row, state="failed", code=failure.code)
 
     def _develop(self, job: Job, folder: Path, limits: Limits) -> tuple[Prepared, ...]:

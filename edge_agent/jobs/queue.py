@@ -309,10 +309,14 @@ class Queue:
         handed_back = []
         for job in self._db.jobs("unserved", models=to_json(list(models)).decode()):
             if job.pool is None:
-                self.end(job, JobState.FAILED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
+                self.give_up(job, failure)
             elif self.hand_back(job):
                 handed_back.append(job)
         return handed_back
+
+    def give_up(self, job: Job, failure: Failure, *, state: JobState = JobState.FAILED) -> Job | None:
+        """End a job of which no attempt is under way; return it, None when it had ended."""
+        return self.end(job, state, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
 
     def cancel(self, client: str, job_id: str) -> Job | None:
         """Cancel a job at once if it waits, note the wish if it runs, remember it if the job is unknown.
@@ -339,8 +343,7 @@ class Queue:
     def expire(self) -> float | None:
         """End the waiting jobs whose time has passed; return when the next one's will, on the queue's clock."""
         for job in self._db.jobs("expiring", now=self.clock.now_s(), limit=ROWS_AT_ONCE):
-            failure = _too_late(job)
-            self.end(job, JobState.EXPIRED, Outcome(error=failure, timings=Timings(total_ms=self._age_ms(job))))
+            self.give_up(job, _too_late(job), state=JobState.EXPIRED)
         (next_s,) = self._db.row("next_expiry")
         return None if next_s is None else float(next_s)
 
@@ -372,7 +375,7 @@ class Queue:
         return self._db.job("find", client=job.client, job_id=job.job_id)
 
     def _age_ms(self, job: Job) -> float:
-        return (self.clock.now_s() - job.accepted_s) * 1000
+        return round((self.clock.now_s() - job.accepted_s) * 1000, 1)
 
     def _count(self, job: Job, sign: int) -> None:
         self._ledger.add(job.client, sign, sign * job.request_bytes)

@@ -6,6 +6,7 @@ processor is kept in one file, used while build and library stay the same.
 
 import contextlib
 import json
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -54,10 +55,11 @@ class _Said(BaseModel):
 
 
 class Known:
-    """What is known of the builds here; `folder` is where it is kept. Without it nothing is."""
+    """What is known of the builds here, for any thread; `folder` is where it is kept. Without it nothing is."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / HEARD
+        self._keeping = threading.Lock()
 
     def canary(self, path: Path, backend: str, family: Family | None) -> Canary:
         """Return what to ask a build in a folder."""
@@ -71,8 +73,11 @@ class Known:
 
     def keep(self, path: Path, backend: str, prompt: str, beginning: str) -> None:
         """Remember what a build began with on the processor, for when it runs elsewhere."""
-        if not beginning or self._reference(path, backend, prompt) == beginning:
-            return
+        with self._keeping:
+            if beginning and self._reference(path, backend, prompt) != beginning:
+                self._write(path, backend, prompt, beginning)
+
+    def _write(self, path: Path, backend: str, prompt: str, beginning: str) -> None:
         with contextlib.suppress(SettingsError):  # the folder went away: then it is compared with nothing
             new = Said(build=identity(path), library=_library(backend), prompt=prompt, beginning=beginning)
             others = [each for each in self._read() if (each.build, each.prompt) != (new.build, new.prompt)]

@@ -59,6 +59,7 @@ def own_held_bytes(accelerator: Accelerator, specs: Iterable[ModelSpec], machine
     for spec in specs:
         build = read_build(spec.path, spec.backend)
         if build is not None and accelerator_of(spec.backend, spec.device, machine) is accelerator:
+            build = with_settings(build, spec.options)
             need = needed(build, device=spec.device, context_tokens=spec.context_tokens, parallel=spec.parallel)
             total += reserved(need.bytes)
     return total

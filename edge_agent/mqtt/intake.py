@@ -12,7 +12,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached, attach
 from edge_agent.jobs.backlog import Backlog
 from edge_agent.jobs.database import StorageError
-from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings
+from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
@@ -193,12 +193,8 @@ class Intake:
 
     def _end_waiting(self, queue: Queue, client: str, sha256: str, error: EdgeAgentError) -> _Afterwards:
         """End this requester's jobs that wait for an image there is no room for: they would wait for ever."""
-        ended = []
-        for job in queue.images.awaiting(client, sha256):
-            timings = Timings(total_ms=round((queue.clock.now_s() - job.accepted_s) * 1000, 1))
-            failure = Failure.of(error, pooled=job.pool is not None)
-            if queue.end(job, JobState.FAILED, Outcome(error=failure, timings=timings)):
-                ended.append(job)
+        waiting = queue.images.awaiting(client, sha256)
+        ended = [job for job in waiting if queue.give_up(job, Failure.of(error, pooled=job.pool is not None))]
 
         def afterwards() -> None:
             for job in ended:
