@@ -40,7 +40,7 @@ MODELS = {
 }
 """What `--model` may be besides a folder: built once and kept in the user's cache.
 
-Full ones take a minute and 2.3 to 3.2 GB, unquantised 8 GB.
+Full ones take a minute and 2.3 to 3.2 GB, unquantised 15 GB.
 """
 
 
