@@ -30,7 +30,7 @@ LOCAL = "local:"
 PROGRESS_S = 2.0
 """Progress is told no more often."""
 WAIT_MOST_S = 1800.0
-"""A load that waits so long for room, for its build or for the machine to be well is given up."""
+"""An order that waits so long is given up: a load for room, its build or a machine that is well; an unload for jobs."""
 
 Report = OrderStatus | OrderResult
 Tell = Callable[[Report], None]
@@ -53,7 +53,7 @@ def follow(verb: str, engine: EngineStatus, *, age_s: float) -> Step:
     if verb == "unpin" or (verb == "unload" and not there):
         return Step(done=True)
     if verb == "unload":
-        return Step(engine.reason or "ends what runs")
+        return _leaving(engine, age_s)
     if engine.phase is Phase.READY:
         return Step(done=True)
     if engine.phase is Phase.FAILED:
@@ -61,6 +61,15 @@ def follow(verb: str, engine: EngineStatus, *, age_s: float) -> Step:
     if age_s > WAIT_MOST_S:
         return Step(failure=Failure.because(Code.TIMEOUT, f"not loaded after {WAIT_MOST_S:.0f} s: {engine.reason}"))
     return Step(engine.reason)
+
+
+def _leaving(engine: EngineStatus, age_s: float) -> Step:
+    if engine.pinned:
+        return Step(failure=Failure.because(Code.UNSUPPORTED, "model: was pinned meanwhile; unpin it first"))
+    if age_s > WAIT_MOST_S:
+        sentence = f"not unloaded after {WAIT_MOST_S:.0f} s, its jobs go on; cancel them, or order it again"
+        return Step(failure=Failure.because(Code.TIMEOUT, sentence))
+    return Step(engine.reason or "ends what runs")
 
 
 @dataclass(slots=True)
@@ -202,6 +211,8 @@ class Orders:
         order = each.order
         if step.failure is not None and order.verb in ("load", "pin"):
             self._supervisor.relent(order.model)
+        if step.failure is not None and order.verb == "unload":
+            self._supervisor.keep(order.model)
         if step.failure is not None and order.verb == "pin":
             self._supervisor.pin(order.model, pinned=False)
             with contextlib.suppress(EdgeAgentError):  # on a full disk it stands there until the next pin

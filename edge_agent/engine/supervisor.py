@@ -150,6 +150,11 @@ class Supervisor:
         self._models[model].wants.dismiss()
         self._wake()
 
+    def keep(self, model: str) -> None:
+        """Take a `dismiss` back: it takes jobs again."""
+        self._models[model].wants.keep()
+        self._wake()
+
     def pin(self, model: str, *, pinned: bool) -> None:
         """Keep a model loaded whatever else needs the memory, or no longer."""
         self._models[model].wants.pin(pinned=pinned)

@@ -46,6 +46,11 @@ class Wants:
         with self._lock:
             self._asked, self._dismissed, self._overruled = False, True, False
 
+    def keep(self) -> None:
+        """Take a `dismiss` back."""
+        with self._lock:
+            self._dismissed = self._overruled = False
+
     def join(self, seen: Model) -> Model:
         """Return how a model is seen with who wants it.
 

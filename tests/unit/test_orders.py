@@ -70,6 +70,9 @@ class Floor:
     def dismiss(self, model):
         self.called.append(("dismiss", model))
 
+    def keep(self, model):
+        self.called.append(("keep", model))
+
     def pin(self, model, *, pinned):
         old = self.engines[model]
         self.engines[model] = EngineStatus(model, "fake", old.phase, reason=old.reason, pinned=pinned)
@@ -115,7 +118,10 @@ def engine(phase, reason="", code=None):
         ("load", engine(Phase.FAILED, "it needs more", Code.NO_FIT), 1, False, "", Code.NO_FIT),
         ("load", engine(Phase.DOWN, "is to be tried again"), 1, False, "is to be tried again", None),
         ("load", engine(Phase.UNLOADED, "heat"), WAIT_MOST_S + 1, False, "", Code.TIMEOUT),
-        ("unload", engine(Phase.READY), WAIT_MOST_S + 1, False, "ends what runs", None),
+        ("unload", engine(Phase.READY), WAIT_MOST_S - 1, False, "ends what runs", None),
+        ("unload", engine(Phase.READY, "an administrator unloaded it"), WAIT_MOST_S + 1, False, "", Code.TIMEOUT),
+        ("unload", engine(Phase.STARTING), WAIT_MOST_S + 1, False, "", Code.TIMEOUT),
+        ("unload", engine(Phase.UNLOADED), WAIT_MOST_S + 1, True, "", None),
         ("unload", engine(Phase.READY, "an administrator unloaded it"), 1, False, "an administrator unloaded it", None),
         ("unload", engine(Phase.UNLOADED), 1, True, "", None),
         ("unload", engine(Phase.FAILED), 1, True, "", None),
@@ -164,6 +170,24 @@ def test_a_load_that_fails_says_why_and_is_not_wanted_any_more(floor):
     result = floor.pass_s(0.1)
     assert (result.state, result.phase, result.error.code) == ("failed", "failed", Code.NO_FIT)
     assert floor.called == [("ask", "phi"), ("relent", "phi")]
+
+
+def test_an_unload_whose_jobs_do_not_end_is_given_up_and_the_model_takes_jobs_again(floor):
+    floor.be(Phase.READY, "an administrator unloaded it")
+    floor.give("unload")
+    assert floor.pass_s(WAIT_MOST_S).state == "running"
+    result = floor.pass_s(1)
+    assert (result.state, result.phase, result.error.code) == ("failed", "ready", Code.TIMEOUT)
+    assert floor.called == [("dismiss", "phi"), ("keep", "phi")]
+
+
+def test_an_unload_is_over_when_the_model_is_pinned_meanwhile(floor):
+    floor.be(Phase.READY)
+    floor.give("unload")
+    floor.give("pin", op_id="2")
+    floor.pass_s(0.1)
+    ends = {each.op_id: each for each in floor.told if isinstance(each, OrderResult)}
+    assert (ends["1"].error.code, ends["2"].state) == (Code.UNSUPPORTED, "succeeded")
 
 
 def test_pins_are_kept_on_disk_and_withdrawn_when_there_is_no_room(floor):

@@ -73,6 +73,14 @@ def test_a_dismissal_holds_until_the_model_is_loaded_again(wants):
     assert wants.join(THERE).dismissed
 
 
+def test_a_dismissal_can_be_taken_back(wants):
+    wants.dismiss()
+    assert wants.join(AWAY).dismissed
+    wants.keep()
+    assert not wants.join(AWAY).dismissed
+    assert not wants.join(THERE).dismissed
+
+
 def test_an_ask_and_a_dismissal_take_each_other_back(wants):
     wants.dismiss()
     wants.ask()
