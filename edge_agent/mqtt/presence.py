@@ -14,6 +14,8 @@ from edge_agent.mqtt.wire import Inbound, Publication
 
 DUPLICATE_S = 7200.0
 """Another agent of our name is believed to live on for so long: twice the longest time the link stays away for it."""
+VANISHED = "connection lost"
+"""What the broker says of one that did not leave in order; of two that push each other off it says it every time."""
 
 log = get_logger()
 
@@ -60,7 +62,7 @@ class Announcer:
 
     @property
     def duplicate(self) -> bool:
-        """Whether another agent of our name showed itself in the last DUPLICATE_S."""
+        """Whether another agent of our name showed itself in the last DUPLICATE_S and has not said farewell since."""
         return self._now_s() - self._foreign_s < DUPLICATE_S
 
     def note_duplicate(self) -> None:
@@ -69,7 +71,7 @@ class Announcer:
 
     def will(self, conn_seq: int) -> Publication:
         """Return what the broker says of us when we vanish from this connection."""
-        return self._presence("offline", conn_seq, reason="connection lost")
+        return self._presence("offline", conn_seq, reason=VANISHED)
 
     def birth(self, conn_seq: int) -> None:
         """Say that we are here, on a new connection."""
@@ -114,6 +116,8 @@ class Announcer:
         online = presence is not None and presence.state == "online"
         # Who was born after a birth of ours came back lives beside us; before the first it may be our own last life.
         other = online and not ours and self._echoed_seq > 0
+        if self._echoed_seq > 0 and not ours and _said_farewell(presence):
+            self._foreign_s = float("-inf")  # also before our birth comes back: it left while we were away
         if self._gone or (self._echoed_seq != self._conn_seq and not other):
             return  # what comes before our birth does was kept for us from an earlier connection: history
         if ours and online:
@@ -150,3 +154,7 @@ class Announcer:
 
     def _retained(self, leaf: str, payload: bytes) -> Publication:
         return Publication(self._topics.event(leaf), payload, qos=1, retain=True)
+
+
+def _said_farewell(presence: Presence | None) -> bool:
+    return presence is not None and presence.state == "offline" and presence.reason not in (None, VANISHED)

@@ -50,8 +50,8 @@ class Desk:
         bodies = [json.loads(each.payload) for each in self.said if each.topic.endswith("/presence")]
         return [(body["state"], body["conn_seq"], body.get("health")) for body in bodies]
 
-    def see(self, state, *, boot_id="ours", conn_seq=1):
-        presence = Presence(agent="edge-01", state=state, boot_id=boot_id, conn_seq=conn_seq)
+    def see(self, state, *, boot_id="ours", conn_seq=1, reason=None):
+        presence = Presence(agent="edge-01", state=state, boot_id=boot_id, conn_seq=conn_seq, reason=reason)
         self.announcer.seen(Inbound(TOPICS.event("presence"), presence.encode()))
 
     def born(self, conn_seq=1):
@@ -137,6 +137,31 @@ def test_a_duplicate_not_seen_again_is_forgotten(desk):
     desk.see("online", boot_id="theirs")
     desk.now_s = DUPLICATE_S + 1
     assert not desk.announcer.duplicate
+
+
+def test_a_duplicate_that_says_farewell_is_forgotten_at_once(desk):
+    desk.born()
+    desk.see("online", boot_id="theirs")
+    desk.see("offline", boot_id="theirs", reason="stopped")
+    assert not desk.announcer.duplicate
+    assert desk.presences() == [("online", 1, "ready")] * 2  # over the farewell, which is retained under our name
+
+
+def test_a_duplicate_that_left_while_we_were_away_is_forgotten(desk):
+    """It pushed us off the broker; its farewell was kept for us and comes before our next birth does."""
+    desk.born()
+    desk.announcer.note_duplicate()
+    desk.announcer.birth(2)
+    desk.see("offline", boot_id="theirs", reason="stopped")
+    assert not desk.announcer.duplicate
+
+
+def test_a_duplicate_that_was_pushed_off_the_broker_is_not_forgotten(desk):
+    """It comes back and pushes us off; our health would come and go with each push."""
+    desk.born()
+    desk.see("online", boot_id="theirs")
+    desk.see("offline", boot_id="theirs", reason=json.loads(desk.announcer.will(1).payload)["reason"])
+    assert desk.announcer.duplicate
 
 
 @pytest.mark.parametrize("state", ["online", "offline"])
