@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import LoadFailed, Ready
-from edge_agent.engine.plan import CLOSE_S
+from edge_agent.engine.plan import CLOSE_S, EXIT_S
 from edge_agent.engine.process import EngineProcess
 from edge_agent.errors import Code, EdgeAgentError
 
@@ -102,5 +102,7 @@ class Witness:
                 case DismissedError():
                     raise message
                 case _:
+                    process.await_exit(EXIT_S)
+                    process.kill()  # its library may hang on the way out
                     raise EdgeAgentError(Code.ENGINE_DIED, f"the engine ended by itself ({process.exit_reason()})")
         raise EdgeAgentError(Code.TIMEOUT, f"it did not answer within {self._bound_s:.0f} s")

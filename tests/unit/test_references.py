@@ -169,6 +169,18 @@ def test_a_child_over_its_memory_or_time_is_ended_and_that_is_said(tmp_path, tin
         Witness(spec, limit_bytes=GIB).ask(lambda: None)
 
 
+def test_a_child_that_hangs_on_its_way_out_is_ended_and_that_is_said(tmp_path, monkeypatch):
+    """It has closed its end of the socket and lives on: waiting for how it ended would take down the agent."""
+    hangs = tmp_path / "python"
+    hangs.write_text(f"#!{sys.executable}\nimport os, signal, sys\nos.close(int(sys.argv[4]))\nsignal.pause()\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    monkeypatch.setattr(witness, "EXIT_S", 0.1)
+    with pytest.raises(EdgeAgentError, match=r"the engine ended by itself \(SIGKILL\)") as ended:
+        Witness(ModelSpec(tmp_path, "onnx", 256, 1, 1), limit_bytes=GIB).ask(lambda: None)
+    assert ended.value.code is Code.ENGINE_DIED
+
+
 def test_on_the_processor_its_own_words_are_kept_and_nothing_is_compared(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     folder.mkdir()
