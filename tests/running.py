@@ -18,7 +18,8 @@ import edge_agent
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.json_schemas import schemas
-from edge_agent.mqtt.link import Callbacks, Link, Subscription
+from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.subscriptions import Subscription
 
 FAULTS = Path(__file__).with_name("faults")
 PATIENCE_S = 60.0

@@ -36,12 +36,13 @@ from edge_agent.models.pulls import Pulls
 from edge_agent.models.references import IDLE, References
 from edge_agent.mqtt import watcher
 from edge_agent.mqtt.intake import Intake
-from edge_agent.mqtt.link import Link, Subscription
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.orders import SUBJECT, OrderIntake
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.pool import Pools
 from edge_agent.mqtt.presence import Announcer
 from edge_agent.mqtt.speech import Speech
+from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.watcher import Watcher
 from edge_agent.orders import Orders

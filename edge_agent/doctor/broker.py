@@ -16,7 +16,8 @@ from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
 from edge_agent.jobs import rules
 from edge_agent.mqtt import certificate, trouble, watcher
 from edge_agent.mqtt.access import Access, CredentialError, located
-from edge_agent.mqtt.link import FILTERS_AT_ONCE, Callbacks, Link, Subscription, Welcome
+from edge_agent.mqtt.link import Callbacks, Link, Welcome
+from edge_agent.mqtt.subscriptions import FILTERS_AT_ONCE, Subscription
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Publication
 from edge_agent.settings import Settings

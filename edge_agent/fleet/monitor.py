@@ -11,7 +11,8 @@ from typing import Self
 from edge_agent.fleet import rows
 from edge_agent.fleet.roster import BYTES_MAX, Roster
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
+from edge_agent.mqtt.link import Callbacks, Link, Receipt
+from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.wire import Inbound
 
 PACKET_BYTES_MAX = 2 * max(BYTES_MAX.values())

@@ -14,10 +14,11 @@ from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
 from edge_agent.health.reporter import JITTER
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
+from edge_agent.mqtt.link import Callbacks, Link, Receipt
 from edge_agent.mqtt.payloads import Info, Telemetry
 from edge_agent.mqtt.presence import Announcer, Condition
 from edge_agent.mqtt.speech import Speech
+from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.topics import CLIENT, Topics
 from edge_agent.mqtt.wire import (
     TELEMETRY_PERIODS,

@@ -20,11 +20,12 @@ from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.handle import Handle
 from edge_agent.mqtt.hearing import hear
 from edge_agent.mqtt.job_book import JobBook
-from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
+from edge_agent.mqtt.link import Callbacks, Link, Receipt
 from edge_agent.mqtt.order_book import OrderBook, OrderHandle
 from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.mqtt.payloads import Chunk, Presence, Result, Status
 from edge_agent.mqtt.placement import Placement
+from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.topics import Topics, check_name
 from edge_agent.mqtt.wire import Inbound, faults
 

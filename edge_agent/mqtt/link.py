@@ -9,15 +9,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.beat import Beat
 from edge_agent.log import get_logger
@@ -26,40 +26,20 @@ from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.load import Held, Unsent
 from edge_agent.mqtt.redial import Redial
 from edge_agent.mqtt.renewal import Renewal
+from edge_agent.mqtt.silence import Silence
 from edge_agent.mqtt.sockets import Paho, hang_up, plain
+from edge_agent.mqtt.subscriptions import Subscription, Subscriptions
 from edge_agent.mqtt.trouble import Trouble
 from edge_agent.mqtt.wire import Inbound, Publication
 
 WILL_DELAY_S = 10
-FILTERS_AT_ONCE = 8
-"""Topic filters in one SUBSCRIBE; hosted brokers take no more (aws/aws-iot-device-sdk-js#219)."""
 SESSION_TAKEN_OVER = 0x8E
 PACKET_TOO_LARGE = 0x95
 """What a broker would say of a message over its maximum, and disconnect us; so we say it instead."""
+QUOTA_EXCEEDED = 0x97
+"""What a broker says that limits how much a client may send, and takes the same again later."""
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """A topic filter, and how we want what it takes.
-
-    `retained`: when the broker sends what it retains there: never, once the subscription is new to the broker, or on
-    every connection. `as_published`: whether `Inbound.retained` means that it was published so; else, that it is such
-    a kept message and not news.
-    """
-
-    topic: str
-    qos: int = 1
-    retained: Literal["never", "new", "always"] = "never"
-    as_published: bool = True
-
-
-_HANDLING = {
-    "never": SubscribeOptions.RETAIN_DO_NOT_SEND,
-    "new": SubscribeOptions.RETAIN_SEND_IF_NEW_SUB,
-    "always": SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +65,8 @@ class Receipt:
 class Callbacks:
     """Whom the link tells, on its own thread: none may block or raise.
 
-    `up` gets the number of the connection; `down` the reason; `answered` the message id and the broker's reason code;
-    `subscribed` the filters the broker refused us; `will` gives the last will of a connection.
+    `up` gets the number of the connection; `down` the reason; `answered` the id of a QoS 1 message and the broker's
+    reason code; `subscribed` the filters the broker refused us; `will` gives the last will of a connection.
     """
 
     receive: Callable[[Inbound, Receipt], None]
@@ -112,10 +92,6 @@ class Link:
     ) -> None:
         self.beat = Beat(thread)
         self._access = access
-        self._subscriptions = subscriptions
-        self._subscriptions_lock = threading.Lock()
-        self._refused: tuple[str, ...] = ()
-        self._subscribing: dict[int | None, tuple[Subscription, ...]] = {}
         self._callbacks = callbacks
         self._chance = chance
         self._now_s = now_s
@@ -125,8 +101,9 @@ class Link:
         self._socket: Any = None
         self._told = 0
         self._stopping = False
-        self._renewing = False
+        self._leaving: Literal["renewed", "unanswered"] | None = None
         self._renewal = Renewal(access, now_s=now_s)
+        self._silence = Silence(keepalive_s=access.keepalive_s, now_s=now_s)
         self.trouble: Trouble | None = None
         self.welcome: Welcome | None = None
         self._unsent = Unsent()
@@ -136,8 +113,9 @@ class Link:
         self._acks = threading.Lock()
         self.packet_bytes_max: int | None = None
         self._client = self._make_client()
+        self._subscriptions = Subscriptions(subscriptions, ask=partial(_subscribe, self._client))
 
-    def _make_client(self) -> Client:
+    def _make_client(self) -> Paho:
         client = Paho(self._access, beat=self.beat)
         client.on_pre_connect = self._on_pre_connect
         client.on_socket_open = self._on_socket_open
@@ -211,7 +189,8 @@ class Link:
         if publication.qos == 0 and not (self.connected and self._unsent.room()):
             return None
         properties = packets.of_publication(publication)
-        if self._too_large(publication.topic, publication.payload, properties):
+        bytes_max = self.packet_bytes_max
+        if packets.too_large(publication.topic, publication.payload, properties, bytes_max=bytes_max):
             return None
         info = self._client.publish(
             publication.topic,
@@ -226,17 +205,7 @@ class Link:
 
     def subscribe(self, topic: str) -> None:
         """Hear this topic too, what the broker retains there first; from now on, and on every later connection."""
-        wanted = Subscription(topic, retained="always")
-        with self._subscriptions_lock:
-            if wanted in self._subscriptions:
-                return
-            self._subscriptions += (wanted,)
-            if self.connected:
-                self._ask_for(wanted)
-
-    def _ask_for(self, *subscriptions: Subscription) -> None:
-        _, mid = self._client.subscribe([(each.topic, _options(each)) for each in subscriptions])
-        self._subscribing[mid] = subscriptions
+        self._subscriptions.add(Subscription(topic, retained="always"))
 
     def ack(self, receipt: Receipt) -> None:
         """Acknowledge a message, unless the connection it came on is gone: the broker sends it again on the next.
@@ -249,42 +218,25 @@ class Link:
                 self._client.ack(receipt.mid, receipt.qos)
 
     def attend(self) -> None:
-        """Reconnect when a password or certificate was renewed. Call it often, from one thread.
+        """Reconnect when a file was renewed, or when the broker answers nothing. Call it often, from one thread.
 
-        The broker keeps the session and publishes no will over it.
+        The broker keeps the session and publishes no will over it; what it has not answered is sent again.
         """
+        owed = self.connected and bool(self._client.unanswered)
         if self._renewal.due(connected=self.connected):
-            self._renewing = True
-            hang_up(self._socket)
+            self._leave("renewed")
+        elif self._silence.too_long(owed=owed) and not self._client.taking_in:
+            self._leave("unanswered")
 
-    def _too_large(self, topic: str, payload: bytes, properties: Properties | None) -> bool:
-        """Return whether the broker takes no message of this size, and say so."""
-        if self.packet_bytes_max is None:
-            return False
-        bytes_ = packets.packet_bytes(topic, payload, properties)
-        if bytes_ <= self.packet_bytes_max:
-            return False
-        log.error(
-            "link.too_large",
-            topic=topic,
-            bytes=bytes_,
-            bytes_max=self.packet_bytes_max,
-            next="let the broker take larger packets (max_packet_size in mosquitto)",
-        )
-        return True
-
-    def _drop_too_large(self, client: Client) -> None:
-        """Take back what an earlier connection left with paho and this broker would disconnect us for."""
-        with client._out_message_mutex:  # noqa: SLF001 - drop_out_messages, paho's own way, drops all or none
-            for message in list(client._out_messages.values()):  # noqa: SLF001 - see above
-                if self._too_large(message.topic, bytes(message.payload), message.properties):
-                    del client._out_messages[message.mid]  # noqa: SLF001 - see above
-                    self._callbacks.answered(message.mid, PACKET_TOO_LARGE)
+    def _leave(self, why: Literal["renewed", "unanswered"]) -> None:
+        self._leaving = why
+        hang_up(self._socket)
 
     # What paho tells, on its thread
 
     def _on_pre_connect(self, client: Client, _userdata: Any) -> None:
         self._epoch += 1
+        self._leaving = None
         self._unsent.forget()
         self._renewal.begin()
         if self._access.username is not None:
@@ -299,28 +251,36 @@ class Link:
         plain(sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(
-        self, client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Properties | None
+        self, _client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Properties | None
     ) -> None:
         if reason.is_failure:
             self._tell("link.refused", trouble.of_refusal(str(reason)))
             return
         self.trouble = None
         self._up_s = self._now_s()
+        self._silence.begin()
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
         self.welcome = Welcome(
             session_expiry_s=getattr(properties, "SessionExpiryInterval", None),
             retain=bool(getattr(properties, "RetainAvailable", True)),
             shared=bool(getattr(properties, "SharedSubscriptionAvailable", True)),
         )
-        self._drop_too_large(client)
-        with self._subscriptions_lock:
-            self._subscribing.clear()
-            self._refused = ()
-            for first in range(0, len(self._subscriptions), FILTERS_AT_ONCE):
-                self._ask_for(*self._subscriptions[first : first + FILTERS_AT_ONCE])
-            self._connected.set()
+        self._resume(getattr(properties, "ReceiveMaximum", None))
+        self._subscriptions.begin()
+        self._connected.set()
         log.info("link.up", **self._where(), connection=self._epoch)
         self._callbacks.up(self._epoch)
+
+    def _resume(self, receive_max: int | None) -> None:
+        """Have sent again what an earlier connection left, but for what this broker would disconnect us for."""
+
+        def unwanted(message: MQTTMessage) -> bool:
+            payload = bytes(message.payload)
+            return packets.too_large(message.topic, payload, message.properties, bytes_max=self.packet_bytes_max)
+
+        for mid in self._client.withdraw(unwanted):
+            self._callbacks.answered(mid, PACKET_TOO_LARGE)
+        self._client.take_turns(receive_max)
 
     def _on_subscribe(
         self,
@@ -330,29 +290,21 @@ class Link:
         reasons: list[ReasonCode],
         _properties: Properties | None,
     ) -> None:
-        with self._subscriptions_lock:
-            asked = self._subscribing.pop(mid, ())
-        refused = tuple(each.topic for each, reason in zip(asked, reasons, strict=False) if reason.is_failure)
-        self._refused += refused
-        if refused:
-            log.error(
-                "link.subscription_refused",
-                filters=refused,
-                next="let the agent read these topics in the broker's ACL",
-            )
-        self._callbacks.subscribed(self._refused)
+        self._subscriptions.answered(mid, [reason.is_failure for reason in reasons])
+        self._callbacks.subscribed(self._subscriptions.refused)
 
     def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
         error = sys.exception()  # paho tells in its except clause
         self._tell("link.unreachable", trouble.of_error(error, self._access))
-        self._stay_away()
+        self._stay_away(self._redial.lost(lived_s=0.0, chance=self._chance()))
 
     def _on_disconnect(
         self, _client: Client, _userdata: Any, flags: Any, reason: ReasonCode, _properties: Properties | None
     ) -> None:
-        was_up = self.connected
+        was_up, leaving = self.connected, self._leaving
         with self._acks:
             self._connected.clear()
+        self._subscriptions.end()
         self._unsent.forget()
         taken_over = reason.value == SESSION_TAKEN_OVER
         if taken_over:
@@ -361,23 +313,24 @@ class Link:
                 client_id=self._access.client_id,
                 next="another agent has this id: give one of them another",
             )
-        elif not self._stopping and not self._renewing:
-            goodbye = str(reason) if flags.is_disconnect_packet_from_server else None
-            self._tell_down(was_up=was_up, goodbye=goodbye)
-        self._stay_away(taken_over=taken_over, lived_s=self._now_s() - self._up_s if was_up else 0.0)
+            wait_s = self._redial.taken_over(chance=self._chance())
+        elif leaving == "renewed":
+            wait_s = 0.0
+        else:
+            if not self._stopping and self._told != self._epoch:
+                found = trouble.of_end(
+                    self._access,
+                    unanswered=leaving == "unanswered",
+                    goodbye=str(reason) if flags.is_disconnect_packet_from_server else None,
+                    fault=getattr(self._socket, "fault", None),
+                    welcomed=was_up,
+                )
+                self._tell("link.down", found)
+            # However long it was up: with a broker that answers nothing it has failed.
+            lived_s = self._now_s() - self._up_s if was_up and not leaving else 0.0
+            wait_s = self._redial.lost(lived_s=lived_s, chance=self._chance())
+        self._stay_away(wait_s)
         self._callbacks.down("duplicate_agent" if taken_over else str(reason))
-
-    def _tell_down(self, *, was_up: bool, goodbye: str | None) -> None:
-        """Say why a connection ended: what the broker said, in MQTT or as a TLS alert, or that it said nothing."""
-        fault = getattr(self._socket, "fault", None)
-        if goodbye is not None:
-            self._tell("link.down", trouble.of_goodbye(goodbye))
-        elif fault is not None:
-            self._tell("link.down", trouble.of_error(fault, self._access))
-        elif was_up:
-            self._tell("link.down", trouble.LOST)
-        elif self._told != self._epoch:
-            self._tell("link.down", trouble.of_silence(tls=self._access.tls))
 
     def _tell(self, event: str, found: Trouble) -> None:
         self.trouble, self._told = found, self._epoch
@@ -387,22 +340,18 @@ class Link:
         host, port = self._access.addresses[self._redial.address]
         return {"host": host, "port": port}
 
-    def _stay_away(self, *, taken_over: bool = False, lived_s: float = 0.0) -> None:
-        """Set where and when paho connects again; its own backoff has no jitter."""
-        if self._stopping:
-            return
-        wait_s, renewing, self._renewing = 0.0, self._renewing, False
-        if taken_over:
-            wait_s = self._redial.taken_over(chance=self._chance())
-        elif not renewing:
-            wait_s = self._redial.lost(lived_s=lived_s, chance=self._chance())
-        self._aim()
-        self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # seconds, fractions work
+    def _stay_away(self, wait_s: float) -> None:
+        """Set when and where paho connects again; its own backoff has no jitter."""
+        if not self._stopping:
+            self._aim()
+            self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # seconds, fractions work
 
     def _on_publish(
         self, _client: Client, _userdata: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
-        self._callbacks.answered(mid, reason.value)
+        if mid in self._client.unanswered:  # paho also tells of each of QoS 0, as it leaves
+            self._silence.begin()
+            self._callbacks.answered(mid, reason.value)
 
     def _on_message(self, client: Client, _userdata: Any, message: MQTTMessage) -> None:
         self.beat()
@@ -416,9 +365,5 @@ class Link:
         self._callbacks.receive(inbound, receipt)
 
 
-def _options(subscription: Subscription) -> SubscribeOptions:
-    return SubscribeOptions(
-        qos=subscription.qos,
-        retainAsPublished=subscription.as_published,
-        retainHandling=_HANDLING[subscription.retained],
-    )
+def _subscribe(client: Client, batch: Sequence[Subscription]) -> int | None:
+    return client.subscribe([packets.of_subscription(each) for each in batch])[1]

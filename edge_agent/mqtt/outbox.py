@@ -28,7 +28,8 @@ from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.wire import Publication
 
 IN_FLIGHT_MAX = 20
-"""Messages handed to paho and not answered: after a reconnect paho sends them again, in its own order."""
+"""Messages handed to paho and not answered: after a reconnect it sends them again. It sends fewer at once where the
+broker takes fewer, and hangs up on one that answers none of them (`Link.attend`)."""
 WAITING_MAX = 10_000
 """States that wait for the connection; beyond it the oldest are dropped: a requester can ask for them."""
 FIRST_RETRY_S = 30.0

@@ -7,9 +7,21 @@ from paho.mqtt.client import MQTTMessage
 from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edge_agent.log import get_logger
 from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.wire import Inbound, Publication
+
+
+log = get_logger()
+
+_HANDLING = {
+    "never": SubscribeOptions.RETAIN_DO_NOT_SEND,
+    "new": SubscribeOptions.RETAIN_SEND_IF_NEW_SUB,
+    "always": SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE,
+}
 
 
 def read_text(buffer: bytes, maxlen: int) -> tuple[str, int]:
@@ -51,6 +63,16 @@ def of_publication(publication: Publication) -> Properties:
     )
 
 
+def of_subscription(subscription: Subscription) -> tuple[str, SubscribeOptions]:
+    """Return a topic filter with what goes with it."""
+    options = SubscribeOptions(
+        qos=subscription.qos,
+        retainAsPublished=subscription.as_published,
+        retainHandling=_HANDLING[subscription.retained],
+    )
+    return subscription.topic, options
+
+
 def properties(packet_type: int, **values: Any) -> Properties:
     """Return the properties of a packet: those that have a value."""
     found: Properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types here
@@ -60,10 +82,23 @@ def properties(packet_type: int, **values: Any) -> Properties:
     return found
 
 
-def packet_bytes(topic: str, payload: bytes, properties: Properties | None) -> int:
-    """Return the size of a QoS 1 PUBLISH, the longest fixed header assumed (MQTT 5, section 3.3)."""
+def too_large(topic: str, payload: bytes, properties: Properties | None, *, bytes_max: int | None) -> bool:
+    """Return whether a broker that takes packets of `bytes_max` takes no such message, and say so."""
+    if bytes_max is None:
+        return False
     packed = b"" if properties is None else properties.pack()  # type: ignore[no-untyped-call]  # paho has no types here
-    return 5 + 2 + len(topic.encode()) + 2 + len(packed) + len(payload)
+    # A PUBLISH of QoS 1, the longest fixed header assumed (MQTT 5, section 3.3).
+    bytes_ = 5 + 2 + len(topic.encode()) + 2 + len(packed) + len(payload)
+    if bytes_ <= bytes_max:
+        return False
+    log.error(
+        "link.too_large",
+        topic=topic,
+        bytes=bytes_,
+        bytes_max=bytes_max,
+        next="let the broker take larger packets (max_packet_size in mosquitto)",
+    )
+    return True
 
 
 def inbound(message: MQTTMessage) -> Inbound:

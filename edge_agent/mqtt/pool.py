@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from edge_agent.log import get_logger
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Receipt, Subscription
+from edge_agent.mqtt.link import Callbacks, Link, Receipt
+from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound
 

@@ -2,11 +2,12 @@
 
 import socket
 import ssl
+from collections.abc import Callable, Collection
 from typing import Any
 
 import paho.mqtt.client
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import CallbackAPIVersion, MessageState, MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
 
 from edge_agent.beat import Beat
@@ -14,6 +15,8 @@ from edge_agent.mqtt.access import Access
 
 CONNECT_S = 60.0
 """What a connection may take to come about: a name is looked for, addresses are tried, TLS is agreed on."""
+UNANSWERED_MAX = 20
+"""Messages of QoS 1 that are on their way to the broker at once; fewer where it takes fewer."""
 
 _WebSocket: Any = paho.mqtt.client._WebsocketWrapper  # noqa: SLF001 - mended here, paho has no other place for it
 _send, _frame = _WebSocket._send_impl, _WebSocket._create_frame  # noqa: SLF001 - see above
@@ -43,7 +46,8 @@ class Paho(Client):
     """Paho, with TLS made from the files as they are at every connection.
 
     Its private methods are overridden: it offers no other way to another certificate, would end its thread over a
-    handshake that fails in a way it does not expect, or leave its socket open, and takes large messages for larger.
+    handshake that fails in a way it does not expect, or leave its socket open, takes large messages for larger, and
+    sends more at once than the broker takes.
     """
 
     def __init__(self, access: Access, *, beat: Beat) -> None:
@@ -63,6 +67,37 @@ class Paho(Client):
         if access.tls:
             self.tls_set_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # never used: that it is set is what counts
 
+    @property
+    def unanswered(self) -> Collection[int]:
+        """The ids of the QoS 1 messages that the broker has not answered; `on_publish` still finds its own here."""
+        return self._out_messages.keys()
+
+    @property
+    def taking_in(self) -> bool:
+        """Whether a packet is on its way in, or is being dealt with: what was sent behind it cannot be here yet."""
+        return bool(self._in_packet["have_remaining"])
+
+    def withdraw(self, unwanted: Callable[[MQTTMessage], bool]) -> list[int]:
+        """Take back those of the unanswered messages that the broker shall not get; return their ids."""
+        with self._out_message_mutex:
+            mids = [mid for mid, message in self._out_messages.items() if unwanted(message)]
+            for mid in mids:
+                del self._out_messages[mid]
+        return mids
+
+    def take_turns(self, receive_max: int | None) -> None:
+        """Have no more messages on their way at once than this broker takes. For `on_connect`, each time.
+
+        Paho knows no such bound (MQTT 5, section 4.9) and would send again all that was not answered; a broker ends the
+        connection over one too many, and would do so again on every later one.
+        """
+        with self._out_message_mutex:
+            self._max_inflight_messages = min(UNANSWERED_MAX, receive_max or UNANSWERED_MAX)
+            room = self._max_inflight_messages - self._inflight_messages
+            again = [each for each in self._out_messages.values() if each.state is MessageState.MQTT_MS_PUBLISH]
+            for message in again[max(0, room) :]:
+                message.state = MessageState.MQTT_MS_QUEUED
+
     def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
         self._beat(timeout)
         return super()._loop(timeout)
@@ -77,7 +112,7 @@ class Paho(Client):
         Paho's own come round after 65,535 messages of any QoS. One of QoS 0 that had the id of a result which the
         broker is yet to answer, as one that throttles may for hours, would pass for its answer as it leaves.
         """
-        while (mid := super()._mid_generate()) in self._out_messages:
+        while (mid := super()._mid_generate()) in self.unanswered:
             pass
         return mid
 

@@ -26,6 +26,9 @@ class Trouble:
 
 
 LOST = Trouble("the connection was lost", "none needed, it is tried again")
+_UNANSWERED = Trouble(
+    "the broker was there and confirmed none of our messages", "see the broker's log and disk; they are sent again"
+)
 
 _MEND_CA = "name the authority that signed it in mqtt.tls_ca_file"
 _MEND_OURS = "renew mqtt.tls_cert_file and mqtt.tls_key_file; no restart is needed"
@@ -100,14 +103,23 @@ def of_refusal(reason: str) -> Trouble:
     return Trouble(f"the broker refuses us ({reason})", mends.get(reason, "see the broker's log"))
 
 
-def of_goodbye(reason: str) -> Trouble:
-    """Return why the broker ended a connection, from the words of its reason code (MQTT 5, section 3.14.2.1)."""
-    return Trouble(f"the broker ended the connection ({reason})", "see the broker's log; it is tried again")
+def of_end(
+    access: Access, *, unanswered: bool, goodbye: str | None, fault: BaseException | None, welcomed: bool
+) -> Trouble:
+    """Return why a connection ended.
 
-
-def of_silence(*, tls: bool) -> Trouble:
-    """Return why the broker may have hung up before it said a word."""
-    advice = "see the broker's log" if tls else "see the broker's log; it may want TLS there (mqtt.tls = true)"
+    Either we hung up on a broker that left us `unanswered`; or the broker said why, in the words of its `goodbye`'s
+    reason code (MQTT 5, section 3.14.2.1) or by a TLS alert (`fault`); or it said nothing, having `welcomed` us or not.
+    """
+    if unanswered:
+        return _UNANSWERED
+    if goodbye is not None:
+        return Trouble(f"the broker ended the connection ({goodbye})", "see the broker's log; it is tried again")
+    if fault is not None:
+        return of_error(fault, access)
+    if welcomed:
+        return LOST
+    advice = "see the broker's log" if access.tls else "see the broker's log; it may want TLS there (mqtt.tls = true)"
     return Trouble("what answers there hung up before it welcomed us", advice)
 
 

@@ -24,8 +24,9 @@ from edge_agent.jobs.template import Seen
 from edge_agent.jobs.watch import HOPS_MAX, WANTED, Drop, Memory, Reason, Rule, Take, decide
 from edge_agent.log import get_logger
 from edge_agent.mqtt.filters import apart, intersect
-from edge_agent.mqtt.link import Receipt, Subscription
+from edge_agent.mqtt.link import Receipt
 from edge_agent.mqtt.payloads import WatchReading
+from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.topics import watch_client, watch_of
 from edge_agent.mqtt.wire import TRACEPARENT_BYTES_MAX, Inbound, decode_seen, hops
 

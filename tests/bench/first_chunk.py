@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Subscription
+from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.subscriptions import Subscription
 from tests.bench.rig import arguments, model_folder, report, rig, spread
 from tests.running import requester, wait_for
 

@@ -4,7 +4,7 @@ import queue
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,11 +17,14 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from running import wait_for
 
+from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.mqtt.link import Access, Callbacks, Link, Subscription
+from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.load import HELD_BYTES_MAX, UNSENT_MAX
 from edge_agent.mqtt.redial import STEADY_S, TAKEN_OVER_MIN_S
+from edge_agent.mqtt.silence import SILENT_S
 from edge_agent.mqtt.sockets import payload_begin
+from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.wire import Inbound, Publication
 
 
@@ -180,6 +183,162 @@ def test_what_is_acknowledged_does_not_come_again_and_the_rest_does(broker):
         assert again.get()[0].payload == b"left"
         again.publish(b"next")
         assert again.get()[0].payload == b"next"
+
+
+class Reticent:
+    """A broker that takes everything and confirms a message only when told to; MQTT 5 packets in bytes.
+
+    `most` is how many messages were on their way to it at once, `connections` how many clients it welcomed.
+    """
+
+    def __init__(self, *, receive_max=None):
+        bound = b"" if receive_max is None else b"\x21" + receive_max.to_bytes(2, "big")
+        self._connack = bytes([0x20, 3 + len(bound), 0, 0, len(bound)]) + bound
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.host, self.port = self._server.getsockname()
+        self._thread = threading.Thread(target=self._serve)
+        self._client = None
+        self._taken = queue.Queue()
+        self._unconfirmed = set()
+        self.most = self.connections = 0
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised):
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join(PATIENCE_S)
+
+    def take(self):
+        """Return the number of the connection a message came on, its id, and whether it was sent before."""
+        return self._taken.get(timeout=PATIENCE_S)
+
+    def confirm(self, mid):
+        self._unconfirmed.discard(mid)
+        self.send(bytes([0x40, 2]) + mid.to_bytes(2, "big"))
+
+    def send(self, packet):
+        self._client.sendall(packet)
+
+    def hang_up(self):
+        self._client.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self):
+        while True:
+            try:
+                self._client, _ = self._server.accept()
+            except OSError:
+                return
+            self._unconfirmed.clear()
+            with suppress(OSError), self._client, self._client.makefile("rb") as stream:
+                self._answer(stream)
+
+    def _answer(self, stream):
+        while head := stream.read(1):
+            size, shift, byte = 0, 0, 0x80
+            while byte & 0x80:
+                (byte,) = stream.read(1)
+                size, shift = size | (byte & 0x7F) << shift, shift + 7
+            body = stream.read(size)
+            match head[0] & 0xF0:
+                case 0x10:
+                    self.connections += 1
+                    self.send(self._connack)
+                case 0x80:
+                    self.send(bytes([0x90, 4]) + body[:2] + b"\0\1")
+                case 0xC0:
+                    self.send(b"\xd0\0")
+                case 0x30 if head[0] & 0x06:
+                    topic_bytes = int.from_bytes(body[:2], "big")
+                    mid = int.from_bytes(body[2 + topic_bytes :][:2], "big")
+                    self._unconfirmed.add(mid)
+                    self.most = max(self.most, len(self._unconfirmed))
+                    self._taken.put((self.connections, mid, bool(head[0] & 0x08)))
+
+
+def test_a_broker_that_answers_nothing_is_hung_up_on_and_gets_it_again():
+    """All else would wait behind what it does not answer. An answer, or a connection, begins the count anew."""
+    clock = Time()
+    with Reticent() as broker, Peer(broker, now_s=clock.now_s) as one:
+
+        def look(seconds):
+            clock.pass_s(seconds)
+            one.link.attend()
+
+        first, second = one.publish(), one.publish()
+        assert [broker.take(), broker.take()] == [(1, first, False), (1, second, False)]
+        look(SILENT_S - 1)
+        broker.confirm(first)
+        assert one.answered.get(timeout=PATIENCE_S) == (first, 0)
+        look(SILENT_S - 1)
+        assert one.link.publish(Publication("jobs/0", b"", qos=0))  # what nobody answers is no answer as it leaves
+        third = one.publish()
+        assert broker.take() == (1, third, False)
+        look(1)
+        wait_for(lambda: one.downs, "the link to hang up", PATIENCE_S)
+        assert "confirmed none" in one.link.trouble.reason
+        assert [broker.take(), broker.take()] == [(2, second, True), (2, third, True)]
+        look(SILENT_S - 1)
+        for mid in second, third:
+            broker.confirm(mid)
+            assert one.answered.get(timeout=PATIENCE_S) == (mid, 0)
+        wait_for(lambda: not one.link._client.unanswered, "all to be answered", PATIENCE_S)
+        look(2 * SILENT_S)
+        last = one.publish()
+        assert broker.take() == (2, last, False)
+
+
+def test_a_broker_that_answers_nothing_is_a_failed_try_however_long_it_was_there():
+    """So it is tried less and less often, and another address has its turn."""
+    clock, waits_s = Time(), []
+    with Reticent() as broker, Peer(broker, now_s=clock.now_s) as one:
+        mid = one.publish()
+        for number in range(1, 3):
+            assert broker.take() == (number, mid, number > 1)
+            clock.pass_s(SILENT_S)
+            one.link.attend()
+            wait_for(lambda number=number: len(one.downs) == number, "the link to hang up", PATIENCE_S)
+            waits_s.append(one.link._client._reconnect_min_delay)
+            one.link._client._reconnect_delay = 0.0
+        broker.take()
+        broker.confirm(mid)
+    assert SILENT_S > STEADY_S
+    assert waits_s == [0.5, 1.0]
+
+
+def test_while_a_message_arrives_the_broker_is_not_hung_up_on():
+    """On a slow link a photo takes minutes, and what the broker answers comes behind it."""
+    clock = Time()
+    photo = b"\x30\x09" + b"\0\3job" + b"\0" + b"xyz"
+    with Reticent() as broker, Peer(broker, now_s=clock.now_s) as one:
+        one.publish()
+        broker.take()
+        broker.send(photo[:-1])
+        wait_for(lambda: one.link._client.taking_in, "half of it", PATIENCE_S)
+        clock.pass_s(SILENT_S)
+        one.link.attend()
+        broker.send(photo[-1:])
+        one.get()
+        wait_for(lambda: not one.link._client.taking_in, "all of it", PATIENCE_S)
+        one.link.attend()
+        wait_for(lambda: one.downs, "the link to hang up", PATIENCE_S)
+
+
+def test_no_more_messages_are_on_their_way_than_the_broker_takes():
+    """One too many, also of those that are sent again, and it ends the connection, the next one too, for ever."""
+    with Reticent(receive_max=2) as broker, Peer(broker) as one:
+        mids = [one.publish() for _ in range(6)]
+        assert [broker.take()[1], broker.take()[1]] == mids[:2]
+        broker.confirm(mids[0])
+        assert broker.take() == (1, mids[2], False)
+        broker.hang_up()
+        for mid in mids[1:]:
+            assert broker.take()[:2] == (2, mid)
+            broker.confirm(mid)
+            assert one.answered.get(timeout=PATIENCE_S)[1] == 0
+        assert broker.most == 2
 
 
 @contextmanager
