@@ -44,6 +44,8 @@ def _silence(handle: Handle) -> str:
     """Return the sentence for a job of which nothing was heard yet."""
     to = f"as {handle.agent}" if handle.pool is None else f"in the pool {handle.pool}"
     heard = f"nobody listens {to}" if handle.unheard else f"no word from who listens {to}"
+    if handle.throttled:
+        heard = "the broker takes no more of us for now"
     return f"{heard} yet; the job is sent until ttl_s is over, Ctrl-C gives it up (edge-agent fleet shows who is there)"
 
 

@@ -7,7 +7,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Failure
 from edge_agent.mqtt import pictures
 from edge_agent.mqtt.handle import Handle, JobRejectedError
-from edge_agent.mqtt.link import PACKET_TOO_LARGE, Link
+from edge_agent.mqtt.link import PACKET_TOO_LARGE, QUOTA_EXCEEDED, Link
 from edge_agent.mqtt.payloads import Chunk, JobRef, Presence, Result, Status
 from edge_agent.mqtt.placement import Due, Verdict, Voice
 from edge_agent.mqtt.tap import Tap
@@ -151,12 +151,12 @@ class JobBook:
         job.uploading.discard(mid)
         if uploaded and reason < REFUSED:
             return
-        handle.unheard = reason == NO_SUBSCRIBERS
+        handle.unheard, job.throttled = reason == NO_SUBSCRIBERS, reason == QUOTA_EXCEEDED
         if handle.unheard:
             job.unheard(self._now_s())
-            if job.offered:
-                self._taps[job.pool or ""].full(handle.job_id, self._now_s())
-        if reason >= REFUSED:
+        if job.offered and (handle.unheard or job.throttled):
+            self._taps[job.pool or ""].full(handle.job_id, self._now_s())
+        if reason >= REFUSED and not job.throttled:
             self._refuse(handle, self._broker_failure(handle, reason))
 
     def _broker_failure(self, handle: Handle, reason: int) -> Failure:

@@ -1,11 +1,11 @@
 """Orders a program has given to agents, each followed until its end is known."""
 
-import queue as stdlib_queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.mqtt.awaited import Awaited
+from edge_agent.mqtt.link import QUOTA_EXCEEDED
 from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Publication
@@ -22,51 +22,13 @@ REFUSED = 0x80
 Report = OrderStatus | OrderResult
 
 
-class OrderHandle:
+class OrderHandle(Awaited[Report, OrderResult]):
     """An order on its way. Iterate over `updates()`, or wait for `result()`."""
 
     def __init__(self, agent: str, order: ModelOrder) -> None:
+        super().__init__("order")
         self.agent = agent
         self.order = order
-        self._updates: stdlib_queue.SimpleQueue[Report | None] = stdlib_queue.SimpleQueue()
-        self._done = threading.Event()
-        self._result: OrderResult | None = None
-        self._error: EdgeAgentError | None = None
-
-    def updates(self, timeout_s: float | None = None) -> Iterator[Report]:
-        """Yield what is told of the order, at last its result; one reader only.
-
-        Raises EdgeAgentError when it was refused or nobody took it, TimeoutError when nothing came for `timeout_s`.
-        """
-        while True:
-            try:
-                update = self._updates.get(timeout=timeout_s)
-            except stdlib_queue.Empty:
-                raise TimeoutError(f"nothing was heard of the order for {timeout_s} s") from None
-            if update is None:
-                if self._error:
-                    raise self._error
-                return
-            yield update
-
-    def result(self, timeout_s: float | None = None) -> OrderResult:
-        """Wait for what becomes of it. Raises EdgeAgentError when it was refused or nobody took it, TimeoutError."""
-        if not self._done.wait(timeout_s):
-            raise TimeoutError(f"the order has not ended after {timeout_s} s")
-        if self._error:
-            raise self._error
-        assert self._result is not None  # noqa: S101 - done means one or the other
-        return self._result
-
-    def put(self, report: Report) -> None:
-        """Hand over what was told."""
-        self._updates.put(report)
-
-    def finish(self, result: OrderResult | None, error: EdgeAgentError | None) -> None:
-        """End; there is one of the two."""
-        self._result, self._error = result, error
-        self._done.set()
-        self._updates.put(None)
 
 
 @dataclass(slots=True)
@@ -78,6 +40,8 @@ class _Open:
     next_s: float = 0.0
     tries: int = 0
     taken: bool = False
+    throttled: bool = False
+    """Whether the broker last said that it takes no more of us for now."""
     newest: Report | None = None
 
 
@@ -118,8 +82,7 @@ class OrderBook:
         now_s = self._now_s()
         for key, each in list(self._open.items()):
             if not each.taken and now_s >= each.ends_s:
-                error = EdgeAgentError(Code.EXPIRED, f"{each.handle.agent} did not answer within {EXPIRY_S} s")
-                self._close(key, error=error)
+                self._close(key, error=EdgeAgentError(Code.EXPIRED, _expired(each)))
             elif connected and now_s >= each.next_s:
                 self._send(key, each, now_s)
 
@@ -146,7 +109,11 @@ class OrderBook:
     def answered(self, mid: int, reason: int) -> None:
         """Take in the broker's answer to a message."""
         key = self._sent.pop(mid, None)
-        if key in self._open and reason >= REFUSED:
+        if key not in self._open:
+            return
+        each = self._open[key]
+        each.throttled = reason == QUOTA_EXCEEDED
+        if reason >= REFUSED and not each.throttled:
             sentence = f"the broker refuses orders of {self._client} for {key[0]} (reason {reason:#x}); mend its ACL"
             self._close(key, error=EdgeAgentError(Code.NOT_ALLOWED, sentence))
 
@@ -164,3 +131,9 @@ class OrderBook:
         self, key: tuple[str, str], *, result: OrderResult | None = None, error: EdgeAgentError | None = None
     ) -> None:
         self._open.pop(key).handle.finish(result, error)
+
+
+def _expired(each: _Open) -> str:
+    if each.throttled:
+        return f"the broker took no more of us within {EXPIRY_S} s (quota exceeded); send less, or raise its limit"
+    return f"{each.handle.agent} did not answer within {EXPIRY_S} s"

@@ -14,7 +14,6 @@ from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.wire import Inbound, Publication
 
-
 log = get_logger()
 
 _HANDLING = {

@@ -93,6 +93,8 @@ class Placement:
     dismissed: set[str] = field(default_factory=set)
     refusal: Failure | None = None
     uploading: set[int] = field(default_factory=set)
+    throttled: bool = False
+    """Whether the broker last said that it takes no more of us for now."""
     denied: bool = False
     """Whether its agent said, its time to live being over, that it has no such job."""
 
@@ -111,6 +113,8 @@ class Placement:
         """Return why it is not waited for any longer; None while it is."""
         if not self.accepted and (self.denied or now_s >= self.ends_s + LAST_WORD_S):
             sentence = "ttl_s: no agent accepted the job within its time to live"
+            if self.throttled:
+                sentence += "; the broker took no more of us (quota exceeded): send less, or raise its limit"
             return self.refusal or Failure.because(Code.EXPIRED, sentence)
         if self.offered and self.canceled_s is not None:
             grace_s = CANCEL_GRACE_S if self.connection else 0.0

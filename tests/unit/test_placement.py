@@ -12,9 +12,10 @@ from edge_agent.mqtt import client as client_module
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.handle import JobRejectedError
-from edge_agent.mqtt.link import PACKET_TOO_LARGE
+from edge_agent.mqtt.link import PACKET_TOO_LARGE, QUOTA_EXCEEDED
 from edge_agent.mqtt.order_book import EXPIRY_S
 from edge_agent.mqtt.placement import CANCEL_GRACE_S, LAST_WORD_S, RESEND_FIRST_S
+from edge_agent.mqtt.tap import PAUSE_FIRST_S
 from edge_agent.mqtt.wire import Inbound
 
 JOBS = "edge/v1/pools/hall/job/me"
@@ -421,3 +422,55 @@ def test_one_goal_and_no_other(desk):
     for goals in ({}, {"agent": "a", "pool": "hall"}):
         with pytest.raises(EdgeAgentError, match="either an agent or a pool"):
             desk.client.submit(**goals, prompt="x")
+
+
+def test_a_broker_that_limits_what_a_client_sends_ends_no_job(desk):
+    """It takes the same later (0x97); a job it took from nobody in time says so."""
+    late, lost = desk.submit("late", agent="a"), desk.submit("lost", agent="a", ttl_s=20)
+    assert len(desk.step()) == 2
+    for mid in 1, 2:
+        desk.broker(QUOTA_EXCEEDED, mid)
+    assert late.throttled
+    assert len(desk.step(RESEND_FIRST_S)) == 2
+    desk.broker(TAKEN, 3)
+    desk.broker(QUOTA_EXCEEDED, 4)
+    desk.accept("a", "late")
+    assert not late.throttled
+    desk.step(20.0 + LAST_WORD_S)
+    assert (refusal(lost).code, "quota exceeded" in refusal(lost).message) == (Code.EXPIRED, True)
+    assert not late.done
+
+
+def test_a_pool_whose_broker_limits_us_is_asked_less_often(desk):
+    """As when no agent has room: one at a time, and not at once."""
+    handles = [desk.submit(f"job-{number}") for number in range(3)]
+    assert desk.step() == [JOBS]
+    assert desk.broker(QUOTA_EXCEEDED) == []
+    assert desk.step(PAUSE_FIRST_S) == [JOBS]
+    assert not any(handle.done for handle in handles)
+
+
+def test_a_broker_that_limits_what_a_client_sends_ends_no_order(desk):
+    handle = desk.client.admin("a", "load", "phi")
+    assert len(desk.step()) == 1
+    desk.broker(QUOTA_EXCEEDED)
+    assert len(desk.step(RESEND_FIRST_S)) == 1
+    desk.broker(QUOTA_EXCEEDED)
+    desk.link.connected = False
+    desk.step(EXPIRY_S)
+    with pytest.raises(EdgeAgentError, match="quota exceeded") as caught:
+        handle.result(0)
+    assert caught.value.code is Code.EXPIRED
+
+
+def test_an_end_can_be_asked_for_often_and_holds_nobody(desk):
+    """What is raised is new each time: the same one would hold every place it passed, and those the handle."""
+    job, order = desk.submit(agent="a"), desk.client.admin("a", "load", "phi")
+    desk.step()
+    desk.client._give_up()
+    for handle in job, order:
+        for ask in (handle.result, lambda timeout_s, handle=handle: list(handle.updates(timeout_s))):
+            with pytest.raises(EdgeAgentError, match="closed") as caught:
+                ask(0)
+            assert caught.value.code is Code.SHUTTING_DOWN
+        assert handle._error.__traceback__ is None

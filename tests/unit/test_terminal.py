@@ -23,7 +23,7 @@ TAMED = "?]0;mine?red?31m ?back"
 class Handle:
     """A job whose end is told already."""
 
-    agent, pool, unheard, status = "edge-01", None, False, None
+    agent, pool, unheard, throttled, status = "edge-01", None, False, False, None
 
     def __init__(self, *updates):
         self._updates = updates
