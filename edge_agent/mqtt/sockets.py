@@ -17,6 +17,9 @@ CONNECT_S = 60.0
 """What a connection may take to come about: a name is looked for, addresses are tried, TLS is agreed on."""
 UNANSWERED_MAX = 20
 """Messages of QoS 1 that are on their way to the broker at once; fewer where it takes fewer."""
+RECEIVE_BYTES = 1_048_576
+"""What is read from the broker at once. Paho would read all of a packet that the kernel has, megabytes on a busy
+machine, and hold it beside the packet that it was added to until this one is dealt with."""
 
 _WebSocket: Any = paho.mqtt.client._WebsocketWrapper  # noqa: SLF001 - mended here, paho has no other place for it
 _send, _frame = _WebSocket._send_impl, _WebSocket._create_frame  # noqa: SLF001 - see above
@@ -115,6 +118,9 @@ class Paho(Client):
         while (mid := super()._mid_generate()) in self.unanswered:
             pass
         return mid
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        return super()._sock_recv(min(bufsize, RECEIVE_BYTES))
 
     def _handle_publish(self) -> MQTTErrorCode:
         """Take a message in without copying its payload, which stays in the buffer that it was received in.
