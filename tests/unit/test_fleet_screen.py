@@ -220,13 +220,13 @@ def test_a_prompt_that_is_empty_or_called_off_is_not_sent():
     viewer = Viewer(band_of(3), 80)
     viewer.press("t", " ", "enter", "t", "x", "escape")
     assert viewer.at.ask is None
-    viewer.press("t", *("x" * (PROMPT_MAX + 9)), "up", "home")
+    viewer.press("t", "up", "home", *("x" * (PROMPT_MAX + 9)))
     assert viewer.at.typed == "x" * PROMPT_MAX
 
 
 def test_the_words_of_a_filter_have_an_end_and_keys_are_no_letters():
     viewer = Viewer(band_of(3), 80)
-    viewer.press("/", *("x" * (WORDS_MAX + 9)), "home")
+    viewer.press("/", "home", *("x" * (WORDS_MAX + 9)))
     assert viewer.at.words == "x" * WORDS_MAX
 
 

@@ -1,11 +1,14 @@
 """An engine's life where there is no room for its process, and what is heard of one that is to go."""
 
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 from fakes import PATIENCE_S
+from running import wait_for
 
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.keeper import Keeper, Listener, Ruling
@@ -68,20 +71,45 @@ def test_what_an_engine_says_that_is_gone_changes_nothing(keeper):
         process.kill()
 
 
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """Starts an engine whose program is a script of the shell; `$4` is the number of its end of the socket."""
+
+    def start(script, gone=lambda _engine: None):
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/bash\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+        spec = ModelSpec(Path("/absent"), "onnx", context_tokens=256, parallel=1, threads=1)
+        process = EngineProcess(spec, tell=lambda *_: None, gone=gone)
+        process.listen()
+        return process
+
+    return start
+
+
 @pytest.mark.parametrize("sent", [b"\0\0\0\2{]", b"\0\0\0\2[]", b'\0\0\0\x0e{"type":"Lie"}', b"\xff" * 8], ids=ascii)
-def test_an_engine_whose_words_make_no_sense_is_ended_and_the_agent_goes_on(tmp_path, monkeypatch, sent):
+def test_an_engine_whose_words_make_no_sense_is_ended_and_the_agent_goes_on(tmp_path, engine, sent):
     """They ended the thread that read them, and with it the agent."""
     (tmp_path / "words").write_bytes(sent)
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/bash\ncat {tmp_path}/words >&"$4"\nexec sleep 60\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
     gone = threading.Event()
-    spec = ModelSpec(Path("/absent"), "onnx", context_tokens=256, parallel=1, threads=1)
-    process = EngineProcess(spec, tell=lambda *_: None, gone=lambda _engine: gone.set())
-    process.listen()
+    process = engine(f'cat {tmp_path}/words >&"$4"\nexec sleep 60', gone=lambda _engine: gone.set())
     try:
         assert gone.wait(PATIENCE_S)
         assert process.exit_reason() == "SIGKILL"
     finally:
         process.kill()
+
+
+def test_the_end_of_an_engine_waits_for_no_process_that_has_its_end_of_the_socket(tmp_path, engine):
+    """What a library has started and left behind would hold up the thread that ends the engine, the main one."""
+    left = tmp_path / "left"
+    process = engine(f"sleep 600 &\necho $! > {left}.part\nmv {left}.part {left}\nexec sleep 600")
+    wait_for(left.exists, "a process that stays behind")
+    ending = threading.Thread(target=process.kill)
+    ending.start()
+    ending.join(PATIENCE_S)
+    held_up = ending.is_alive()
+    os.kill(int(left.read_text()), signal.SIGKILL)  # it is there to the last, and lets go of who waits for it
+    ending.join(PATIENCE_S)
+    assert not held_up
