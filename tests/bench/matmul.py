@@ -2,7 +2,7 @@
 
 A few layers of Phi-3.5-mini without their attention, of random weights: more than any cache of a processor holds, so
 that one token per call shows the memory's speed and many show the arithmetic. Each row tells the milliseconds that all
-32 layers would take, and `of memory's speed` how fast their bytes came beside a plain sum over as much memory.
+32 layers would take, and `of memory's speed` how fast their bytes came beside a plain maximum over as much memory.
 """
 
 import time
