@@ -42,7 +42,7 @@ class Agent:
     `root` is where the machine's own files (proc, sys, …) are read from.
 
     Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`,
-    `control`, `references`, paho's (two while in pools), two per engine.
+    `control`, paho's (two while in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
@@ -103,7 +103,6 @@ class Agent:
         self._notifier.stopping()
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
         parts.provision.stop()
-        parts.references.stop()
         parts.pulls.stop()
         if parts.watch_link:
             parts.watch_link.stop()

@@ -108,7 +108,7 @@ class Account:
             parts.settings.models.serve,
             parts.provision.decisions(),
             set_aside=parts.provision.set_aside(),
-            compared=parts.references.compared(),
+            compared=parts.provision.compared(),
             agent=parts.settings.agent.id,
             boot_id=parts.boot_id,
         )

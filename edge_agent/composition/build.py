@@ -13,10 +13,8 @@ from edge_agent.composition.news import News
 from edge_agent.composition.parts import Parts
 from edge_agent.composition.reports import reports
 from edge_agent.dispatcher import Dispatcher
-from edge_agent.engine.plan import Phase
 from edge_agent.engine.served import Served
 from edge_agent.engine.supervisor import Supervisor
-from edge_agent.health.governor import Level
 from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import free_bytes
 from edge_agent.health.tally import Tally
@@ -33,7 +31,6 @@ from edge_agent.models.fetch import Hub, fetch
 from edge_agent.models.pins import Pins
 from edge_agent.models.provision import Provision, sources
 from edge_agent.models.pulls import Pulls
-from edge_agent.models.references import IDLE, References
 from edge_agent.mqtt import watcher
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Link
@@ -148,26 +145,13 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         changed=news.restrained,
     )
     known, pins = catalogue.read(settings.models.catalogue), Pins(settings.agent.state_dir / "pinned")
-    given = sources(settings, parts.root)
-    parts.references = References(
-        known=given.known,
-        catalogue=known,
-        busy=lambda: _busy(parts),
-        room_bytes=lambda: _spare_memory_bytes(parts),
-        total_bytes=parts.machine.memory.limit_bytes or parts.machine.memory.total_bytes,
-        differs=news.differs,
-        changed=news.compared,
-    )
     parts.provision = Provision(
         settings.models.serve,
         catalogue=known,
-        sources=given,
+        sources=sources(settings, parts.root),
         changed=news.decided,
         images_bytes=bound_bytes(settings.images.pixels),
-        held_bytes=lambda: parts.references.held_bytes,
-        make_way=parts.references.make_way,
         loaded=lambda: parts.supervisor.loaded(),  # noqa: PLW0108 - made later
-        heard=parts.references.heard,
     )
     parts.dispatcher = Dispatcher(
         models=models,
@@ -200,7 +184,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         unloads=lambda: parts.restraint.unloads,
         rest_share=lambda: parts.restraint.rest_share,
         busy=parts.dispatcher.busy,
-        free_bytes=lambda: _free_memory_bytes(parts),
+        free_bytes=lambda: choose.free_bytes(memory.read(parts.root)),
         turn_s=settings.models.turn_s,
         pinned=pins.read(),
     )
@@ -212,28 +196,6 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         changed=news.pulled,
     )
     parts.orders = Orders(settings.agent.id, models=models, supervisor=parts.supervisor, pulls=parts.pulls, pins=pins)
-
-
-def _free_memory_bytes(parts: Parts) -> int | None:
-    """Return what may be loaded into, with what makes way for it."""
-    held_bytes = parts.references.held_bytes
-    free = choose.free_bytes(memory.read(parts.root))
-    return None if free is None else free + held_bytes
-
-
-def _spare_memory_bytes(parts: Parts) -> int | None:
-    """Return what is left when engines and decoded images have taken what they may."""
-    free = choose.free_bytes(memory.read(parts.root))
-    images_bytes = bound_bytes(parts.settings.images.pixels)
-    return None if free is None else free - parts.supervisor.granted_bytes - images_bytes
-
-
-def _busy(parts: Parts) -> str:
-    """Return why the processor and the memory are wanted for something else now; empty when they are not."""
-    if parts.restraint.level is not Level.FREE:
-        return "waits while the machine is strained"
-    starting = any(engine.phase is Phase.STARTING for engine in parts.supervisor.statuses())
-    return IDLE if starting or parts.queue.backlog.jobs else ""
 
 
 def _arrivals(parts: Parts, account: Account, news: News) -> None:

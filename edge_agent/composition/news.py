@@ -5,13 +5,10 @@ from functools import partial
 
 from edge_agent.composition.account import Account
 from edge_agent.composition.parts import Parts
-from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.keeper import Listener
 from edge_agent.engine.messages import Event
-from edge_agent.errors import Code
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.store import Operation
-from edge_agent.models.ladder import key_of
 from edge_agent.mqtt.link import Callbacks, Receipt
 from edge_agent.mqtt.wire import Inbound, Publication
 
@@ -48,18 +45,6 @@ class News:
         """A build came that an administrator had ordered: what it is for is decided anew."""
         self._parts.provision.look()
         self._parts.supervisor.hurry()
-
-    def compared(self) -> None:
-        """What a device says was held against the processor's words, or why not: the fleet is told."""
-        self._parts.announcer.refresh()
-
-    def differs(self, model: str, spec: ModelSpec, reason: str) -> None:
-        """A device says something else than the processor: it is set aside, if the model still runs there."""
-        supervisor = self._parts.supervisor
-        process = supervisor.process(model)
-        if process is not None and key_of(process.spec) == key_of(spec):
-            failure = Failure.because(Code.MODEL_ERROR, f"its trial failed: {reason}")
-            supervisor.condemn(model, process, failure, last=True)
 
     def restrained(self) -> None:
         """The agent holds back more, or less: everybody whom it concerns looks anew, the fleet is told."""

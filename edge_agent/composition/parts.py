@@ -19,7 +19,6 @@ from edge_agent.jobs.store import Store
 from edge_agent.jobs.watch import Rule
 from edge_agent.models.provision import Provision
 from edge_agent.models.pulls import Pulls
-from edge_agent.models.references import References
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Link
@@ -64,7 +63,6 @@ class Parts:
     announcer: Announcer
     home: HomeAssistant
     restraint: Restraint
-    references: References
     provision: Provision
     dispatcher: Dispatcher
     preparation: Preparation
@@ -91,6 +89,5 @@ class Parts:
         yield from (link.beat for link in (*self.links, *self.pools.links))
         yield from (self.store.beat, self.outbox.beat, self.dispatcher.beat, self.preparation.beat)
         yield from (self.reporter.beat, self.provision.beat, self.pulls.beat, self.control.beat)
-        yield self.references.beat
         if self.http is not None:
             yield self.http.beat

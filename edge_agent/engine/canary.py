@@ -149,13 +149,6 @@ def _unsound(canary: Canary, heard: Heard, *, elsewhere: bool) -> str:
     return ""
 
 
-def unlike(prompt: str, ours: str, reference: str) -> str:
-    """Return how a beginning is not that of the processor, which was heard later; empty when it is."""
-    if _agree(ours, reference):
-        return ""
-    return f"asked {prompt!r} it began with {_shown(ours)}; on the processor it began with {_shown(reference)}"
-
-
 def _agree(ours: str, theirs: str) -> bool:
     """Return whether one beginning is that of the other; an unknown one agrees with all."""
     return ours.startswith(theirs) or (bool(ours) and theirs.startswith(ours))

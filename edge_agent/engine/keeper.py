@@ -86,15 +86,14 @@ class Keeper:
         self._stale = True
         self.record.hurry()
 
-    def condemn(self, process: EngineProcess, failure: Failure, *, last: bool = False) -> bool:
+    def condemn(self, process: EngineProcess, failure: Failure) -> bool:
         """End an engine for what it did, and set its place aside; return False when there is no other place to go to.
 
-        With `last` it is ended then too. One that is gone already needs no more than that: whoever was in it hears, or
-        has heard, of its loss.
+        One that is gone already needs no more than that: whoever was in it hears, or has heard, of its loss.
         """
         if self.record.process is not process:
             return True
-        if not last and not self._served.places.spare(process.spec):
+        if not self._served.places.spare(process.spec):
             return False
         self.record.condemn(process, failure)
         self._wake()

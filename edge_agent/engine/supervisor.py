@@ -160,13 +160,12 @@ class Supervisor:
         self._models[model].wants.pin(pinned=pinned)
         self.hurry()
 
-    def condemn(self, model: str, process: EngineProcess, failure: Failure, *, last: bool = False) -> bool:
+    def condemn(self, model: str, process: EngineProcess, failure: Failure) -> bool:
         """End an engine for what it did, and set its place aside; return False when there is no other place to go to.
 
-        With `last` it is ended then too. One that is gone already needs no more than that: whoever was in it hears, or
-        has heard, of its loss.
+        One that is gone already needs no more than that: whoever was in it hears, or has heard, of its loss.
         """
-        return self._models[model].keeper.condemn(process, failure, last=last)
+        return self._models[model].keeper.condemn(process, failure)
 
     def forgive(self, model: str) -> None:
         """Note that a job was to blame for what places were said to have done."""

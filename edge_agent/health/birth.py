@@ -7,8 +7,8 @@ from types import MappingProxyType
 from edge_agent import __version__
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.models.choose import Candidate, Decision
+from edge_agent.models.known import Compared
 from edge_agent.models.ladder import SetAside
-from edge_agent.models.references import Compared
 from edge_agent.models.upstream import DEVICE, MEMORY_BYTES, whose
 from edge_agent.mqtt.payloads import (
     PROTOCOL_VERSION,

@@ -7,11 +7,13 @@ processor is kept in one file, used while build and library stay the same.
 import contextlib
 import json
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Canary
 from edge_agent.errors import SettingsError
 from edge_agent.log import get_logger
@@ -101,6 +103,33 @@ class Known:
         with contextlib.suppress(OSError, ValidationError):
             return _Said.model_validate_json(_bounded(self._path)).said
         return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Whether what a served model says where it runs was held against the processor's words, or why not."""
+
+    variant: str
+    backend: str
+    device: str
+    used: bool
+    reason: str
+
+
+def compared(spec: ModelSpec) -> Compared | None:
+    """Return what a trial that was passed has shown of it (pure); None on the processor and where none was made.
+
+    A trial on another device is passed only when it agrees with the processor's words, where those are known.
+    """
+    if spec.canary is None or spec.device == "cpu":
+        return None
+    used = bool(spec.canary.reference)
+    reason = (
+        "it begins as on the processor"
+        if used
+        else "nobody knows what this build says on the processor; `edge-agent bench --device cpu --keep` finds out"
+    )
+    return Compared(spec.variant or spec.path.name, spec.backend, spec.device, used, reason)
 
 
 def _beside(path: Path) -> Question | None:

@@ -20,7 +20,7 @@ from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
 from edge_agent.models.compiled import keeping
 from edge_agent.models.fetch import TELLS_S, Hub, Progress, fetch
-from edge_agent.models.known import Known
+from edge_agent.models.known import Compared, Known, compared
 from edge_agent.models.ladder import Ladder, SetAside
 from edge_agent.models.load import Placed, prepare
 from edge_agent.models.measurements import installed_libraries, measured
@@ -102,8 +102,7 @@ class Provision:
     """Brings a build for every served model, and knows where it can run. `changed` is called on any thread.
 
     `images_bytes` are left free from the first load of a model that sees: for the child that decodes its images.
-    `held_bytes` tells what of the memory is to be had besides what is free once `make_way` has been called. `loaded`
-    tells what engines have loaded, by served model. `heard` learns what a model began with where it was tried.
+    `loaded` tells what engines have loaded, by served model.
     """
 
     def __init__(
@@ -114,18 +113,13 @@ class Provision:
         sources: Sources,
         changed: Callable[[], None],
         images_bytes: int = 0,
-        held_bytes: Callable[[], int] = lambda: 0,
-        make_way: Callable[[], None] = lambda: None,
         loaded: Callable[[], Mapping[str, ModelSpec]] = dict,
-        heard: Callable[[str, ModelSpec, str], None] = lambda _model, _spec, _beginning: None,
         retry_s: float = RETRY_S,
     ) -> None:
         self._catalogue = catalogue
         self._sources = sources
         self._changed = changed
         self._images_bytes = images_bytes
-        self._held_bytes = held_bytes
-        self._make_way = make_way
         self._loaded = loaded
         self._sees = False
         self._retry_s = retry_s
@@ -135,6 +129,7 @@ class Provision:
         self._decisions: dict[str, Decision] = {}
         self._notes: dict[str, str] = {serve.name: "looks at what this machine can run" for serve in self._chosen}
         self._faults: dict[str, EdgeAgentError] = {}
+        self._compared: dict[str, Compared | None] = {}
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self.beat = Beat("models")
@@ -146,7 +141,7 @@ class Provision:
                 load=partial(self._load, serve),
                 ready=partial(self._ready, serve),
                 changed=changed,
-                heard=partial(heard, serve.name),
+                heard=partial(self._on_answer, serve.name),
                 moves=serve.fallback,
             )
             for serve in serves
@@ -180,6 +175,19 @@ class Provision:
     def set_aside(self) -> Mapping[str, Sequence[SetAside]]:
         """Return the places that failed and have not worked since, by served model."""
         return {name: found for name, ladder in self._ladders.items() if (found := ladder.set_aside())}
+
+    def compared(self) -> Mapping[str, Compared]:
+        """Return whether what a served model says was held against the processor's words; none on the processor."""
+        with self._lock:
+            return {name: found for name, found in self._compared.items() if found is not None}
+
+    def _on_answer(self, model: str, spec: ModelSpec, beginning: str) -> None:
+        """Take in what a model's answer began with at its trial; the processor's words are kept for other devices."""
+        known = self._sources.known
+        if known is not None and spec.canary is not None and spec.device == "cpu":
+            known.keep(spec.path, spec.backend, spec.canary.prompt, beginning)
+        with self._lock:
+            self._compared[model] = compared(spec)
 
     def _places(self, serve: ServeSection) -> Sequence[Placed]:
         """Return them as they are now: of this device, then elsewhere where the settings allow it.
@@ -224,7 +232,6 @@ class Provision:
             raise place.fault
         if place.elsewhere:
             return upstream(whose(serve, self._serves))
-        reserved_bytes -= self._held_bytes()
         reserved_bytes += self._images_bytes if self._sees or _sees(place) else 0
         beside = [spec for name, spec in self._loaded().items() if name != serve.name]
         return prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes, beside=beside)
@@ -234,7 +241,6 @@ class Provision:
         if place.elsewhere:
             return spec
         self._sees = self._sees or _sees(place)
-        self._make_way()
         spec = keeping(spec, self._sources.compiled, bytes_max=self._sources.compiled_bytes)
         return replace(spec, canary=self._canary(serve, place))
 

@@ -97,23 +97,27 @@ def test_whatever_way_a_device_fails_the_next_one_answers_once(frail, broker):
     assert {row["strikes"] for row in rows(agent.state_dir)} == {1}
 
 
-def test_a_device_that_says_something_else_than_the_processor_is_found_out_when_idle(frail, broker):
-    """It serves at once, having passed its trial; then its words are compared, and from then on before it serves."""
+def test_a_device_that_says_something_else_than_the_processor_does_not_serve(frail, broker):
+    """Once the same build has run on the processor, trials elsewhere must begin like it."""
     with (
-        frail("plausible", "doubtless") as agent,
+        frail(SOUND, "plausible", "doubtless") as agent,
         Listener(broker, "edge/v1/agents/edge-01/evt/+") as heard,
         requester(broker) as client,
     ):
-        agent.wait_said("engine.ready", 2)
+        agent.wait_said("engine.ready", 3)
+        assert agent.stop() == 0
+        agent.start()
+        agent.wait_said("engine.ready", 3 + 3)
 
         def decided(name):
             return next(each for each in heard.of("decision")[-1]["models"] if each["name"] == name)
 
-        wait_for(lambda: heard.of("decision") and decided("plausible")["set_aside"], "the device to be set aside")
+        wait_for(lambda: decided("plausible")["set_aside"], "the device to be set aside")
         (aside,) = decided("plausible")["set_aside"]
         assert (aside["variant"], aside["device"]) == ("plausible", "npu")
-        assert "asked 'Hello' it began with 'quite quite quite quite '; on the processor it" in aside["reason"]
-        wait_for(lambda: decided("doubtless")["reference"]["used"], "the other to be compared too")
+        assert "it said 'quite quite" in aside["reason"]
+        assert "; on the processor it began with" in aside["reason"]
+        wait_for(lambda: (decided("doubtless")["reference"] or {}).get("used"), "the other to be said to agree")
         assert decided("doubtless")["reference"] == {
             "variant": "doubtless",
             "backend": "onnx",
@@ -125,14 +129,6 @@ def test_a_device_that_says_something_else_than_the_processor_is_found_out_when_
         found = {name: handle.result(PATIENCE_S) for name, handle in asked.items()}
         assert (found["plausible"].device, found["plausible"].fallback_from.device) == ("cpu", "npu")
         assert (found["doubtless"].device, found["doubtless"].fallback_from) == ("npu", None)
-        wait_for(lambda: len(agent.engines("edge_agent.engine.child")) == 2, "the children that were asked to be gone")
-        assert agent.stop() == 0
-
-        before = len(agent.said("engine.ready"))
-        agent.start()
-        agent.wait_said("engine.ready", before + 2)
-        assert "its trial failed: asked 'Hello' it said" in agent.said("device.set_aside")[-1]["reason"]
-        assert len(agent.said("reference.known")) == 2
         assert agent.stop() == 0
 
 

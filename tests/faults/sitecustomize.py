@@ -1,6 +1,6 @@
 """Python reads this at the start of every program with this folder on its path: faults without hooks in the product.
 
-The daemon looks after its engines, and whether it is idle, more often, starts them again sooner, stays away from its
+The daemon looks after its engines more often, starts them again sooner, stays away from its
 broker no longer than a second and is said to be gone after one, so that tests are short; `submit` looks no longer for a
 broker than that.
 FAULTS_SILENCE_S is how long the daemon waits for a silent engine; FAULTS_ASIDE_S how long it leaves a device alone that
@@ -17,7 +17,7 @@ from dataclasses import replace
 if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in sys.orig_argv[1:2]):
     from edge_agent import agent
     from edge_agent.engine import plan, record, supervisor
-    from edge_agent.models import ladder, references
+    from edge_agent.models import ladder
     from edge_agent.mqtt import link, redial
 
     agent.TICK_S = 0.1
@@ -25,7 +25,6 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
     link.WILL_DELAY_S = 1
     record.BACKOFF_MOST_S = 0.5
     plan.IDLE_S = 0.5
-    references.LOOK_S = 0.1
     supervisor.Supervisor.__init__.__kwdefaults__["backoff_first_s"] = 0.1
     if silence_s := os.environ.get("FAULTS_SILENCE_S"):
         supervisor.Supervisor.__init__.__kwdefaults__["silence_s"] = float(silence_s)

@@ -36,7 +36,7 @@ WEIGHTS_BYTES = {"onnx": 2_780_000_000, "openvino": 2_080_000_000}
 class Bench:
     """A provision whose sources are set by hand."""
 
-    def __init__(self, folder, *serves, fetch=None, images_bytes=0, heard=lambda *_: None, **sources):
+    def __init__(self, folder, *serves, fetch=None, images_bytes=0, **sources):
         self.folder = folder
         self.store = {}
         self.machine = machine(16)
@@ -59,7 +59,6 @@ class Bench:
             ),
             changed=self.news.release,
             images_bytes=images_bytes,
-            heard=heard,
             retry_s=0.01,
         )
 
@@ -350,8 +349,7 @@ def test_a_folder_of_ones_own_goes_on_on_the_processor(tmp_path):
 def test_a_build_is_asked_what_its_family_is_asked(tmp_path):
     """And compared with what it said on the processor, with this library."""
     known = Known(tmp_path / "state")
-    heard = []
-    bench = Bench(tmp_path, known=known, heard=lambda *told: heard.append(told))
+    bench = Bench(tmp_path, known=known)
     bench.install(OPENVINO, "openvino")
     with bench:
         ladder = bench.settled().ladder(SERVE.name)
@@ -360,10 +358,16 @@ def test_a_build_is_asked_what_its_family_is_asked(tmp_path):
     assert spec.canary.prompt == catalogue.read().family_of(family).question
     assert (spec.canary.expected, spec.canary.after_long, spec.canary.reference) == (("Paris",), True, "")
     (tmp_path / "state").mkdir()
+    elsewhere = replace(spec, device="gpu")
+    ladder.works(elsewhere, "Pa")
+    ((name, told),) = bench.provision.compared().items()
+    assert (name, told.device, told.used) == (SERVE.name, "gpu", False)
+    assert "--device cpu --keep" in told.reason
     ladder.works(spec, "Paris.")
-    assert heard == [(SERVE.name, spec, "Paris.")]
-    known.keep(spec.path, spec.backend, spec.canary.prompt, "Paris.")
+    assert bench.provision.compared() == {}  # the processor is what others are compared with
     assert ladder.prepare(0)[0].canary.reference == "Paris."
+    ladder.works(replace(ladder.prepare(0)[0], device="gpu"), "Paris")
+    assert bench.provision.compared()[SERVE.name].used
     assert Known(tmp_path / "state").canary(spec.path, "openvino", None).reference == ""  # asked something else
 
 
