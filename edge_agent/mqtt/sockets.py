@@ -49,8 +49,8 @@ class Paho(Client):
     """Paho, with TLS made from the files as they are at every connection.
 
     Its private methods are overridden: it offers no other way to another certificate, would end its thread over a
-    handshake that fails in a way it does not expect, or leave its socket open, takes large messages for larger, and
-    sends more at once than the broker takes.
+    handshake that fails in a way it does not expect, or leave its socket open, takes large messages for larger, sends
+    more at once than the broker takes, and on a new connection newer messages before older ones.
     """
 
     def __init__(self, access: Access, *, beat: Beat) -> None:
@@ -108,6 +108,20 @@ class Paho(Client):
     def _reconnect_wait(self) -> None:
         self._beat(self._reconnect_max_delay)
         super()._reconnect_wait()
+
+    def _handle_connack(self) -> MQTTErrorCode:
+        """Take in the broker's welcome, and send again what it has not answered; whoever publishes waits meanwhile.
+
+        Paho sends it again after `on_connect`, for which others wait who have newer things to say on the same topics.
+        """
+        with self._out_message_mutex:
+            return super()._handle_connack()
+
+    def _send_publish(self, *message: Any, **more: Any) -> MQTTErrorCode:
+        """Send a message. Before the broker has welcomed us it waits its turn behind older ones: see above."""
+        if not self.is_connected():
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
+        return super()._send_publish(*message, **more)
 
     def _mid_generate(self) -> int:
         """Return an id that no unanswered message has.
