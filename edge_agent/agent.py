@@ -16,7 +16,7 @@ from edge_agent.composition import build
 from edge_agent.composition.account import Account
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.health.systemd import Notifier
-from edge_agent.jobs.database import StorageError
+from edge_agent.jobs.database import LockedError, StorageError
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
@@ -27,6 +27,8 @@ TICK_S = 1.0
 """How often the main thread looks after engines and feeds the watchdog when nothing wakes it."""
 SETTLE_S = 5.0
 """How long the last results, states and the farewell may take to reach the broker."""
+LOCK_S = 60.0
+"""How long what has ended waits, while we stop, for another program to let go of the queue's lock."""
 STORAGE_RETRY_S = 5.0
 OPEN_S = 600.0
 """How long the service manager is asked to wait for a queue to be read through, or made over for a newer version."""
@@ -154,11 +156,16 @@ class Agent:
         self._parts.store.do(act, lambda jobs: self._parts.outbox.hand_back(jobs, stopping))
 
     def _await_rows(self) -> None:
-        """Let what ended be committed, and announced; a full disk is not waited for."""
-        try:
-            self._parts.store.ask(lambda _queue: None, timeout_s=SETTLE_S)
-        except TimeoutError:
-            log.warning("agent.unwritten", next="what the disk did not take yet is run again after the next start")
+        """Let what ended be committed, and announced; another program's lock is waited for, a full disk is not."""
+        written, begun_s = threading.Event(), time.monotonic()
+        self._parts.store.do(lambda _queue: None, lambda _none: written.set())
+        while not written.wait(TICK_S):
+            locked_out = isinstance(self._parts.store.trouble, LockedError) and not self._hurry.is_set()
+            if time.monotonic() - begun_s > (LOCK_S if locked_out else SETTLE_S):
+                log.warning("agent.unwritten", next="what the disk did not take yet is run again after the next start")
+                return
+            self._notifier.alive()
+            self._notifier.extend(GRACE_S)
 
     def _drain(self) -> None:
         """Let running jobs finish within their time, while their engines are still looked after."""
@@ -234,7 +241,8 @@ class Agent:
                 self._parts.spool.open()
                 return open_queue(folder, age_step_s=self._settings.queue.age_step_s)
             except (StorageError, EdgeAgentError) as error:
-                log.error("queue.unwritable", reason=str(error), next="free disk space or mend the folder's rights")
+                mend = error.mend if isinstance(error, LockedError) else "free disk space or mend the folder's rights"
+                log.error("queue.unwritable", reason=str(error), next=mend)
                 self._notifier.status(f"waits: the queue cannot be written ({error})")
                 self._stopping.wait(STORAGE_RETRY_S)
         return None

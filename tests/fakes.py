@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached
 from edge_agent.jobs.clock import Clock
-from edge_agent.jobs.database import StorageError
+from edge_agent.jobs.database import DiskFullError
 from edge_agent.jobs.job import Failure, Outcome
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
@@ -173,7 +173,7 @@ class FullDisk:
             yield changes
             if self.full:
                 self._refusals.release()
-                raise StorageError("database or disk is full")
+                raise DiskFullError("database or disk is full")
 
     def wait_refusals(self, count):
         """Wait until so many transactions more have failed."""

@@ -149,7 +149,12 @@ def _asking(config: Path | None, state_dir: Path | None) -> Callable[[Ask], Repl
         resolve=lambda model: model,  # whoever starts next knows what it serves
         new_id=new_id,
     )
-    return reach(state_dir or loaded.agent.state_dir, desk=desk, age_step_s=loaded.queue.age_step_s)
+    return reach(
+        state_dir or loaded.agent.state_dir,
+        desk=desk,
+        age_step_s=loaded.queue.age_step_s,
+        say=lambda sentence: errors.print(Text(sentence, style="dim")),
+    )
 
 
 @contextlib.contextmanager

@@ -46,11 +46,11 @@ class Account:
         blind: bool = False,
         strained: tuple[str, ...] = (),
     ) -> Condition:
-        parts = self._parts
+        parts, trouble = self._parts, self._parts.store.trouble
         return condition(
             engines=engines,
             draining=self.draining,
-            disk_full=parts.store.disk_full,
+            storage=trouble.trouble if trouble else "",
             duplicate=parts.announcer.duplicate,
             deaf=(*self.deaf, *parts.pools.refused),
             unwatched=unwatched,

@@ -9,14 +9,20 @@ from edge_agent.control.desk import Desk
 from edge_agent.control.messages import Ask, Reply, decode_reply
 from edge_agent.control.server import beside
 from edge_agent.errors import Code, EdgeAgentError, SettingsError
-from edge_agent.jobs.database import DamagedError, SchemaTooNewError, StorageError
+from edge_agent.jobs.database import DamagedError, LockedError, SchemaTooNewError, StorageError
 from edge_agent.jobs.queue import Queue
 from edge_agent.state_dir import locked
 
 ANSWER_S = 30.0
 """More than the agent takes at most."""
+LOCK_S = 30.0
+"""How long another program may hold the queue's lock before we give up."""
 PAUSE_S = 0.1
 REPLY_BYTES_MAX = 64 * 2**20
+
+
+def _silent(_sentence: str) -> None:
+    pass
 
 
 def ask_agent(folder: Path, ask: Ask) -> Reply | None:
@@ -49,31 +55,59 @@ def ask_agent(folder: Path, ask: Ask) -> Reply | None:
     return decode_reply(line)
 
 
-def ask_queue(folder: Path, ask: Ask, *, desk: Desk, age_step_s: float) -> Reply:
+def ask_queue(folder: Path, ask: Ask, *, desk: Desk, age_step_s: float, say: Callable[[str], None] = _silent) -> Reply:
     """Do what is asked on the queue itself, which no agent may have meanwhile.
 
-    Raises EdgeAgentError when there is no queue, somebody has it, or it cannot be used.
+    Another program's lock is waited for, and said. Raises EdgeAgentError when there is no queue, somebody has it for
+    too long, or it cannot be used.
     """
     file = folder / "queue.db"
     try:
         if not file.is_file():
             raise EdgeAgentError(Code.UNKNOWN_JOB, f"{folder} holds no queue; name the agent's settings with --config")
-        with locked(folder), Queue(file, age_step_s=age_step_s) as queue, queue.transaction():
-            reply, _ = desk.answer(queue, ask)
+        with locked(folder):
+            return _patiently(lambda: _answer(file, ask, desk=desk, age_step_s=age_step_s), say)
     except PermissionError:
         raise _not_ours(folder) from None
     except SettingsError as error:
         raise EdgeAgentError(Code.INTERNAL, f"{error}; it does not answer on its control socket: see its log") from None
-    except (SchemaTooNewError, DamagedError, StorageError) as error:
+    except StorageError as error:
+        sentence = f"{file} cannot be used: {error.trouble} ({error}); {error.mend}"
+        raise EdgeAgentError(Code.INTERNAL, sentence) from None
+    except (SchemaTooNewError, DamagedError) as error:
         raise EdgeAgentError(Code.INTERNAL, f"{file} cannot be used: {error}") from None
-    return reply
 
 
-def reach(folder: Path, *, desk: Desk, age_step_s: float) -> Callable[[Ask], Reply]:
-    """Return how to ask: whoever answers, the agent or its queue. A refusal raises EdgeAgentError."""
+def _answer(file: Path, ask: Ask, *, desk: Desk, age_step_s: float) -> Reply:
+    with Queue(file, age_step_s=age_step_s) as queue, queue.transaction():
+        return desk.answer(queue, ask)[0]
+
+
+def _patiently(act: Callable[[], Reply], say: Callable[[str], None]) -> Reply:
+    """Act, again and again while another program holds the lock. Raises LockedError when that takes too long."""
+    end_s, said = time.monotonic() + LOCK_S, False
+    while True:
+        try:
+            return act()
+        except LockedError as error:
+            if time.monotonic() > end_s:
+                raise
+            if not said:
+                say(f"waits: {error.trouble}")
+            said = True
+            time.sleep(PAUSE_S)
+
+
+def reach(
+    folder: Path, *, desk: Desk, age_step_s: float, say: Callable[[str], None] = _silent
+) -> Callable[[Ask], Reply]:
+    """Return how to ask: whoever answers, the agent or its queue. A refusal raises EdgeAgentError.
+
+    `say` is told what is waited for.
+    """
 
     def asking(ask: Ask) -> Reply:
-        reply = ask_agent(folder, ask) or ask_queue(folder, ask, desk=desk, age_step_s=age_step_s)
+        reply = ask_agent(folder, ask) or ask_queue(folder, ask, desk=desk, age_step_s=age_step_s, say=say)
         if reply.error is not None:
             raise EdgeAgentError(reply.error.code, reply.error.message, retry_after_s=reply.error.retry_after_s)
         return reply

@@ -197,8 +197,10 @@ class ControlServer:
         except EdgeAgentError as error:
             return Reply(error=Failure.of(error))
         except TimeoutError:
-            full = EdgeAgentError(Code.STORAGE_FULL, "the disk is full; it may still be done when there is room")
-            return Reply(error=Failure.of(full))
+            trouble = self._store.trouble
+            why = f"{trouble.trouble}; {trouble.mend}" if trouble else "the disk is slow"
+            late = EdgeAgentError(Code.STORAGE_FULL, f"{why}; what was asked may still be done then")
+            return Reply(error=Failure.of(late))
         log.info("control.answered", op=ask.op)
         afterwards()
         return reply

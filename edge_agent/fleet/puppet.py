@@ -121,7 +121,7 @@ class Puppet:
         return condition(
             engines=(self._pretence.engine,),
             draining=False,
-            disk_full=False,
+            storage="",
             duplicate=self._announcer.duplicate,
             strained=self._pretence.strained,
         )

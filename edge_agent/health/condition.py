@@ -11,7 +11,7 @@ def condition(
     *,
     engines: Sequence[EngineStatus],
     draining: bool,
-    disk_full: bool,
+    storage: str,
     duplicate: bool,
     deaf: tuple[str, ...] = (),
     unwatched: tuple[str, ...] = (),
@@ -20,9 +20,9 @@ def condition(
 ) -> Condition:
     """Return how the agent is.
 
-    `strained` says why it holds back, and unloads models if it does; `deaf` what the broker does not let it hear,
-    `unwatched` what it does not let it watch; `blind` whether the connection that watches is refused or lost while the
-    other is not.
+    `storage` says why nothing can be stored, if so; `strained` why it holds back, and unloads models if it does;
+    `deaf` what the broker does not let it hear, `unwatched` what it does not let it watch; `blind` whether the
+    connection that watches is refused or lost while the other is not.
     """
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
@@ -34,8 +34,8 @@ def condition(
     ]
     if not engines:
         reasons.append("no model is served")
-    if disk_full:
-        reasons.append("the disk is full")
+    if storage:
+        reasons.append(storage)
     if duplicate:
         reasons.append("another agent has this id")
     reasons += [f"the broker refuses {topic}" for topic in deaf]
@@ -45,7 +45,7 @@ def condition(
     reasons += strained
     if draining:
         return Condition("draining", tuple(reasons))
-    if disk_full or not engines or all(engine.phase is Phase.FAILED for engine in engines):
+    if storage or not engines or all(engine.phase is Phase.FAILED for engine in engines):
         return Condition("unhealthy", tuple(reasons))
     if any(engine.starts <= 1 for engine in beginning):
         return Condition("starting", tuple(reasons))

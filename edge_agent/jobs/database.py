@@ -25,7 +25,27 @@ class DamagedError(Exception):
 
 
 class StorageError(Exception):
-    """The disk is full or the folder cannot be written; nothing of the transaction happened."""
+    """The file cannot be read or written at the moment, and nothing of the transaction happened. Worth another try.
+
+    `trouble` and `mend` say for people what is wrong and what to do.
+    """
+
+    trouble = "the disk cannot be written"
+    mend = "mend the disk, or the rights of the state folder"
+
+
+class DiskFullError(StorageError):
+    """The disk is full."""
+
+    trouble = "the disk is full"
+    mend = "free disk space"
+
+
+class LockedError(StorageError):
+    """Another program holds the file's lock."""
+
+    trouble = "another program holds the lock of the queue"
+    mend = "let the backup or the sqlite3 that has queue.db open come to its end"
 
 
 def _load_queries() -> dict[str, str]:
@@ -44,10 +64,22 @@ def _load_queries() -> dict[str, str]:
 
 SQL = _load_queries()
 
-_STORAGE_FAULTS = frozenset(
-    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+BUSY_S = 1.0
+"""How long a statement waits for another program's lock. Its owner has other things to say meanwhile."""
+_PASSING: dict[int, type[StorageError]] = {
+    sqlite3.SQLITE_FULL: DiskFullError,
+    sqlite3.SQLITE_BUSY: LockedError,
+    sqlite3.SQLITE_LOCKED: LockedError,
+    sqlite3.SQLITE_PROTOCOL: LockedError,
+    sqlite3.SQLITE_READONLY: StorageError,
+    sqlite3.SQLITE_IOERR: StorageError,
+    sqlite3.SQLITE_CANTOPEN: StorageError,
+    sqlite3.SQLITE_PERM: StorageError,
+}
+_DAMAGE = frozenset(
+    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA}
 )
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""What time does not mend. By their full codes or the first byte of them, see https://sqlite.org/rescode.html."""
 
 
 @contextmanager
@@ -56,11 +88,11 @@ def translated() -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if primary in _STORAGE_FAULTS:
-            raise StorageError(str(error)) from error
-        if primary in _DAMAGE:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if {code, code & 0xFF} & _DAMAGE:
             raise DamagedError(str(error)) from error
+        if (passing := _PASSING.get(code & 0xFF)) is not None:
+            raise passing(str(error)) from error
         raise
 
 
@@ -86,7 +118,9 @@ class Database:
     def __init__(self, file: Path) -> None:
         self._changes: list[Job] = []
         with translated():
-            self.connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, cached_statements=64)
+            self.connection = sqlite3.connect(
+                file, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64
+            )
             try:
                 self._open()
             except BaseException:

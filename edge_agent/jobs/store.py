@@ -8,6 +8,7 @@ arrival.
 import math
 import queue as stdlib_queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from edge_agent.beat import Beat
 from edge_agent.errors import EdgeAgentError
-from edge_agent.jobs.database import StorageError
+from edge_agent.jobs.database import LockedError, StorageError
 from edge_agent.jobs.job import TERMINAL, Job
 from edge_agent.jobs.queue import ROWS_AT_ONCE, Queue
 from edge_agent.log import get_logger
@@ -26,6 +27,10 @@ GROUP_MAX = 256
 """Operations in one transaction: enough to share a sync, few enough to wait only milliseconds for each other."""
 RETRY_S = 1.0
 """How long to wait before what must be written is tried again on a disk that was full."""
+LOCK_S = 30.0
+"""How long another program's lock may keep waiting what could be refused; a backup takes seconds."""
+LOCK_STOP_S = 10.0
+"""How long it is waited for at the end, beyond what whoever stops us waited before."""
 HOUSEKEEPING_S = 60.0
 """How often old jobs are forgotten; sooner when as many have ended as are forgotten at once."""
 
@@ -37,7 +42,8 @@ class Operation(Generic[T]):
     """Something to do inside a transaction.
 
     `act` may raise EdgeAgentError before it has changed anything; that is its outcome. `then` gets the outcome once
-    it is durable. `refuse`, if given, is called instead when the disk takes nothing; without it the operation waits.
+    it is durable. `refuse`, if given, is called instead when the disk takes nothing, or another program holds the lock
+    for more than LOCK_S; without it the operation waits.
     """
 
     act: Callable[[Queue], T]
@@ -56,15 +62,21 @@ class Store:
         keep_finished_s: float,
         keep_finished_jobs: int,
         retry_s: float = RETRY_S,
+        lock_s: float = LOCK_S,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
         self._tell = tell
         self._keep_s = keep_finished_s
         self._keep_jobs = keep_finished_jobs
         self._retry_s = retry_s
+        self._lock_s = lock_s
+        self._monotonic_s = monotonic_s
         self._inbox: stdlib_queue.SimpleQueue[Operation[Any] | None] = stdlib_queue.SimpleQueue()
         self._stop = threading.Event()
-        self._full = False
+        self._trouble: StorageError | None = None
+        self._troubled_s = 0.0
+        self._stopped_s = math.inf
         self._ended = 0
         self._next_due_s = 0.0
         self._next_housekeeping_s = 0.0
@@ -77,9 +89,9 @@ class Store:
         return self._queue.clock.now_s
 
     @property
-    def disk_full(self) -> bool:
-        """Whether the last transaction found no room."""
-        return self._full
+    def trouble(self) -> StorageError | None:
+        """Why the last transaction could not be; None when it was."""
+        return self._trouble
 
     @property
     def waiting(self) -> int:
@@ -94,6 +106,7 @@ class Store:
     def stop(self) -> None:
         """Do everything that waits, then end. Operations added later are never done."""
         self.do(lambda queue: queue.remember_clock())
+        self._stopped_s = self._monotonic_s()
         self._stop.set()
         self._inbox.put(None)
         self._thread.join()
@@ -116,7 +129,7 @@ class Store:
     def ask(self, act: Callable[[Queue], T], *, timeout_s: float = 60.0) -> T:
         """Do something and wait for its outcome.
 
-        Raises EdgeAgentError as `act` did, TimeoutError when the disk stays full; it may still be done later then.
+        Raises EdgeAgentError as `act` did, TimeoutError while the disk takes nothing; it may still be done later then.
         """
         future: Future[T] = Future()
 
@@ -141,10 +154,10 @@ class Store:
                 continue
             try:
                 self._commit(group)
-                self._full = False
             except StorageError as error:
+                self._note(error)
                 held = self._refuse(group, error)
-                if self._stop.is_set():
+                if self._stop.is_set() and not self._waits_at_the_end(error):
                     log.error("store.abandoned", operations=len(held), reason=str(error))
                     break
                 self._stop.wait(self._retry_s)
@@ -181,6 +194,7 @@ class Store:
                 except EdgeAgentError as error:
                     outcomes.append(error)
             released = self._keep_house()
+        self._recovered()
         self._ended += sum(job.state in TERMINAL for job in changes)
         for operation, outcome in zip(group, outcomes, strict=True):
             operation.then(outcome)
@@ -198,11 +212,27 @@ class Store:
             self._next_housekeeping_s = now_s if more else now_s + HOUSEKEEPING_S
         return released > 0
 
+    def _note(self, error: StorageError) -> None:
+        """Say what is wrong, once."""
+        if type(error) is not type(self._trouble):
+            event = "store.locked" if isinstance(error, LockedError) else "store.full"
+            log.error(event, reason=str(error), next=f"{error.mend}; what is running waits to be written")
+        if self._trouble is None:
+            self._troubled_s = self._monotonic_s()
+        self._trouble = error
+
+    def _recovered(self) -> None:
+        if self._trouble is not None:
+            log.info("store.writable", after_s=round(self._monotonic_s() - self._troubled_s, 1))
+        self._trouble = None
+
+    def _waits_at_the_end(self, error: StorageError) -> bool:
+        return isinstance(error, LockedError) and self._monotonic_s() - self._stopped_s < LOCK_STOP_S
+
     def _refuse(self, group: Sequence[Operation[Any]], error: StorageError) -> list[Operation[Any]]:
-        """Answer what can be refused; return the rest, which must wait for room."""
-        if not self._full:
-            log.error("store.full", reason=str(error), next="free disk space; what is running waits to be written")
-        self._full = True
+        """Answer what can be refused; return the rest, which must wait. For a lock all wait first: it ends soon."""
+        if isinstance(error, LockedError) and self._monotonic_s() - self._troubled_s < self._lock_s:
+            return list(group)
         held = []
         for operation in group:
             if operation.refuse is None:

@@ -269,7 +269,7 @@ class Intake:
 
     def _refuse(self, inbound: Inbound, acknowledge: Callable[[], None], error: StorageError) -> None:
         """Answer when the disk takes nothing."""
-        sentence = f"the device cannot store the job ({error}); free space there"
+        sentence = f"the device cannot store the job: {error.trouble} ({error}); {error.mend} there"
         self._confirm(inbound, acknowledge, EdgeAgentError(Code.STORAGE_FULL, sentence, retry_after_s=60.0))
 
     def _reject(self, inbound: Inbound, error: EdgeAgentError) -> None:

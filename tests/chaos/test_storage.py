@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
+import sqlite3
 import subprocess
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from fakes import accept, find
-from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
+from running import PATIENCE_S, AgentProcess, Listener, mosquitto_pub, requester, wait_for
 
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.queue import Queue
@@ -165,6 +167,59 @@ def test_a_stop_on_a_full_disk_is_bounded_and_the_job_runs_again(start, disk, br
         result = running.result(60)
         assert (result.state, result.attempt) == ("succeeded", 2)
     assert agent.stop() == 0
+
+
+@contextmanager
+def somebody_elses_lock(agent):
+    """The write lock of the agent's queue in the hand of another program, as of a backup or of VACUUM."""
+    with closing(sqlite3.connect(agent.state_dir / "queue.db", isolation_level=None, timeout=PATIENCE_S)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("COMMIT")
+
+
+@pytest.mark.engine
+def test_another_programs_lock_costs_time_and_nothing_else(start, broker):
+    """While jobs run, at the stop and at the start: it is said, no attempt is lost, and nobody is refused."""
+    agent = start("")
+
+    def computed(jobs):
+        agent.wait_said("job.computed", jobs)
+        wait_for(lambda: len(agent.said("store.locked")) > len(agent.said("store.writable")), "the lock to be said")
+
+    def is_answered(handle):
+        result = handle.result(PATIENCE_S)
+        return (result.state, result.attempt, result.usage.completion_tokens) == ("succeeded", 1, 200)
+
+    with requester(broker) as client, Listener(broker, "edge/v1/agents/edge-01/evt/+") as evt:
+
+        def running(count):
+            handle = client.submit("edge-01", prompt="Go on", max_tokens=200)
+            agent.wait_said("job.started", count)
+            return handle
+
+        first = running(1)
+        with somebody_elses_lock(agent):
+            second = client.submit("edge-01", prompt="Go on", max_tokens=200)
+            computed(1)
+            evt.wait("presence", health="unhealthy", reason="another program holds the lock of the queue")
+        assert is_answered(first)
+        assert is_answered(second)
+        third = running(3)
+        with somebody_elses_lock(agent):
+            computed(3)
+            agent.process.send_signal(signal.SIGTERM)
+            agent.wait_said("agent.stopping")
+            assert agent.process.poll() is None
+        assert agent.process.wait(PATIENCE_S) == 0
+        assert not agent.said("store.abandoned")
+        assert is_answered(third)
+        with somebody_elses_lock(agent):
+            agent.start()
+            agent.wait_said("store.locked", 3)
+            last = client.submit("edge-01", prompt="Go on", max_tokens=200)
+        assert is_answered(last)
+    assert not agent.said("thread.crashed")
 
 
 @pytest.mark.engine

@@ -16,7 +16,7 @@ def test_a_watching_connection_that_is_refused_is_said_and_costs_no_pool(trouble
         Stand(
             supervisor=Stand(statuses=lambda: [engine]),
             restraint=Stand(reasons=(), in_pools=True),
-            store=Stand(disk_full=False),
+            store=Stand(trouble=None),
             announcer=Stand(duplicate=False),
             pools=Stand(refused=()),
             link=Stand(connected=True),

@@ -32,7 +32,7 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
         ({"engines": [engine(Phase.FAILED)]}, "unhealthy", "phi: is failed"),
         ({"engines": [READY, engine(Phase.FAILED, model="vision")]}, "degraded", "vision: is failed"),
         ({"engines": []}, "unhealthy", "no model is served"),
-        ({"disk_full": True}, "unhealthy", "the disk is full"),
+        ({"storage": "the disk is full"}, "unhealthy", "the disk is full"),
         ({"duplicate": True}, "degraded", "another agent has this id"),
         ({"deaf": ("edge/v1/x",)}, "degraded", "the broker refuses edge/v1/x"),
         ({"unwatched": ("cams/+",)}, "degraded", "the broker refuses the watched topic cams/+"),
@@ -46,9 +46,9 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
         ({"engines": [engine(Phase.UNLOADED)]}, "ready", None),
         ({"engines": [READY, replace(engine(Phase.STARTING), planned=True)]}, "ready", None),
         ({"draining": True}, "draining", None),
-        ({"draining": True, "disk_full": True}, "draining", "the disk is full"),
+        ({"draining": True, "storage": "the disk is full"}, "draining", "the disk is full"),
     ],
 )
 def test_the_worst_that_is_true_with_its_reason(seen, health, reason):
-    found = condition(**{"engines": [READY], "draining": False, "disk_full": False, "duplicate": False} | seen)
+    found = condition(**{"engines": [READY], "draining": False, "storage": "", "duplicate": False} | seen)
     assert (found.health, found.reasons) == (health, () if reason is None else (reason,))

@@ -1,14 +1,15 @@
 """The control socket: what an operator may do, and what rubbish, silence and strangers cost."""
 
+import contextlib
 import json
 import os
 import socket
+import sqlite3
 import stat
 import struct
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import wait_for
 
+from edge_agent.control import caller as caller_module
 from edge_agent.control import server as server_module
 from edge_agent.control.caller import ask_agent, ask_queue, reach
 from edge_agent.control.desk import Desk
@@ -34,6 +36,7 @@ from edge_agent.control.messages import (
 from edge_agent.control.server import CONNECTIONS_MAX, NAME, ControlServer, allowed, beside
 from edge_agent.control.server import PATIENCE_S as CALLER_S
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs import database as database_module
 from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
@@ -248,6 +251,28 @@ def test_without_an_agent_the_queue_itself_is_asked(tmp_path):
         asking(AskState())
 
 
+def test_another_programs_lock_on_the_queue_is_waited_for_and_said(tmp_path, monkeypatch):
+    """A backup that holds the lock costs a moment, and a sentence; one that never ends, the command."""
+    monkeypatch.setattr(database_module, "BUSY_S", 0.01)
+    with Queue(tmp_path / "queue.db") as queue, queue.transaction():
+        accept(queue)
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        said = []
+
+        def say(sentence):
+            said.append(sentence)
+            other.execute("COMMIT")
+
+        asking = reach(tmp_path, desk=desk(), age_step_s=60.0, say=say)
+        assert asking(CancelJob(job_id="job-1")).jobs[0].state == "canceled"
+        assert said == ["waits: another program holds the lock of the queue"]
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(caller_module, "LOCK_S", 0.1)
+        with pytest.raises(EdgeAgentError, match="come to its end"):
+            ask_queue(tmp_path, ListJobs(), desk=desk(), age_step_s=60.0)
+
+
 def test_a_queue_an_agent_has_is_left_alone(tmp_path):
     """An agent that does not answer on its socket, an old one for instance, still has its queue for itself."""
     Queue(tmp_path / "queue.db").close()
@@ -335,7 +360,7 @@ def test_rubbish_is_answered_and_costs_nothing(running, rubbish):
 @given(st.binary(max_size=200))
 def test_bytes_are_a_question_or_a_refusal(line):
     """Nothing else is raised."""
-    with suppress(EdgeAgentError):
+    with contextlib.suppress(EdgeAgentError):
         decode_ask(line)
 
 

@@ -1,5 +1,6 @@
 """The durable queue: who runs next, what becomes of a job in every state, and what survives."""
 
+import contextlib
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs import database
 from edge_agent.jobs import queue as queue_module
-from edge_agent.jobs.database import SCHEMA_VERSION, SQL, DamagedError, SchemaTooNewError, StorageError
+from edge_agent.jobs.database import (
+    SCHEMA_VERSION,
+    SQL,
+    DamagedError,
+    DiskFullError,
+    LockedError,
+    SchemaTooNewError,
+    StorageError,
+    translated,
+)
 from edge_agent.jobs.job import TERMINAL, TRANSITIONS, Failure, JobState, Outcome, PromptTokensDetails, Usage
 from edge_agent.jobs.overview import Demand
 from edge_agent.jobs.queue import CANCELS_MAX, RETRY_FIRST_S, RETRY_MOST_S, ROWS_AT_ONCE, Backlog, Envelope, Queue
@@ -804,6 +814,41 @@ def test_a_damaged_file_is_told_apart(tmp_path, machine, damage):
         file.write_bytes(content)
     with pytest.raises(DamagedError):
         machine.queue(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind"),
+    [
+        ((sqlite3.SQLITE_FULL,), DiskFullError),
+        ((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY, sqlite3.SQLITE_BUSY_SNAPSHOT), LockedError),
+        ((sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL), LockedError),
+        ((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC), StorageError),
+        ((sqlite3.SQLITE_READONLY, sqlite3.SQLITE_READONLY_DBMOVED, sqlite3.SQLITE_CANTOPEN), StorageError),
+        ((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_NOTADB), DamagedError),
+        ((sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA), DamagedError),
+        ((sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISUSE, 0), sqlite3.OperationalError),
+    ],
+)
+def test_what_passes_is_told_from_damage_and_from_our_own_faults(codes, kind):
+    for code in codes:
+        fault = sqlite3.OperationalError("as SQLite says")
+        fault.sqlite_errorcode = code
+        with pytest.raises(kind) as caught, translated():
+            raise fault
+        assert type(caught.value) is kind, code
+
+
+def test_a_locked_file_that_must_be_brought_up_to_date_is_waited_for(tmp_path, machine, monkeypatch):
+    """What opens it is told that the lock passes, and finds nothing half done."""
+    monkeypatch.setattr(database, "BUSY_S", 0.01)
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue.db", isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.executescript(Path(__file__).with_name("schema_1.sql").read_text() + "; PRAGMA user_version = 1")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LockedError):
+            machine.queue(tmp_path)
+        other.execute("COMMIT")
+    machine.queue(tmp_path).close()
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path, machine):

@@ -1,10 +1,14 @@
 """The store's thread: one transaction for all that waits, and nothing said before it is on disk."""
 
+import contextlib
+import sqlite3
 import threading
 
 import pytest
 from fakes import PATIENCE_S, FullDisk, Time, accept, claim, find, flush, request
+from running import wait_for
 
+import edge_agent.jobs.store as store_module
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.queue import Envelope
@@ -34,6 +38,14 @@ def store(queue, told):
     if made._thread.is_alive():
         made.stop()
     queue.close()
+
+
+@pytest.fixture
+def lock(tmp_path, queue):
+    """Another program's connection to the queue, which may hold its lock."""
+    queue._db.connection.execute("PRAGMA busy_timeout = 10")
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue.db", isolation_level=None)) as other:
+        yield other
 
 
 @pytest.fixture
@@ -104,12 +116,12 @@ def test_a_full_disk_refuses_what_can_be_refused_and_keeps_the_rest(store, disk)
     store.put(Operation(store_job("must"), done.append))
     disk.wait_refusals(3)
     assert refused == [("new", "database or disk is full")]
-    assert store.disk_full
+    assert store.trouble.trouble == "the disk is full"
     assert done == []
     disk.full = False
     flush(store)
     assert [job.job_id for job in done] == ["must"]
-    assert not store.disk_full
+    assert store.trouble is None
     assert store.ask(lambda queue: queue.recall("line-3", "new"), timeout_s=PATIENCE_S) is None
 
 
@@ -169,3 +181,62 @@ def test_a_question_nobody_can_answer_ends_in_time(store, disk):
     disk.full = True
     with pytest.raises(TimeoutError):
         store.ask(lambda queue: queue.backlog, timeout_s=0.05)
+
+
+# Another program's lock
+
+
+def test_a_lock_is_waited_for_by_everybody_and_said(store, lock, told):
+    """What could be refused waits too, for it is let go soon; then all is done once, in the order of arrival."""
+    refused, done = [], []
+    store.start()
+    flush(store)
+    lock.execute("BEGIN IMMEDIATE")
+    for name in ("a", "b"):
+        store.put(Operation(store_job(name), lambda job: done.append(job.job_id), refused.append))
+    wait_for(lambda: store.trouble, "the lock to be noticed")
+    assert store.trouble.trouble == "another program holds the lock of the queue"
+    assert (refused, done, told) == ([], [], [])
+    lock.execute("COMMIT")
+    flush(store)
+    assert (refused, done, store.trouble) == ([], ["a", "b"], None)
+
+
+def test_a_lock_that_stays_refuses_what_can_be_refused(queue, lock):
+    store = Store(queue, tell=lambda _: None, keep_finished_s=60, keep_finished_jobs=9, retry_s=0.01, lock_s=0.0)
+    refused, done = [], []
+    store.start()
+    flush(store)
+    lock.execute("BEGIN IMMEDIATE")
+    store.put(Operation(store_job("may"), done.append, refused.append))
+    store.put(Operation(store_job("must"), done.append))
+    wait_for(lambda: refused, "a refusal")
+    assert "lock" in refused[0].trouble
+    lock.execute("COMMIT")
+    store.stop()
+    assert [job.job_id for job in done] == ["must"]
+
+
+def test_a_stop_waits_for_a_lock_and_loses_nothing(store, lock, tmp_path, machine):
+    store.start()
+    flush(store)
+    lock.execute("BEGIN IMMEDIATE")
+    store.do(store_job("a"))
+    wait_for(lambda: store.trouble, "the lock to be noticed")
+    stopping = threading.Thread(target=store.stop)
+    stopping.start()
+    wait_for(store._stop.is_set, "the stop")
+    lock.execute("COMMIT")
+    stopping.join(PATIENCE_S)
+    with machine.queue(tmp_path) as queue:
+        assert find(queue, "a").state is JobState.QUEUED
+
+
+def test_a_lock_that_nobody_lets_go_ends_no_stop(store, lock, monkeypatch):
+    monkeypatch.setattr(store_module, "LOCK_STOP_S", 0.05)
+    store.start()
+    flush(store)
+    lock.execute("BEGIN IMMEDIATE")
+    store.do(store_job("a"))
+    store.stop()
+    assert not store._thread.is_alive()
