@@ -196,7 +196,7 @@ class Preparation:
         if len(images) > limits.images_per_prompt:
             sentence = f"messages: the model takes at most {limits.images_per_prompt} images"
             raise EdgeAgentError(Code.UNSUPPORTED, sentence)
-        files = [self._spool.path(image.sha256) for image in images]
+        files = [self._spool.path(job.client, image.sha256) for image in images]
         if not all(file.exists() for file in files):
             raise EdgeAgentError(Code.IMAGE_MISSING, "messages: an image is gone from the device; send the job again")
         end_s = self._now_s() + JOB_S

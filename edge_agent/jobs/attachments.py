@@ -13,9 +13,9 @@ import binascii
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -35,37 +35,37 @@ class Attached:
     here: Mapping[str, bool]
 
 
-def attach(request: Request, *, spool: Spool, folders: Sequence[Path], held: Collection[str]) -> Attached:
-    """Put the images that came with a request into the spool.
+def attach(request: Request, *, holder: Holder, spool: Spool, folders: Sequence[Path]) -> Attached:
+    """Put the images that came with a requester's request into the spool.
 
-    `folders` are where `file:` URLs may lead; `held` are the hashes of the images this requester has here for other
-    jobs. Raises EdgeAgentError, naming the field, when an image cannot be taken.
+    One that is named by its hash is here when this requester has sent it; what others have sent makes no difference.
+    `holder` says who it is and what their other jobs need, and takes in what this one does; `folders` are where `file:`
+    URLs may lead. Raises EdgeAgentError, naming the field, when an image cannot be taken.
     """
     if not request.images:
         return Attached(request, {})
-    holds = set(held)
     messages = tuple(
-        _named(message, f"messages.{number}", spool=spool, folders=folders, holds=holds)
+        _named(message, replace(holder, field=f"messages.{number}"), spool=spool, folders=folders)
         for number, message in enumerate(request.messages)
     )
     named = request.model_copy(update={"messages": messages})
     hashes = [image.sha256 for image in named.images if isinstance(image, ImageHashPart)]
-    return Attached(named, {sha256: spool.has(sha256) for sha256 in hashes})
+    return Attached(named, {sha256: spool.has(holder.client, sha256) for sha256 in hashes})
 
 
-def _named(message: Message, field: str, *, spool: Spool, folders: Sequence[Path], holds: set[str]) -> Message:
+def _named(message: Message, holder: Holder, *, spool: Spool, folders: Sequence[Path]) -> Message:
     if not message.images:
         return message
     parts: list[Part] = []
     for number, part in enumerate(message.content):
-        at = f"{field}.content.{number}"
+        at = f"{holder.field}.content.{number}"
         if isinstance(part, ImagePart):
-            sha256 = _take(part.url, Holder(holds, f"{at}.image_url"), spool=spool, folders=folders)
-            holds.add(sha256)
+            sha256 = _take(part.url, replace(holder, field=f"{at}.image_url"), spool=spool, folders=folders)
+            holder.hashes.add(sha256)
             parts.append(ImageHashPart(type="image_sha256", sha256=sha256, detail=part.detail))
         elif isinstance(part, ImageHashPart):
-            spool.share(part.sha256, Holder(holds, f"{at}.sha256"))
-            holds.add(part.sha256)
+            spool.share(part.sha256, replace(holder, field=f"{at}.sha256"))
+            holder.hashes.add(part.sha256)
             parts.append(part)
         elif isinstance(part, TextPart):
             parts.append(part)

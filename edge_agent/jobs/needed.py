@@ -37,14 +37,14 @@ class NeededImages:
         """Return the jobs of this client that wait for images, this one among those they need."""
         return self._db.jobs("awaiting", client=client, sha256=sha256)
 
-    def held(self, client: str) -> frozenset[str]:
+    def held(self, client: str) -> set[str]:
         """Return the hashes of the images that the unfinished jobs of this client need."""
-        return frozenset(sha256 for (sha256,) in self._db.rows("held_images", client=client))
+        return {sha256 for (sha256,) in self._db.rows("held_images", client=client)}
 
-    def came(self, sha256: str) -> None:
-        """Note that an image is here; jobs that waited for no other are queued."""
-        self._db.run("image_came", sha256=sha256)
-        self._db.change("complete", sha256=sha256)
+    def came(self, client: str, sha256: str) -> None:
+        """Note that a client has sent an image; jobs of theirs that waited for no other are queued."""
+        self._db.run("image_came", client=client, sha256=sha256)
+        self._db.change("complete", client=client, sha256=sha256)
 
     def next_unprepared(self, model: str, *, ahead: int, passed: Collection[str] = ()) -> Job | None:
         """Return the first job of a model whose images are to be decoded, but for requesters who are `passed`.
@@ -58,8 +58,8 @@ class NeededImages:
         """Let a job be claimed, its images decoded; return False when it has ended meanwhile."""
         return self._db.row("prepared", row=job.row, images=images) is not None
 
-    def needed(self) -> tuple[frozenset[str], frozenset[int]]:
-        """Return the hashes of the images that are needed, and the rows of the jobs that need them; forget others."""
+    def needed(self) -> tuple[frozenset[tuple[str, str]], frozenset[int]]:
+        """Return whose image of which hash is needed, and the rows of the jobs that need them; forget others."""
         self._db.run("forget_images")
-        hashes = frozenset(sha256 for (sha256,) in self._db.rows("needed_images"))
-        return hashes, frozenset(row for (row,) in self._db.rows("jobs_with_images"))
+        images = frozenset((client, sha256) for client, sha256 in self._db.rows("needed_images"))
+        return images, frozenset(row for (row,) in self._db.rows("jobs_with_images"))

@@ -98,12 +98,12 @@ SELECT {job} FROM jobs
  WHERE row IN (SELECT job FROM images WHERE sha256 = :sha256) AND state = 'waiting' AND +client = :client
 
 -- name: image_came
-UPDATE images SET here = 1 WHERE sha256 = :sha256
+UPDATE images SET here = 1 WHERE sha256 = :sha256 AND (SELECT client FROM jobs WHERE row = images.job) = :client
 
 -- name: complete
 UPDATE jobs SET state = 'queued', state_seq = state_seq + 1
  WHERE state = 'waiting' AND row IN (SELECT job FROM images WHERE sha256 = :sha256)
-   AND NOT EXISTS (SELECT 1 FROM images WHERE job = jobs.row AND NOT here)
+   AND +client = :client AND NOT EXISTS (SELECT 1 FROM images WHERE job = jobs.row AND NOT here)
 RETURNING {job}
 
 -- name: next_unprepared
@@ -128,7 +128,7 @@ SELECT DISTINCT images.sha256 FROM images CROSS JOIN jobs ON jobs.row = images.j
 DELETE FROM images WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE row = images.job AND finished_s IS NULL)
 
 -- name: needed_images
-SELECT DISTINCT sha256 FROM images
+SELECT DISTINCT jobs.client, images.sha256 FROM images CROSS JOIN jobs ON jobs.row = images.job
 
 -- name: jobs_with_images
 SELECT DISTINCT job FROM images

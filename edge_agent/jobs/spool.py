@@ -1,8 +1,11 @@
-"""Where the bytes of images lie until no job needs them: one file per content, named by its hash.
+"""Where the bytes of images lie until no job needs them: one file for each content and each who sent it.
 
-`FOLDER/{sha256}` is an image as it was sent, `FOLDER/{sha256}.{parts}/{part}` a part of one that comes in parts,
-`FOLDER/prepared/{row}/` what was decoded for a job. Belongs to the store's thread; what is here when a method returns
-is on the disk, so that a row may speak of it.
+An image belongs to who sent its bytes. Another who sends the same has a file of their own: so nobody uses, counts,
+waits for or removes what is another's, and neither an answer nor its time tells what others have sent.
+
+`FOLDER/{owner}.{sha256}` is an image as it was sent, `FOLDER/{owner}.{sha256}.{parts}/{part}` a part of one that comes
+in parts, `FOLDER/prepared/{row}/` what was decoded for a job; `owner` is made of the client's name. Belongs to the
+store's thread; what is here when a method returns is on the disk, so that a row may speak of it.
 """
 
 import contextlib
@@ -21,21 +24,33 @@ PARTS_MAX = 4096
 PIECE_BYTES = 2**20
 PREPARED = "prepared"
 _NEW = ".new"
-_IMAGE = re.compile(r"[0-9a-f]{64}")
-_PARTS = re.compile(r"([0-9a-f]{64})\.([1-9][0-9]{0,3})")
+_OWNER_DIGITS = 32
+_IMAGE = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{64}")
+_PARTS = re.compile(r"([0-9a-f]{32}\.[0-9a-f]{64})\.([1-9][0-9]{0,3})")
 """Our files and folders; others' that somebody put there are left alone."""
+_SHARED = re.compile(r"[0-9a-f]{64}(\.[1-9][0-9]{0,3})?")
+"""An image or the parts of one as version 0.1.0 kept them: without an owner."""
+
+
+def _named(client: str, sha256: str) -> str:
+    """Return the name of the file that holds an image of a client, whatever the client's name is made of."""
+    return f"{hashlib.sha256(client.encode()).hexdigest()[:_OWNER_DIGITS]}.{sha256}"
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """For whom an image is kept: the hashes of all their unfinished jobs need, and what names the image to them.
+    """Who sends an image: their name, the hashes of all their unfinished jobs need, what names the image to them.
 
-    An image that several need counts in full for each of them, once however many of their jobs need it: so what one
-    may still send depends on nobody else's jobs.
+    An image counts once, however many of their jobs need it.
     """
 
-    hashes: Collection[str]
+    client: str
+    hashes: set[str]
     field: str
+
+    def named(self, sha256: str) -> str:
+        """Return the name of the file that holds an image of theirs."""
+        return _named(self.client, sha256)
 
 
 class Spool:
@@ -52,6 +67,7 @@ class Spool:
         self._image_bytes = image_bytes
         self._sizes: dict[str, int] = {}
         self._parts: dict[tuple[str, int], dict[int, int]] = {}
+        self._shared: set[str] = set()
 
     def open(self) -> None:
         """Make the folder, take stock of it, and remove what was being written or prepared when the agent died.
@@ -69,53 +85,55 @@ class Spool:
                     self._sizes[entry.name] = entry.stat().st_size
                 elif parts := _PARTS.fullmatch(entry.name):
                     self._recall_parts(entry, parts[1], int(parts[2]))
+                elif _SHARED.fullmatch(entry.name):
+                    self._shared.add(entry.name)
 
-    def _recall_parts(self, folder: Path, sha256: str, parts: int) -> None:
+    def _recall_parts(self, folder: Path, name: str, parts: int) -> None:
         for file in folder.iterdir():
             if file.name.endswith(_NEW):
                 file.unlink()
         ours = (file for file in folder.iterdir() if file.name.isdecimal())
-        self._parts[sha256, parts] = {int(file.name): file.stat().st_size for file in ours}
+        self._parts[name, parts] = {int(file.name): file.stat().st_size for file in ours}
 
     @property
     def used_bytes(self) -> int:
         """What images and parts take of the disk."""
         return sum(self._sizes.values()) + sum(size for sizes in self._parts.values() for size in sizes.values())
 
-    def has(self, sha256: str) -> bool:
-        """Return whether an image is here, whole."""
-        return sha256 in self._sizes
+    def has(self, client: str, sha256: str) -> bool:
+        """Return whether an image that this client sent is here, whole."""
+        return _named(client, sha256) in self._sizes
 
-    def path(self, sha256: str) -> Path:
-        """Return where an image lies."""
-        return self._folder / sha256
+    def path(self, client: str, sha256: str) -> Path:
+        """Return where an image of a client lies."""
+        return self._folder / _named(client, sha256)
 
     def prepared(self, row: int) -> Path:
         """Return the folder for what is decoded for a job."""
         return self._folder / PREPARED / str(row)
 
     def share(self, sha256: str, holder: Holder) -> None:
-        """Let a requester have an image that is here already, if it is.
+        """Let a further job of a requester have an image of theirs, if it is here.
 
         Raises EdgeAgentError QUOTA_EXCEEDED when that is too much for them.
         """
-        if self.has(sha256) and sha256 not in holder.hashes:
-            self._check_share(self._sizes[sha256], holder)
+        if self.has(holder.client, sha256) and sha256 not in holder.hashes:
+            self._check_share(self._sizes[holder.named(sha256)], holder)
 
     def add(self, content: bytes, holder: Holder) -> str:
-        """Keep an image; return its hash in hex. One that is here already is not written again.
+        """Keep an image; return its hash in hex. One that they have here already is not written again.
 
         Raises EdgeAgentError STORAGE_FULL, QUOTA_EXCEEDED, or PAYLOAD_TOO_LARGE when it is over `image_bytes`.
         """
         sha256 = hashlib.sha256(content).hexdigest()
-        if self.has(sha256):
+        if self.has(holder.client, sha256):
             self.share(sha256, holder)
             return sha256
         self._make_room(len(content), replaced_bytes=0)
         self._check_share(len(content), holder)
         new = self._folder / f"image{_NEW}"
         with _storing():
-            self._keep(new, sha256, _write(new, [content]))
+            self._keep(new, holder.named(sha256), _write(new, [content]))
         return sha256
 
     def add_pieces(self, pieces: Iterable[bytes], size_bytes: int, holder: Holder) -> str:
@@ -130,18 +148,18 @@ class Spool:
             written_bytes = _write(new, _hashed(pieces, digest))
             sha256 = digest.hexdigest()
             try:
-                if self.has(sha256):
+                if self.has(holder.client, sha256):
                     self.share(sha256, holder)
                 else:
                     self._check_share(written_bytes, holder)
-                    self._keep(new, sha256, written_bytes)
+                    self._keep(new, holder.named(sha256), written_bytes)
             finally:
                 new.unlink(missing_ok=True)
         return sha256
 
-    def _keep(self, new: Path, sha256: str, size_bytes: int) -> None:
-        _settle(new, self.path(sha256))
-        self._sizes[sha256] = size_bytes
+    def _keep(self, new: Path, name: str, size_bytes: int) -> None:
+        _settle(new, self._folder / name)
+        self._sizes[name] = size_bytes
 
     def add_part(self, sha256: str, *, part: int, parts: int, content: bytes, holder: Holder) -> bool:
         """Keep part 1 … `parts` of an image; return whether the image is here, whole, with it.
@@ -149,18 +167,19 @@ class Spool:
         A part that is here already is replaced. Raises EdgeAgentError STORAGE_FULL, QUOTA_EXCEEDED, PAYLOAD_TOO_LARGE,
         or BAD_IMAGE when the parts together have another hash: they are forgotten then.
         """
-        if self.has(sha256):
+        if self.has(holder.client, sha256):
             return True
         if parts == 1:
             if hashlib.sha256(content).hexdigest() != sha256:
                 raise EdgeAgentError(Code.BAD_IMAGE, "sha256: is not the hash of the payload")
             self.add(content, holder)
             return True
-        have = self._parts.get((sha256, parts), {})
+        name = holder.named(sha256)
+        have = self._parts.get((name, parts), {})
         others_bytes = sum(size for number, size in have.items() if number != part)
         self._make_room(others_bytes + len(content), replaced_bytes=others_bytes)
         self._check_share(len(content) - have.get(part, 0), holder)
-        folder = self._folder / f"{sha256}.{parts}"
+        folder = self._folder / f"{name}.{parts}"
         with _storing():
             if not folder.exists():
                 folder.mkdir(mode=0o700)
@@ -168,12 +187,12 @@ class Spool:
             new = folder / f"{part}{_NEW}"
             _write(new, [content])
             _settle(new, folder / str(part))
-        have = self._parts.setdefault((sha256, parts), {})
+        have = self._parts.setdefault((name, parts), {})
         have[part] = len(content)
-        return len(have) == parts and self._join(sha256, parts)
+        return len(have) == parts and self._join(name, sha256, parts)
 
-    def _join(self, sha256: str, parts: int) -> bool:
-        folder = self._folder / f"{sha256}.{parts}"
+    def _join(self, name: str, sha256: str, parts: int) -> bool:
+        folder = self._folder / f"{name}.{parts}"
         digest = hashlib.sha256()
         new = self._folder / f"image{_NEW}"
         pieces = (piece for part in range(1, parts + 1) for piece in _pieces(folder / str(part)))
@@ -181,33 +200,49 @@ class Spool:
             written_bytes = _write(new, _hashed(pieces, digest))
             right = digest.hexdigest() == sha256
             if right:
-                self._keep(new, sha256, written_bytes)
+                self._keep(new, name, written_bytes)
             else:
                 new.unlink()
-            self._drop_parts(sha256, parts)
+            self._drop_parts(name, parts)
         if not right:
             raise EdgeAgentError(Code.BAD_IMAGE, "sha256: the parts together have another hash; send all of them again")
         return True
 
-    def sweep(self, hashes: Collection[str], rows: Collection[int]) -> None:
-        """Remove what no job needs: images and parts whose hash, decoded images whose job is not among these."""
-        for sha256 in [each for each in self._sizes if each not in hashes]:
-            self.path(sha256).unlink(missing_ok=True)
-            del self._sizes[sha256]
-        for sha256, parts in [each for each in self._parts if each[0] not in hashes]:
-            self._drop_parts(sha256, parts)
+    def sweep(self, needed: Collection[tuple[str, str]], rows: Collection[int]) -> None:
+        """Remove what no job needs: images and parts of a client and hash, decoded images of a job not among these."""
+        self._give_out_shared(needed)
+        names = {_named(client, sha256) for client, sha256 in needed}
+        for name in self._sizes.keys() - names:
+            (self._folder / name).unlink(missing_ok=True)
+            del self._sizes[name]
+        for name, parts in [each for each in self._parts if each[0] not in names]:
+            self._drop_parts(name, parts)
         for folder in (self._folder / PREPARED).iterdir():
             if folder.name.isdecimal() and int(folder.name) not in rows:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _drop_parts(self, sha256: str, parts: int) -> None:
-        shutil.rmtree(self._folder / f"{sha256}.{parts}", ignore_errors=True)
-        del self._parts[sha256, parts]
+    def _give_out_shared(self, needed: Collection[tuple[str, str]]) -> None:
+        """Let everybody whose job needs it have an image that an earlier version kept for all; once, at the start."""
+        for client, sha256 in needed if self._shared else ():
+            shared, own = self._folder / sha256, self.path(client, sha256)
+            if sha256 in self._shared and not own.exists():
+                os.link(shared, own)
+                self._sizes[own.name] = shared.stat().st_size
+        for name in self._shared:
+            if "." in name:
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+            else:
+                (self._folder / name).unlink(missing_ok=True)
+        self._shared.clear()
+
+    def _drop_parts(self, name: str, parts: int) -> None:
+        shutil.rmtree(self._folder / f"{name}.{parts}", ignore_errors=True)
+        del self._parts[name, parts]
 
     def _check_share(self, more_bytes: int, holder: Holder) -> None:
-        hashes = frozenset(holder.hashes)
-        held_bytes = sum(self._sizes.get(each, 0) for each in hashes)
-        held_bytes += sum(sum(sizes.values()) for (each, _), sizes in self._parts.items() if each in hashes)
+        names = {holder.named(each) for each in holder.hashes}
+        held_bytes = sum(self._sizes.get(each, 0) for each in names)
+        held_bytes += sum(sum(sizes.values()) for (each, _), sizes in self._parts.items() if each in names)
         if held_bytes + more_bytes > self._requester_quota_bytes:
             most = f"the images of your unfinished jobs may take {self._requester_quota_bytes} bytes here"
             sentence = f"{holder.field}: {most}; send it again when one has ended"

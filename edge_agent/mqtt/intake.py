@@ -162,9 +162,9 @@ class Intake:
     def _attach(self, queue: Queue, request: Request, client: str) -> Attached:
         if not request.images:
             return Attached(request, {})
-        held = queue.images.held(client)
+        holder = Holder(client, queue.images.held(client), "messages")
         try:
-            return attach(request, spool=self._spool, folders=self._images.folders, held=held)
+            return attach(request, holder=holder, spool=self._spool, folders=self._images.folders)
         except EdgeAgentError:
             self._spool.sweep(*queue.images.needed())  # of an image before the one at fault
             raise
@@ -180,11 +180,11 @@ class Intake:
             return _nothing
         try:
             self._check_disk()
-            holder = Holder(queue.images.held(client), "messages")
+            holder = Holder(client, queue.images.held(client), "messages")
             if self._spool.add_part(
                 piece.sha256, part=piece.part, parts=piece.parts, content=piece.content, holder=holder
             ):
-                queue.images.came(piece.sha256)
+                queue.images.came(client, piece.sha256)
         except EdgeAgentError as error:
             if error.code is Code.BAD_IMAGE:  # the right bytes may still come
                 raise

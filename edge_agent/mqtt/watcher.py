@@ -217,7 +217,7 @@ class Watcher:
             model = self._admit(queue, order.request)
             here = {}
             if order.image is not None:
-                holder = Holder(queue.images.held(order.envelope.client), "payload")
+                holder = Holder(order.envelope.client, queue.images.held(order.envelope.client), "payload")
                 here[self._spool.add(order.image, holder)] = True
             job = queue.accept(order.request, order.envelope, model=model, attached=Attached(order.request, here))
         if superseded and here:

@@ -35,9 +35,13 @@ def data_url(content=PNG, head="data:image/png;base64,"):
     return head + base64.b64encode(content).decode()
 
 
+def mine():
+    return Holder("me", set(), "messages")
+
+
 def refusal(spool, url, folders=()):
     with pytest.raises(EdgeAgentError) as refused:
-        attach(asked(url), spool=spool, folders=folders, held=())
+        attach(asked(url), spool=spool, folders=folders, holder=mine())
     assert refused.value.message.startswith(f"{FIELD}: ")
     return refused.value
 
@@ -46,9 +50,9 @@ def refusal(spool, url, folders=()):
 def test_a_data_url_becomes_the_hash_of_what_it_holds(spool, head):
     """And its detail stays; what is stored is a request that parses again."""
     given = asked({"url": data_url(head=head), "detail": "low"}, data_url())
-    attached = attach(given, spool=spool, folders=(), held=())
+    attached = attach(given, spool=spool, folders=(), holder=mine())
     assert attached.here == {SHA256: True}
-    assert spool.path(SHA256).read_bytes() == PNG
+    assert spool.path("me", SHA256).read_bytes() == PNG
     stored = Request.model_validate_json(attached.request.to_json())
     assert [(image.sha256, image.detail) for image in stored.images] == [(SHA256, "low"), (SHA256, "auto")]
     assert "base64" not in attached.request.to_json()
@@ -57,10 +61,12 @@ def test_a_data_url_becomes_the_hash_of_what_it_holds(spool, head):
 def test_a_hash_is_looked_up(spool):
     parts = [
         {"type": "image_sha256", "sha256": "f" * 64},
-        {"type": "image_sha256", "sha256": spool.add(PNG, Holder((), "x"))},
+        {"type": "image_sha256", "sha256": spool.add(PNG, mine())},
     ]
     given = request(prompt=None, messages=[{"role": "user", "content": parts}])
-    assert attach(given, spool=spool, folders=(), held=()).here == {"f" * 64: False, SHA256: True}
+    assert attach(given, spool=spool, folders=(), holder=mine()).here == {"f" * 64: False, SHA256: True}
+    theirs = Holder("somebody", set(), "messages")
+    assert attach(given, spool=spool, folders=(), holder=theirs).here == {"f" * 64: False, SHA256: False}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("host", ["", "localhost"])
 def test_a_file_below_an_allowed_folder_is_taken(spool, folder, host):
-    attached = attach(asked(f"file://{host}{folder}/door/a%20b.png"), spool=spool, folders=(folder,), held=())
+    attached = attach(asked(f"file://{host}{folder}/door/a%20b.png"), spool=spool, folders=(folder,), holder=mine())
     assert attached.here == {SHA256: True}
 
 
@@ -149,5 +155,5 @@ def test_the_request_stays_what_it_was(spool):
     """What makes two requests the same is what was sent, not how it is stored."""
     given = asked(data_url())
     before = json.loads(given.to_json())
-    attach(given, spool=spool, folders=(), held=())
+    attach(given, spool=spool, folders=(), holder=mine())
     assert json.loads(given.to_json()) == before

@@ -3,10 +3,14 @@
 import base64
 import hashlib
 import json
+import tempfile
 from functools import partial
+from pathlib import Path
 
 import pytest
 from fakes import ANSWER, ENGINE_DIED, PATIENCE_S, FakeRoster, FullDisk, Time, counts, flush, request
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_agent.errors import Code
 from edge_agent.jobs.job import JobState, Outcome
@@ -41,7 +45,17 @@ class FakeOutbox:
 class Desk:
     """An intake with a real store behind it; `journal` holds in order what left it."""
 
-    def __init__(self, folder, *, roster=None, free_bytes=10**9, folders=(), share_bytes=10_000, **settings):
+    def __init__(
+        self,
+        folder,
+        *,
+        roster=None,
+        free_bytes=10**9,
+        folders=(),
+        share_bytes=10_000,
+        quota_bytes=10_000,
+        **settings,
+    ):
         self.journal = []
         self.machine = Time()
         self.queue = self.machine.queue(folder)
@@ -54,7 +68,9 @@ class Desk:
             retry_s=0.01,
         )
         self.pace = Pace()
-        self.spool = Spool(folder / "images", quota_bytes=10_000, requester_quota_bytes=share_bytes, image_bytes=8_000)
+        self.spool = Spool(
+            folder / "images", quota_bytes=quota_bytes, requester_quota_bytes=share_bytes, image_bytes=8_000
+        )
         self.spool.open()
         self.intake = Intake(
             topics=TOPICS,
@@ -456,7 +472,9 @@ def seeing(tmp_path):
 
 
 def files(desk):
-    return sorted(file.name for file in desk.spool.path("").rglob("*") if file.is_file())
+    """Return the hashes of the images that lie there, each once for everybody who sent it."""
+    folder = desk.spool.path("line-3", SHA256).parent
+    return sorted(file.name.rpartition(".")[2] for file in folder.rglob("*") if file.is_file())
 
 
 def test_a_job_with_its_images_is_queued_and_their_bytes_are_on_disk(seeing):
@@ -485,11 +503,14 @@ def test_a_job_whose_images_are_uploaded_apart_waits_for_them(seeing):
     assert files(seeing) == sorted([SHA256, other])
 
 
-def test_a_waiting_job_is_queued_by_an_image_that_came_for_another(seeing):
-    seeing.take("job", about(named()))
-    seeing.take("job", about(named()), client="somebody")
-    told = seeing.take("image", PHOTO, client="somebody")
-    assert told.count(("told", "job-1", JobState.QUEUED)) == 2
+def test_an_image_completes_every_job_of_its_sender_and_nobody_elses(seeing):
+    """Another who sends it too has it as well."""
+    for client, job_id in (("line-3", "job-1"), ("line-3", "job-2"), ("somebody", "theirs")):
+        seeing.take("job", about(named()) | {"job_id": job_id}, client=client)
+    queued = [("told", name, JobState.QUEUED) for name in ("job-1", "job-2")]
+    assert [each for each in seeing.take("image", PHOTO) if each[0] == "told"] == queued
+    assert seeing.find("theirs", "somebody").state is JobState.WAITING
+    assert ("told", "theirs", JobState.QUEUED) in seeing.take("image", PHOTO, client="somebody")
 
 
 @pytest.mark.parametrize(
@@ -578,7 +599,7 @@ def test_images_beyond_the_quota_are_refused_until_a_job_has_ended(seeing):
 
 
 def test_images_beyond_a_requesters_share_are_refused_by_field_until_a_job_has_ended(tmp_path):
-    """Sent with a job, named in it or uploaded; another requester's are taken meanwhile."""
+    """Sent with a job or uploaded; another requester's are taken meanwhile, and are nothing to the first."""
     with Desk(tmp_path, roster=FakeRoster("phi", images=4), share_bytes=5000) as desk:
         more = PHOTO + b"2"
         by_hash = named(hashlib.sha256(more).hexdigest())
@@ -592,10 +613,61 @@ def test_images_beyond_a_requesters_share_are_refused_by_field_until_a_job_has_e
         assert (error["code"], error["message"][:31]) == (Code.QUOTA_EXCEEDED, "messages.0.content.2.image_url:")
         told = desk.take("job", about(inline(more)) | {"job_id": "theirs"}, client="somebody")
         assert ("told", "theirs", JobState.QUEUED) in told
-        _, error = refusal(desk.take("job", about(by_hash) | {"job_id": "fifth"}))
-        assert (error["code"], error["message"][:28]) == (Code.QUOTA_EXCEEDED, "messages.0.content.1.sha256:")
+        assert ("told", "fifth", JobState.WAITING) in desk.take("job", about(by_hash) | {"job_id": "fifth"})
         desk.take("cancel", {"job_id": "second"})
         assert ("told", "last", JobState.QUEUED) in desk.take("job", about(inline(more)) | {"job_id": "last"})
+
+
+IMAGES = [PHOTO + bytes([number]) for number in range(2)]
+HASHES = [hashlib.sha256(image).hexdigest() for image in IMAGES]
+
+
+def bring(which, part, parts, content):
+    """Return what uploads a part of an image, or other bytes in its name."""
+    user = {"sha256": HASHES[which], "part": str(part), "parts": str(parts)}
+    return "image", content, {"user": user}
+
+
+def steps():
+    """Return what one may do: jobs with images inside or by hash, uploads right and wrong, cancels, questions."""
+    which, job_id = st.integers(0, 1), st.sampled_from(["j-1", "j-2", "j-3"])
+    name = lambda fields, job_id: ("job", fields | {"job_id": job_id, "max_tokens": 9}, {})  # noqa: E731
+    return st.one_of(
+        st.builds(lambda n, job_id: name(about(named(HASHES[n])), job_id), which, job_id),
+        st.builds(lambda n, job_id: name(about(inline(IMAGES[n])), job_id), which, job_id),
+        st.builds(lambda n: bring(n, 1, 1, IMAGES[n]), which),
+        st.builds(lambda n: bring(n, 1, 2, IMAGES[n][:1000]), which),
+        st.builds(lambda n: bring(n, 2, 2, IMAGES[n][1000:]), which),
+        st.builds(lambda n, parts: bring(n, 1, parts, b"guessed"), which, st.integers(1, 2)),
+        st.builds(lambda job_id: ("cancel", {"job_id": job_id}, {}), job_id),
+        st.builds(lambda job_id: ("status", {"job_id": job_id}, {}), job_id),
+        st.just(("sweep", None, {})),
+    )
+
+
+def lived(folder, script):
+    """Return all that one requester is told while a script runs, and what their jobs wait for in the end."""
+    told = []
+    with Desk(folder, roster=FakeRoster("phi", images=4), share_bytes=5000, quota_bytes=10**6) as desk:
+        for client, (command, body, properties) in script:
+            if command == "sweep":
+                desk.ask(lambda queue: desk.spool.sweep(*queue.images.needed()))
+                continue
+            sent = body | {"job_id": f"{client}-{body['job_id']}"} if isinstance(body, dict) else body
+            left = [each for each in desk.take(command, sent, client=client, **properties) if each[0] != "acked"]
+            told += [each for each in left if client == "bob" or (each[0] != "said" and each[1].startswith("bob"))]
+        jobs = [desk.find(f"bob-j-{number}", "bob") for number in (1, 2, 3)]
+        waits = [desk.ask(lambda queue, job=job: queue.images.missing(job)) for job in jobs if job]
+        return told, [job and job.state for job in jobs], waits
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["alice", "bob"]), steps()), min_size=12, max_size=24))
+def test_what_one_is_told_of_images_tells_nothing_of_what_another_has_sent(script):
+    """Whatever both do: without the other everything is the same, word for word."""
+    alone = [(client, step) for client, step in script if client == "bob" or step[0] == "sweep"]
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        assert lived(Path(one), script) == lived(Path(two), alone)
 
 
 # Requesters

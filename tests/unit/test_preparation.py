@@ -53,7 +53,7 @@ class Lab:
     def ask(self, client, *kinds, model="phi"):
         """Store a job with these images."""
         self.jobs += 1
-        name, holder = f"{client}-{self.jobs}", Holder((), "payload")
+        name, holder = f"{client}-{self.jobs}", Holder(client, set(), "payload")
         contents = [b"%s %s %d" % (kind, name.encode(), number) for number, kind in enumerate(kinds)]
         hashes = [self.spool.add(content, holder) for content in contents]
         parts = [{"type": "image_sha256", "sha256": sha256} for sha256 in hashes]

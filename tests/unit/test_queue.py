@@ -390,7 +390,7 @@ def test_statements_allow_exactly_the_transitions_of_the_table(queue, source, ta
         if target is JobState.RUNNING:
             queue.claim("phi", idle=True)
         elif target is JobState.QUEUED and source is JobState.WAITING:
-            queue.images.came("a" * 64)
+            queue.images.came("line-3", "a" * 64)
         elif target is JobState.QUEUED:
             queue.requeue(job, give_back=False)
         else:

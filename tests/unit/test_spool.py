@@ -9,8 +9,13 @@ from edge_agent.jobs.spool import Holder, Spool
 
 PHOTO = bytes(range(256)) * 8
 SHA256 = hashlib.sha256(PHOTO).hexdigest()
-NEW = Holder((), "image")
-"""Somebody who has no image here."""
+NEW = Holder("me", set(), "image")
+"""Somebody who needs no image yet."""
+
+
+def lying(sha256, client="me"):
+    """Return the name of the file with an image of a client."""
+    return f"{hashlib.sha256(client.encode()).hexdigest()[:32]}.{sha256}"
 
 
 def opened(folder, **bounds):
@@ -32,9 +37,9 @@ def files(folder):
 
 def test_an_image_is_kept_once_and_over_a_restart(spool, tmp_path):
     assert spool.add(PHOTO, NEW) == spool.add(PHOTO, NEW) == SHA256
-    assert files(tmp_path) == [SHA256]
+    assert files(tmp_path) == [lying(SHA256)]
     again = opened(tmp_path)
-    assert again.has(SHA256)
+    assert again.has("me", SHA256)
     assert again.used_bytes == len(PHOTO)
 
 
@@ -46,8 +51,8 @@ def test_parts_make_an_image_in_any_order_repeated_and_over_a_restart(spool, tmp
     again = opened(tmp_path)
     assert again.used_bytes == len(PHOTO) - len(pieces[order[-1]])
     assert again.add_part(SHA256, part=order[-1], parts=3, content=pieces[order[-1]], holder=NEW)
-    assert again.path(SHA256).read_bytes() == PHOTO
-    assert files(tmp_path) == [SHA256]
+    assert again.path("me", SHA256).read_bytes() == PHOTO
+    assert files(tmp_path) == [lying(SHA256)]
     assert again.add_part(SHA256, part=1, parts=3, content=b"late repeat", holder=NEW)
 
 
@@ -71,7 +76,7 @@ def test_what_is_over_the_quota_is_refused_until_there_is_room(tmp_path):
     with pytest.raises(EdgeAgentError, match="room"):
         spool.add_part("0" * 64, part=1, parts=9, content=bytes(1000), holder=NEW)
     spool.sweep((), ())
-    assert spool.has(spool.add(PHOTO[::-1], NEW))
+    assert spool.has("me", spool.add(PHOTO[::-1], NEW))
 
 
 def pieces(content):
@@ -84,7 +89,7 @@ def test_what_is_over_the_share_of_one_requester_is_refused_however_it_comes(tmp
     spool = opened(tmp_path, requester_quota_bytes=3000)
     other = PHOTO[::-1]
     sha256 = hashlib.sha256(other).hexdigest()
-    full = Holder((spool.add(PHOTO, NEW), sha256), "messages.0.content.1.image_url")
+    full = Holder("me", {spool.add(PHOTO, NEW), sha256}, "messages.0.content.1.image_url")
 
     def bring(holder):
         match way:
@@ -100,18 +105,18 @@ def test_what_is_over_the_share_of_one_requester_is_refused_however_it_comes(tmp
     with pytest.raises(EdgeAgentError, match=r"^messages\.0\.content\.1\.image_url: .* 3000 bytes") as refused:
         bring(full)
     assert (refused.value.code, refused.value.retryable) == (Code.QUOTA_EXCEEDED, True)
-    assert files(tmp_path) == [SHA256]
-    assert bring(NEW)
+    assert files(tmp_path) == [lying(SHA256)]
+    assert bring(Holder("you", set(), "image"))
 
 
-def test_an_image_that_several_need_counts_once_for_each_of_them(tmp_path):
-    """Again it takes nothing of a requester's share; another's it takes in full, also when they only name it."""
+def test_an_image_that_several_jobs_need_counts_once(tmp_path):
+    """Again it takes nothing of a requester's share; beside another of theirs it counts in full."""
     spool = opened(tmp_path, requester_quota_bytes=3000)
-    theirs = Holder((spool.add(PHOTO, NEW),), "image")
+    theirs = Holder("me", {spool.add(PHOTO, NEW)}, "image")
     assert spool.add(PHOTO, theirs) == spool.add_pieces(pieces(PHOTO), len(PHOTO), theirs) == SHA256
     spool.share(SHA256, theirs)
     spool.share("0" * 64, theirs)
-    elsewhere = Holder((spool.add(PHOTO[::-1], NEW),), "image")
+    elsewhere = Holder("me", {spool.add(PHOTO[::-1], NEW)}, "image")
     for take in (
         lambda: spool.add(PHOTO, elsewhere),
         lambda: spool.add_pieces(pieces(PHOTO), len(PHOTO), elsewhere),
@@ -124,7 +129,7 @@ def test_an_image_that_several_need_counts_once_for_each_of_them(tmp_path):
 def test_parts_count_however_an_image_is_cut(tmp_path):
     """Sent as two parts, as three and as four, it is held three times; a part sent again is not."""
     spool = opened(tmp_path, requester_quota_bytes=3000)
-    theirs = Holder((SHA256,), "sha256")
+    theirs = Holder("me", {SHA256}, "sha256")
     for parts in (2, 3, 3):
         spool.add_part(SHA256, part=1, parts=parts, content=PHOTO[:1024], holder=theirs)
     with pytest.raises(EdgeAgentError, match=r"^sha256: the images of your unfinished jobs"):
@@ -148,18 +153,47 @@ def test_a_sweep_removes_what_no_job_needs(spool, tmp_path):
     for row in (7, 8):
         spool.prepared(row).mkdir()
         (spool.prepared(row) / "0").write_bytes(b"rgb")
-    spool.sweep({other}, {8})
-    assert files(tmp_path) == [other, "prepared/8/0"]
+    spool.sweep({("me", other)}, {8})
+    assert files(tmp_path) == [lying(other), "prepared/8/0"]
     (tmp_path / "images" / "image.new").write_bytes(b"half")
     opened(tmp_path)
-    assert files(tmp_path) == [other]
+    assert files(tmp_path) == [lying(other)]
+
+
+def test_what_one_sends_and_lets_go_is_nothing_to_another(spool, tmp_path):
+    """The same bytes from two are two files, whole or in parts; each goes when its own sender needs it no more."""
+    you = Holder("you", set(), "image")
+    assert spool.add(PHOTO, NEW) == spool.add(PHOTO, you)
+    assert not spool.has("somebody", SHA256)
+    assert not spool.add_part(SHA256, part=1, parts=2, content=PHOTO[:9], holder=Holder("somebody", set(), "image"))
+    assert not spool.add_part(SHA256, part=2, parts=2, content=PHOTO[9:], holder=Holder("other", set(), "image"))
+    with pytest.raises(EdgeAgentError, match="is not the hash of the payload"):
+        spool.add_part(SHA256, part=1, parts=1, content=b"guessed", holder=Holder("other", set(), "image"))
+    assert spool.used_bytes == 3 * len(PHOTO)
+    spool.sweep({("you", SHA256)}, ())
+    assert files(tmp_path) == [lying(SHA256, "you")]
+    assert spool.path("you", SHA256).read_bytes() == PHOTO
+
+
+def test_what_an_earlier_version_kept_goes_to_those_who_need_it(tmp_path):
+    """It lay under its hash alone; parts begin anew."""
+    folder = tmp_path / "images"
+    (folder / f"{'1' * 64}.2").mkdir(parents=True)
+    (folder / f"{'1' * 64}.2" / "1").write_bytes(b"part")
+    (folder / SHA256).write_bytes(PHOTO)
+    (folder / ("2" * 64)).write_bytes(b"nobody's")
+    spool = opened(tmp_path)
+    spool.sweep({("me", SHA256), ("you", SHA256), ("me", "1" * 64)}, ())
+    assert files(tmp_path) == sorted(lying(SHA256, client) for client in ("me", "you"))
+    assert spool.used_bytes == opened(tmp_path).used_bytes == 2 * len(PHOTO)
+    assert spool.path("you", SHA256).read_bytes() == PHOTO
 
 
 def test_what_is_not_ours_is_left_alone(spool, tmp_path):
     (tmp_path / "images" / "lost+found").mkdir()
     (tmp_path / "images" / "note").write_text("mine")
     spool.add_part("0" * 64, part=1, parts=2, content=b"x", holder=NEW)
-    (tmp_path / "images" / f"{'0' * 64}.2" / ".nfs0001").write_text("the file server's")
+    (tmp_path / "images" / f"{lying('0' * 64)}.2" / ".nfs0001").write_text("the file server's")
     again = opened(tmp_path)
     assert again.used_bytes == 1
     again.prepared("note").mkdir()

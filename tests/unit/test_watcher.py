@@ -142,8 +142,9 @@ def test_an_older_image_gives_way_in_a_rules_share_and_stays_where_that_is_not_e
         assert counts(tower.queue) == {"queued": 2}
         assert tower.queue.backlog.jobs == 2
         needed, _ = tower.ask(lambda queue: queue.images.needed())
-        assert sorted(needed) == sorted(hashlib.sha256(jpeg(number)).hexdigest() for number in (0, 2))
-        assert all(tower.spool.has(each) for each in needed)
+        hashes = sorted(hashlib.sha256(jpeg(number)).hexdigest() for number in (0, 2))
+        assert sorted(needed) == [("watch:sensor", each) for each in hashes]
+        assert all(tower.spool.has(*each) for each in needed)
 
 
 def test_what_runs_is_never_superseded(tmp_path):
@@ -279,8 +280,9 @@ def test_images_of_superseded_jobs_leave_the_disk(tmp_path):
         (job,) = tower.queue.overview.first("phi", 9)
         ((image, text),) = [json.loads(job.request)["messages"][-1]["content"]]
         assert text == {"type": "text", "text": "What is this?"}
-        assert tower.spool.path(image["sha256"]).read_bytes() == jpeg(99)
-        assert [file.name for file in (tmp_path / "images").iterdir() if file.is_file()] == [image["sha256"]]
+        lying = tower.spool.path("watch:sensor", image["sha256"])
+        assert lying.read_bytes() == jpeg(99)
+        assert [file for file in (tmp_path / "images").iterdir() if file.is_file()] == [lying]
 
 
 def test_an_image_too_large_or_one_too_many_is_counted(tmp_path):
