@@ -7,7 +7,7 @@ from edge_agent.engine.messages import Finished, FinishReason, Generation, Guide
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
 from edge_agent.jobs.prepared import Prepared, decode
-from edge_agent.jobs.request import Request
+from edge_agent.jobs.request import Request, stored
 from edge_agent.jobs.response_format import ResponseFormat
 from edge_agent.mqtt.chunks import ChunkStream
 
@@ -50,8 +50,8 @@ class Attempt:
 
     @property
     def generation(self) -> Generation:
-        """What the engine is asked."""
-        request = Request.model_validate_json(self.job.request or "")
+        """What the engine is asked. Raises EdgeAgentError BAD_REQUEST when this version would not accept the job."""
+        request = stored(self.job.request)
         return Generation(
             job_id=self.id,
             turns=_turns(request, self.images),

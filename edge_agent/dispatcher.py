@@ -277,9 +277,14 @@ class Dispatcher:
             load_ms=waited_s * 1000,
             begun_lane_s=lanes.lane_s,
         )
+        try:
+            start = Start(run.generation)
+        except EdgeAgentError as error:
+            self._endings.fail(run, error)
+            return
         lanes.running[run.id] = run
         lanes.engine = process
-        process.start(Start(run.generation))
+        process.start(start)
         log.info("job.started", job_id=job.job_id, client=job.client, row=job.row, attempt=job.attempt)
 
     def _hear(self, lanes: Lanes, model: str, event: Event) -> None:

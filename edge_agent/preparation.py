@@ -20,7 +20,7 @@ from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError
 from edge_agent.jobs.job import TERMINAL, Failure, ImageUse, Job
 from edge_agent.jobs.prepared import Prepared, encode
 from edge_agent.jobs.queue import Queue
-from edge_agent.jobs.request import ImageHashPart, Request
+from edge_agent.jobs.request import ImageHashPart, stored
 from edge_agent.jobs.shares import Shares
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
@@ -191,7 +191,7 @@ class Preparation:
 
     def _develop(self, job: Job, folder: Path, limits: Limits) -> tuple[Prepared, ...]:
         """Decode a job's images. Raises EdgeAgentError when they cannot be used, FullError, OSError."""
-        request = Request.model_validate_json(job.request or "")
+        request = stored(job.request)
         images = [image for image in request.images if isinstance(image, ImageHashPart)]
         if len(images) > limits.images_per_prompt:
             sentence = f"messages: the model takes at most {limits.images_per_prompt} images"

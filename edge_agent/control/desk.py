@@ -20,7 +20,7 @@ from edge_agent.control.messages import (
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.queue import ROWS_AT_ONCE, Envelope, Queue
-from edge_agent.jobs.request import Request
+from edge_agent.jobs.request import Request, stored
 from edge_agent.mqtt.order_payloads import ModelOrder
 from edge_agent.mqtt.payloads import JobEvent, Result
 from edge_agent.mqtt.speech import Speech
@@ -110,7 +110,7 @@ class Desk:
             raise EdgeAgentError(Code.BAD_REQUEST, f"job_id: has not ended, it is {job.state}; cancel it first")
         if job.request is None:
             raise EdgeAgentError(Code.UNSUPPORTED, "job_id: its prompt was erased (privacy.keep_text)")
-        request = Request.model_validate_json(job.request)
+        request = stored(job.request)
         if request.images:
             raise EdgeAgentError(
                 Code.UNSUPPORTED, "job_id: had images, which are not kept; let its client send it again"

@@ -47,7 +47,10 @@ class ModelSpec:
 class LoadedModel(Protocol):
     """A model in memory, answering generations step by step.
 
-    `start` may be called whenever fewer than `limits.parallel` generations are under way.
+    `start` may be called whenever fewer than `limits.parallel` generations are under way. Whatever goes wrong in one
+    generation ends that one, see contained.py, and gives back what it held: no method raises for it but `start`, and
+    that an EdgeAgentError. Anything else that is raised means that the next step is impossible for everybody, and
+    ends the engine.
     """
 
     @property
@@ -72,12 +75,15 @@ class LoadedModel(Protocol):
         """Advance every decoding generation by one token and compute at most one piece of a prompt, see Turns.
 
         The work is done while the events are iterated, each yielded as it happens: a `Progress` comes *before* the
-        call it announces. Iterate to the end. Nothing to do gives no events. An error in one generation is a
-        `Failed` event, not an exception; an exception means the engine is broken.
+        call it announces. Iterate to the end. Nothing to do gives no events. What goes wrong in one generation is a
+        `Failed` event. Raises BrokenError when a call that computes all of them together fails.
         """
 
     def cancel(self, job_id: JobId) -> Iterable[Event]:
-        """Stop a generation: its `Finished` event with reason `canceled`, or nothing if it is not under way."""
+        """Stop a generation: its `Finished` event with reason `canceled`, or nothing if it is not under way.
+
+        `Failed` when even that goes wrong.
+        """
 
     def close(self) -> None:
         """Free the model."""

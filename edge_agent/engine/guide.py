@@ -7,13 +7,15 @@ vocabulary of 32,064: a repetition of a wide character class costs 4 ms per coun
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from edge_agent.engine.grammar import circular, endless
+from edge_agent.engine.grammar import circular, endless, pointed
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs import json_schema
+from edge_agent.jobs.json_schema import COUNTS, NAMED, NUMBERS, SCHEMA, SCHEMAS
 
 GUIDE_BYTES_MAX = 16_384
 DEPTH_MAX = 32
@@ -31,19 +33,12 @@ RULES_MAX = 256
 OPTIONAL_MAX = 24
 """Question marks in one expression: each may begin at any later one."""
 
-_ANNOTATIONS = frozenset(
-    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
-    | {"$schema", "$id", "$comment", "$anchor"}
-)
-_PLAIN = frozenset({"type", "required", "enum", "const", "$ref", "format"})
-_NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+_ANNOTATIONS = frozenset({"default", "examples", "$schema", "$id", "$comment", "$anchor"} | json_schema.FLAGS)
+_PLAIN = frozenset({"title", "description", "type", "required", "const", "$ref"})
 _COUNTS: Mapping[str, int] = {
+    **dict.fromkeys(COUNTS, ITEMS_MAX),
     **dict.fromkeys(("minLength", "maxLength"), COUNT_MAX),
-    **dict.fromkeys(("minItems", "maxItems", "minProperties", "maxProperties"), ITEMS_MAX),
 }
-_SCHEMA = frozenset({"items", "additionalProperties", "propertyNames"})
-_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_NAMED = frozenset({"properties", "$defs", "definitions", "patternProperties"})
 _FORMATS = frozenset(
     {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
     | {"uri", "uri-reference", "uri-template", "json-pointer", "relative-json-pointer"}
@@ -87,78 +82,66 @@ def _check_grammar(text: str) -> None:
 def _check_schema(text: str) -> None:
     try:
         schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        json_schema.check(schema)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema is no JSON") from error
-    budget, references = _Budget(), set[str]()
+    except ValueError as error:
+        raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {error}") from error
+    budget, references, seen = _Budget(), set[str](), set[int]()
     waiting = [(schema, 1)]
     while waiting:
         each, depth = waiting.pop()
         budget.node(depth)
         if isinstance(each, bool):
             continue  # anything, or nothing
-        if not isinstance(each, dict):
-            _refuse("a schema must be an object")
-        if isinstance(reference := each.get("$ref"), str):
-            references.add(reference)
+        seen.add(id(each))
+        if "$ref" in each:
+            references.add(each["$ref"])
         waiting += [(inner, depth + 1) for inner in _inner_schemas(each, budget)]
     budget.settle()
+    for target in (pointed(schema, reference) for reference in references):
+        if target is not None and not isinstance(target, bool) and id(target) not in seen:
+            _refuse("a $ref must lead to a schema; mend it")
     if circular(schema, references):
         _refuse("a $ref leads to nothing but itself; mend it")
 
 
 def _inner_schemas(schema: Mapping[str, Any], budget: "_Budget") -> Iterator[Any]:
-    """Check a schema's own keywords and return the schemas in it."""
+    """Check a schema's own keywords against the bounds and return the schemas in it."""
     for keyword, value in schema.items():
         budget.node(1)
-        if keyword in _COUNTS:
-            _check_count(keyword, value)
-        elif keyword in _SCHEMA:
+        if keyword in SCHEMA:
             yield value
-        elif keyword in _SCHEMAS:
-            yield from _list(keyword, value)
-        elif keyword in _NAMED:
-            yield from _named(keyword, value, budget)
+        elif keyword in SCHEMAS:
+            if keyword == "allOf" and len(value) > 1:
+                _refuse("allOf of several is not supported in a schema; merge them", Code.UNSUPPORTED)
+            yield from value
+        elif keyword in NAMED:
+            if keyword == "patternProperties":
+                budget.expanded |= {(keyword, name, _check_expression(name)) for name in value}
+            yield from value.values()
         else:
             _check_value(keyword, value, budget)
     lengths = (schema.get("minLength", 0), schema.get("maxLength", 0))
     budget.expanded.add(("length", str(lengths), max(lengths)))
 
 
-def _check_count(keyword: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _COUNTS[keyword]:
-        _refuse(f"{keyword} must be a whole number from 0 to {_COUNTS[keyword]}, or be left out")
-
-
-def _check_value(keyword: str, value: object, budget: "_Budget") -> None:
+def _check_value(keyword: str, value: Any, budget: "_Budget") -> None:
     """Check a keyword that holds no schema."""
-    if keyword == "pattern":
-        if not isinstance(value, str):
-            _refuse("pattern must be a string")
+    if keyword in COUNTS:
+        if value > _COUNTS[keyword]:
+            _refuse(f"{keyword} must be a whole number from 0 to {_COUNTS[keyword]}, or be left out")
+    elif keyword == "pattern":
         budget.expanded.add((keyword, value, _check_expression(value)))
     elif keyword == "enum":
-        budget.node(1, len(value) if isinstance(value, list) else 1)
-    elif keyword == "format" and value not in _FORMATS:
-        _refuse("this format is not supported; leave it out or write a pattern", Code.UNSUPPORTED)
-    elif keyword not in _ANNOTATIONS | _PLAIN | _NUMBERS:
+        budget.node(1, len(value))
+    elif keyword == "format":
+        if value not in _FORMATS:
+            _refuse("this format is not supported; leave it out or write a pattern", Code.UNSUPPORTED)
+    elif keyword not in _ANNOTATIONS | _PLAIN | NUMBERS:
         # The name is the sender's; only what has the form of a keyword of the standard is repeated.
         name = keyword if re.fullmatch(r"\$?[A-Za-z]{1,32}", keyword) else "one of its keywords"
         _refuse(f"{name} is not supported in a schema; leave it out", Code.UNSUPPORTED)
-
-
-def _named(keyword: str, value: object, budget: "_Budget") -> Iterable[Any]:
-    if not isinstance(value, dict):
-        _refuse(f"{keyword} must be an object")
-    if keyword == "patternProperties":
-        budget.expanded |= {(keyword, name, _check_expression(name)) for name in value}
-    return value.values()
-
-
-def _list(keyword: str, value: object) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        _refuse(f"{keyword} must be a list of schemas")
-    if keyword == "allOf" and len(value) > 1:
-        _refuse("allOf of several is not supported in a schema; merge them", Code.UNSUPPORTED)
-    return value
 
 
 @dataclass(slots=True)

@@ -75,7 +75,7 @@ def translated(schema: str) -> str | None:
         writer.rule("root", writer.value(root))
         text = writer.text()
         text.encode()
-    except (_LeftError, UnicodeEncodeError):
+    except (_LeftError, UnicodeEncodeError, RecursionError):  # references may follow one another for long
         return None
     return text if len(writer.rules) <= RULES_MAX else None
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from edge_agent.engine.contained import contained
 from edge_agent.engine.lane_guide import Guides
 from edge_agent.engine.lane_parts import Decoder, Encoder, Prompts
 from edge_agent.engine.lane_sequence import LaneSequence
@@ -24,7 +25,7 @@ from edge_agent.engine.prompt import answer_room
 from edge_agent.engine.sampling import Sampler
 from edge_agent.engine.turns import Turns
 from edge_agent.engine.words import Vocabulary, Words
-from edge_agent.errors import EdgeAgentError
+from edge_agent.errors import Code, EdgeAgentError
 
 
 class LaneModel:
@@ -64,11 +65,16 @@ class LaneModel:
     def start(self, generation: Generation) -> None:
         """Count the prompt's tokens and compile the guide.
 
-        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
+        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED and
+        INTERNAL.
         """
+        with contained(computes=False):
+            self._sequences[generation.job_id] = self._sequence(generation)
+
+    def _sequence(self, generation: Generation) -> LaneSequence:
         prompt = self._prompts.encode(generation.turns)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
-        self._sequences[generation.job_id] = LaneSequence(
+        return LaneSequence(
             generation=generation,
             tokens=prompt.tokens,
             prompt_tokens=len(prompt.tokens),
@@ -93,11 +99,8 @@ class LaneModel:
     def cancel(self, job_id: JobId) -> Iterator[Event]:
         """Stop a generation and give back its lane."""
         sequence = self._sequences.get(job_id)
-        if sequence is None:
-            return
-        if held := sequence.words.rest():
-            yield Text(job_id, held, 0)
-        yield self._finish(sequence, FinishReason.CANCELED)
+        if sequence is not None:
+            yield from self._advance(sequence, self._stop)
 
     def close(self) -> None:
         """Free the model, which holds the most."""
@@ -145,11 +148,19 @@ class LaneModel:
                 sequence.logits = logits[sequence.lane.number - batch.start]
 
     def _advance(self, sequence: LaneSequence, move: Callable[[LaneSequence], Iterator[Event]]) -> Iterator[Event]:
-        """Make a move; an error in it ends this generation and no other."""
+        """Make a move; whatever goes wrong in it ends this generation and no other."""
         try:
-            yield from move(sequence)
+            with contained():
+                yield from move(sequence)
         except EdgeAgentError as error:
+            if error.code is Code.INTERNAL:
+                sequence.lane.tokens = []  # what it holds is not known
             yield self._fail(sequence, error)
+
+    def _stop(self, sequence: LaneSequence) -> Iterator[Event]:
+        if held := sequence.words.rest():
+            yield Text(sequence.job_id, held, 0)
+        yield self._finish(sequence, FinishReason.CANCELED)
 
     def _say(self, sequence: LaneSequence) -> Iterator[Event]:
         """Choose a token."""
@@ -213,6 +224,6 @@ class LaneModel:
         return Failed(sequence.job_id, error.code, error.message)
 
     def _free(self, sequence: LaneSequence) -> None:
-        del self._sequences[sequence.job_id]
+        self._sequences.pop(sequence.job_id, None)
         if sequence.lane.taken:
             self._lanes.free(sequence.lane)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.engine.backend import ModelSpec, gguf_file
+from edge_agent.engine.contained import BrokenError
 from edge_agent.engine.lane_guide import Guides
 from edge_agent.engine.lane_model import LaneModel
 from edge_agent.engine.lane_parts import Logits
@@ -92,7 +93,7 @@ class LlamacppDecoder:
     ) -> Logits:
         """Compute tokens of each lane in one call; there are no features.
 
-        Raises RuntimeError when the library fails: what the lanes hold is not known then.
+        Raises BrokenError when the library fails: what the lanes hold is not known then.
         """
         assert not features  # noqa: S101 - no prompt has images
         new = tokens.shape[1]
@@ -106,7 +107,7 @@ class LlamacppDecoder:
         places = (positions, self._ones, self._lane_pointers, chosen_by)
         batch = Batch(ids.size, ids.ctypes.data, None, *(each.ctypes.data for each in places))
         if failure := self._call.llama_decode(self._context, batch):
-            raise RuntimeError(f"llama.cpp could not compute {ids.size} tokens (llama_decode gave {failure})")
+            raise BrokenError(f"llama.cpp could not compute {ids.size} tokens (llama_decode gave {failure})")
         rows = (self._call.llama_get_logits_ith(self._context, (row + 1) * new - 1) for row in range(len(lanes)))
         return np.stack([np.ctypeslib.as_array(row, (self.vocab_size,)) for row in rows])
 
@@ -115,7 +116,7 @@ class LlamacppDecoder:
         state = (ctypes.c_uint8 * self._call.llama_state_seq_get_size(self._context, source))()
         held = self._call.llama_state_seq_get_data(self._context, state, len(state), source)
         if not self._call.llama_state_seq_set_data(self._context, state, held, target):
-            raise RuntimeError(f"llama.cpp could not copy {tokens} tokens from one sequence to another")
+            raise BrokenError(f"llama.cpp could not copy {tokens} tokens from one sequence to another")
         self._cut(target, tokens)
 
     def _cut(self, lane: int, tokens: int) -> None:

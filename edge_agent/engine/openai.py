@@ -11,6 +11,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.contained import contained
 from edge_agent.engine.messages import (
     Event,
     Failed,
@@ -129,30 +130,33 @@ class OpenaiModel:
     def start(self, generation: Generation) -> None:
         """Begin to ask; the server counts the tokens.
 
-        Raises EdgeAgentError: UNSUPPORTED for what the server has no word for, BAD_REQUEST for a role, IMAGE_MISSING.
+        Raises EdgeAgentError: UNSUPPORTED for what the server has no word for, BAD_REQUEST for a role, IMAGE_MISSING,
+        INTERNAL.
         """
+        with contained(computes=False):
+            asked = self._read(generation)
+        self._asked[generation.job_id] = asked
+        self._tell(asked, Progress(generation.job_id, 0))
+        asked.task = self._loop.create_task(self._answer(asked))
+
+    def _read(self, generation: Generation) -> _Asked:
         if any(turn.role not in ROLES for turn in generation.turns):
             raise EdgeAgentError(Code.BAD_REQUEST, f"messages: role must be one of {', '.join(ROLES)}")
         images_of(generation.turns, most=self.limits.images_per_prompt)
         upstream = self._upstream
         body = request(generation, model=upstream.model, server=upstream.server, data_url=_data_url)
-        asked = _Asked(
+        return _Asked(
             generation=generation,
             body=json.dumps(body, ensure_ascii=False).encode(),
             stops=StopStrings(generation.stop),
             begun_s=self._now_s(),
         )
-        self._asked[generation.job_id] = asked
-        self._tell(asked, Progress(generation.job_id, 0))
-        asked.task = self._loop.create_task(self._answer(asked))
 
     def step(self) -> Iterator[Event]:
         """Give what came, waiting a moment for it."""
         if self._asked:
             self._loop.run_until_complete(self._wait())
         for asked in self._asked.values():
-            if asked.task is not None and asked.task.done():
-                asked.task.result()  # who ended in order is not among them any more: this raises what is our fault
             if self._now_s() - asked.told_s >= ALIVE_S:
                 self._tell(asked, Progress(asked.job_id, 0))
         yield from self._take_events()
@@ -164,10 +168,14 @@ class OpenaiModel:
         if asked is None:
             return
         self._drop(asked)
-        if held := asked.stops.rest():
-            yield Text(job_id, held, 0)
         asked.reason = FinishReason.CANCELED
-        yield asked.finished(self._now_s())
+        try:
+            with contained():
+                if held := asked.stops.rest():
+                    yield Text(job_id, held, 0)
+                yield asked.finished(self._now_s())
+        except EdgeAgentError as error:
+            yield Failed(job_id, error.code, error.message)
 
     def close(self) -> None:
         """Close every connection."""
@@ -179,19 +187,23 @@ class OpenaiModel:
     # One answer
 
     async def _answer(self, asked: _Asked) -> None:
-        """Ask until there is an answer or none is to be expected, and tell how it ended."""
+        """Ask until there is an answer or none is to be expected, and tell how it ended, whatever goes wrong."""
+        try:
+            with contained():
+                await self._ask_in_time(asked)
+                self._end(asked)
+        except EdgeAgentError as error:
+            self._fail(asked, error)
+
+    async def _ask_in_time(self, asked: _Asked) -> None:
         upstream = self._upstream
         try:
             async with asyncio.timeout(upstream.first_token_s) as timer:
                 await self._ask_again(asked, timer)
-            self._end(asked)
-        except TimeoutError:
+        except TimeoutError as error:
             more, within_s = ("", upstream.first_token_s) if asked.first_s is None else (" more", upstream.token_s)
-            self._fail(
-                asked, EdgeAgentError(Code.ENGINE_DIED, f"{upstream.host} said nothing{more} for {within_s:g} s")
-            )
-        except EdgeAgentError as error:
-            self._fail(asked, error)
+            said = f"{upstream.host} said nothing{more} for {within_s:g} s"
+            raise EdgeAgentError(Code.ENGINE_DIED, said) from error
 
     async def _ask_again(self, asked: _Asked, timer: asyncio.Timeout) -> None:
         """Ask, and again while nothing was said and the fault may pass. Raises EdgeAgentError, TimeoutError."""
@@ -267,7 +279,7 @@ class OpenaiModel:
         self._tell(asked, asked.finished(self._now_s()))
 
     def _fail(self, asked: _Asked, error: EdgeAgentError) -> None:
-        del self._asked[asked.job_id]
+        self._asked.pop(asked.job_id, None)
         self._tell(asked, Failed(asked.job_id, error.code, error.message))
 
     def _drop(self, asked: _Asked) -> None:

@@ -10,6 +10,7 @@ import openvino_genai as genai
 from openvino import Tensor
 
 from edge_agent.engine import foreign
+from edge_agent.engine.contained import BrokenError, contained
 from edge_agent.engine.messages import (
     Event,
     Failed,
@@ -96,12 +97,17 @@ class OpenvinoModel:
     def start(self, generation: Generation) -> None:
         """Count the prompt's tokens and compile the guide.
 
-        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
+        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED and
+        INTERNAL.
         """
+        with contained(computes=False):
+            self._sequences[generation.job_id] = self._sequence(generation)
+
+    def _sequence(self, generation: Generation) -> OpenvinoSequence:
         with library():
             prompt = self._reader.read(generation.turns)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
-        self._sequences[generation.job_id] = OpenvinoSequence(
+        return OpenvinoSequence(
             generation=generation,
             prompt=prompt,
             max_tokens=min(generation.max_tokens, room),
@@ -113,50 +119,33 @@ class OpenvinoModel:
         """Request a piece of the prompt whose turn it is and the rests that may join it, then compute all at once.
 
         Every generation gets a token in the same call. Of a prompt with images a tile comes first, each in a step of
-        its own. An error of the library while it computes leaves all of them undone: it is raised, and the engine is
-        broken.
+        its own. Raises BrokenError when the library fails while it computes: that leaves all of them undone.
         """
         generating = [each for each in self._sequences.values() if each.prefilled]
         pieces: list[Piece] = []
         for sequence in self._turns.order([each for each in self._sequences.values() if not each.prefilled]):
-            alone = not generating
-            if pieces and not self._may_join(sequence, pieces, alone=alone):
+            if pieces and not self._may_join(sequence, pieces, alone=not generating):
                 continue
-            try:
-                if sequence.prompt.unseen:
-                    yield self._announce(sequence)
-                    with library():
-                        sequence.prompt.see()
-                    break
-                if sequence.cached_tokens is None:
-                    idle = alone and not pieces
-                    sequence.position = sequence.cached_tokens = self._cached_tokens(sequence.prompt, idle=idle)
-                    yield self._announce(sequence)
-                elif self._written_tokens > sequence.kept_until:
-                    sequence.position = 0  # what is still there is found at once
-                    yield self._announce(sequence)
-                pieces.append(self._request_piece(sequence, alone=alone))
-            except EdgeAgentError as error:
-                yield self._fail(sequence, error)
+            looks = sequence.prompt.unseen
+            yield from self._advance(sequence, partial(self._prefill, pieces=pieces, alone=not generating))
+            if looks:
+                break
         if not pieces and not generating:
             return
         began_s = self._now_s()
         self._written_tokens += len(generating) + sum(piece.tokens + self._cache.block_tokens for piece in pieces)
-        self._pipeline.step()
+        self._compute()
         yield from self._pieced(pieces, self._now_s() - began_s)
         for sequence in generating:
-            yield from self._read(sequence)
+            yield from self._advance(sequence, self._read)
         self._settle()
 
     def cancel(self, job_id: JobId) -> Iterator[Event]:
         """Stop a generation and give back its memory."""
         sequence = self._sequences.get(job_id)
-        if sequence is None:
-            return
-        if held := sequence.words.rest():
-            yield Text(job_id, held, 0)
-        yield self._finish(sequence, FinishReason.CANCELED)
-        self._settle()
+        if sequence is not None:
+            yield from self._advance(sequence, self._stop)
+            self._settle()
 
     def close(self) -> None:
         """Free the generations, then the model they stand on."""
@@ -165,6 +154,44 @@ class OpenvinoModel:
         if self._pipeline is not None:
             self._settle()
         self._pipeline = self._reader = self._trial = None
+
+    def _advance(
+        self, sequence: OpenvinoSequence, move: Callable[[OpenvinoSequence], Iterator[Event]]
+    ) -> Iterator[Event]:
+        """Make a move; whatever goes wrong in it ends this generation and no other."""
+        try:
+            with contained():
+                yield from move(sequence)
+        except EdgeAgentError as error:
+            yield self._fail(sequence, error)
+
+    def _compute(self) -> None:
+        """Let the library compute what was requested. Raises BrokenError: it cannot be asked again after a failure."""
+        try:
+            self._pipeline.step()
+        except Exception as error:
+            raise BrokenError("openvino-genai failed while it computed") from error
+
+    def _prefill(self, sequence: OpenvinoSequence, *, pieces: list[Piece], alone: bool) -> Iterator[Event]:
+        """Look at a tile of a prompt, or request its next piece, which joins those of the next call."""
+        if sequence.prompt.unseen:
+            yield self._announce(sequence)
+            with library():
+                sequence.prompt.see()
+            return
+        if sequence.cached_tokens is None:
+            idle = alone and not pieces
+            sequence.position = sequence.cached_tokens = self._cached_tokens(sequence.prompt, idle=idle)
+            yield self._announce(sequence)
+        elif self._written_tokens > sequence.kept_until:
+            sequence.position = 0  # what is still there is found at once
+            yield self._announce(sequence)
+        pieces.append(self._request_piece(sequence, alone=alone))
+
+    def _stop(self, sequence: OpenvinoSequence) -> Iterator[Event]:
+        if held := sequence.words.rest():
+            yield Text(sequence.job_id, held, 0)
+        yield self._finish(sequence, FinishReason.CANCELED)
 
     def _announce(self, sequence: OpenvinoSequence) -> Progress:
         """Tell how much of a prompt is to be computed."""
@@ -221,7 +248,7 @@ class OpenvinoModel:
                 sequence.prefilled_s = self._now_s()
             yield Progress(sequence.job_id, left, piece.tokens, took_s * 1000 * piece.tokens / tokens)
             if not left:
-                yield from self._read(sequence)
+                yield from self._advance(sequence, self._read)
 
     def _read(self, sequence: OpenvinoSequence) -> Iterator[Event]:
         """Tell of the tokens that a step gave. No memory for one is told by a status, not by an error."""
@@ -280,7 +307,7 @@ class OpenvinoModel:
         Computes nothing.
         """
         self._request(prompt.tensor(end), genai.GenerationConfig(max_new_tokens=1)).cancel()
-        self._pipeline.step()
+        self._compute()
         used_percent: float = self._pipeline.get_metrics().cache_usage
         return round(used_percent * self._cache.blocks / 100)
 
@@ -293,7 +320,7 @@ class OpenvinoModel:
         return Failed(sequence.job_id, error.code, error.message)
 
     def _free(self, sequence: OpenvinoSequence) -> None:
-        del self._sequences[sequence.job_id]
+        self._sequences.pop(sequence.job_id, None)
         if sequence.handle is not None:
             sequence.handle.cancel()  # its blocks come back with the next step
             sequence.handle = None
@@ -301,4 +328,4 @@ class OpenvinoModel:
     def _settle(self) -> None:
         """Let the library take back the blocks of what was stopped, when no step follows that would."""
         if not self._sequences and self._pipeline.has_non_finished_requests():
-            self._pipeline.step()
+            self._compute()

@@ -11,6 +11,7 @@ from typing import Any
 import openvino_genai as genai
 
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.contained import contained
 from edge_agent.engine.messages import (
     Event,
     Failed,
@@ -110,12 +111,17 @@ class NpuModel:
     def start(self, generation: Generation) -> None:
         """Count the prompt's tokens and compile the guide.
 
-        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED.
+        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED and
+        INTERNAL.
         """
+        with contained(computes=False):
+            self._sequences[generation.job_id] = self._sequence(generation)
+
+    def _sequence(self, generation: Generation) -> OpenvinoSequence:
         with library():
             prompt = self._reader.read(generation.turns)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
-        self._sequences[generation.job_id] = OpenvinoSequence(
+        return OpenvinoSequence(
             generation=generation,
             prompt=prompt,
             max_tokens=min(generation.max_tokens, room),
@@ -126,31 +132,42 @@ class NpuModel:
     def step(self) -> Iterator[Event]:
         """Compute the prompt of the oldest, or a token of its answer."""
         sequence = next(iter(self._sequences.values()), None)
-        if sequence is None:
-            return
-        try:
-            if sequence.prefilled:
-                yield from self._say(sequence, next(sequence.handle, None))
-            else:
-                yield from self._prefill(sequence)
-        except EdgeAgentError as error:
-            self._free(sequence)
-            yield Failed(sequence.job_id, error.code, error.message)
+        if sequence is not None:
+            yield from self._advance(sequence, self._compute)
 
     def cancel(self, job_id: JobId) -> Iterator[Event]:
         """Stop a generation."""
         sequence = self._sequences.get(job_id)
-        if sequence is None:
-            return
-        if held := sequence.words.rest():
-            yield Text(job_id, held, 0)
-        yield self._finish(sequence, FinishReason.CANCELED)
+        if sequence is not None:
+            yield from self._advance(sequence, self._stop)
 
     def close(self) -> None:
         """End the generation, then free the model."""
         for sequence in list(self._sequences.values()):
             self._free(sequence)
         self._pipeline = self._reader = self._trial = None
+
+    def _advance(
+        self, sequence: OpenvinoSequence, move: Callable[[OpenvinoSequence], Iterator[Event]]
+    ) -> Iterator[Event]:
+        """Make a move; whatever goes wrong in it ends this generation and no other."""
+        try:
+            with contained():
+                yield from move(sequence)
+        except EdgeAgentError as error:
+            self._free(sequence)
+            yield Failed(sequence.job_id, error.code, error.message)
+
+    def _compute(self, sequence: OpenvinoSequence) -> Iterator[Event]:
+        if sequence.prefilled:
+            yield from self._say(sequence, next(sequence.handle, None))
+        else:
+            yield from self._prefill(sequence)
+
+    def _stop(self, sequence: OpenvinoSequence) -> Iterator[Event]:
+        if held := sequence.words.rest():
+            yield Text(sequence.job_id, held, 0)
+        yield self._finish(sequence, FinishReason.CANCELED)
 
     def _prefill(self, sequence: OpenvinoSequence) -> Iterator[Event]:
         """Compute a prompt in one call, having said so before; its first token comes with it."""
@@ -188,7 +205,7 @@ class NpuModel:
         return sequence.finished(reason, self._now_s())
 
     def _free(self, sequence: OpenvinoSequence) -> None:
-        del self._sequences[sequence.job_id]
+        self._sequences.pop(sequence.job_id, None)
         if sequence.handle is not None:
             sequence.handle.close()
             sequence.handle = None

@@ -13,10 +13,12 @@ from pydantic import (
     JsonValue,
     StringConstraints,
     Tag,
+    ValidationError,
     model_validator,
 )
 from pydantic_core import to_json
 
+from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.response_format import ResponseFormat
 from edge_agent.jobs.strict import Strict
 
@@ -135,6 +137,16 @@ StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopWords = Annotated[tuple[StopWord, ...], Field(max_length=16)]
 
 
+LEAST = 1e-30
+"""Of a number above 0: engines compute in single precision, where less is soon 0, and what is divided by it endless."""
+
+
+def _computable(number: float) -> float:
+    if 0 < number < LEAST:
+        raise ValueError(f"is too small to compute with; the least above 0 is {LEAST}")
+    return number
+
+
 def _other_spellings(schema: dict[str, Any]) -> None:
     """Let the JSON Schema know the names that are accepted too; the library tells only of the first."""
     properties = schema["properties"]
@@ -153,11 +165,11 @@ class Request(Strict):
     max_tokens: Annotated[int, Field(ge=1, le=131_072)] = Field(
         256, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
     )
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_computable)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1), AfterValidator(_computable)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=100_000)] = 0
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10), AfterValidator(_computable)] = 1.0
     stop: Annotated[Annotated[StopWord, Tag(BRANCH_TEXT)] | Annotated[StopWords, Tag(BRANCH_LIST)], Spelling] | None = (
         None
     )
@@ -203,3 +215,17 @@ class Request(Strict):
     def digest(self) -> bytes:
         """Return 32 bytes that are equal for equal requests."""
         return hashlib.sha256(self.model_dump_json().encode()).digest()
+
+
+def stored(text: str | None) -> Request:
+    """Return a request that was accepted before.
+
+    Raises EdgeAgentError BAD_REQUEST when that was by a version of the agent that took more.
+    """
+    try:
+        return Request.model_validate_json(text or "")
+    except ValidationError as error:
+        field = next((str(each["loc"][0]) for each in error.errors() if each["loc"]), "the job")
+        raise EdgeAgentError(
+            Code.BAD_REQUEST, f"{field}: is taken no more by this version of the agent; send the job anew"
+        ) from error

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 from pydantic_core import to_json
 
+from edge_agent.jobs import json_schema
 from edge_agent.jobs.strict import Strict
 
 SCHEMA_BYTES_MAX = 32_768
@@ -51,6 +52,7 @@ class ResponseFormat(Strict):
                 raise ValueError(f"the schema nests deeper than {SCHEMA_DEPTH_MAX} levels")
             if len(to_json(self._schema)) > SCHEMA_BYTES_MAX:
                 raise ValueError(f"the schema must be at most {SCHEMA_BYTES_MAX} bytes of JSON")
+            json_schema.check(self._schema)
         return self
 
     @property

@@ -7,7 +7,6 @@ import json
 import socket
 import ssl
 import time
-from collections import deque
 
 import pytest
 from authority import Authority
@@ -324,7 +323,7 @@ def test_silence_is_told_as_a_sign_of_life(job_id):
         model.close()
 
 
-def test_a_fault_of_ours_ends_the_engine_instead_of_leaving_a_job_without_an_end(job_id):
+def test_a_fault_of_ours_ends_the_job_and_leaves_none_without_an_end(job_id):
     """Signs of life went on for ever where the task of an answer had died."""
 
     def broken():
@@ -335,10 +334,8 @@ def test_a_fault_of_ours_ends_the_engine_instead_of_leaving_a_job_without_an_end
         table = UpstreamSection(url=f"http://127.0.0.1:{nobody.getsockname()[1]}/v1", model="big", retries=1)
         spec, _ = spec_of(ServeSection(name="cloud", openai=table))
         model = openai.load(spec, chance=broken)
-        model.start(Generation(job_id(), QUESTION, 4))
-        steps = (list(model.step()) for _ in range(1000))
-        with pytest.raises(ZeroDivisionError):
-            deque(steps, 0)
+        (said,) = drive(model, Generation(job_id(), QUESTION, 4))
+        assert (said.end.code, "ZeroDivisionError" in said.end.message) == (Code.INTERNAL, True)
         model.close()
 
 
@@ -426,3 +423,23 @@ class TestLlamaServer:
         assert outcome(events, generation.job_id).end.reason is FinishReason.CANCELED
         (next_one,) = drive(model, ask(3))
         assert isinstance(next_one.end, Finished)
+
+
+@pytest.mark.parametrize("place", ["__init__", "feed", "rest"])
+def test_whatever_goes_wrong_in_one_answer_ends_it_alone(connect, ask, place, monkeypatch):
+    """At the start, in the middle of its text, at a cancel."""
+    with Upstream(Answer([chunk("a"), HANG])) as server:
+        model = connect(server)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"edge_agent.engine.openai.StopStrings.{place}", lambda *_: int("x"))
+            try:
+                model.start(victim := ask())
+                events = []
+                while not events and place == "feed":
+                    events = [each for each in model.step() if isinstance(each, Failed)]
+                failed = events[0] if events else list(model.cancel(victim.job_id))[-1]
+            except EdgeAgentError as error:
+                failed = error
+        assert (failed.code, place == "__init__") == (Code.INTERNAL, failed.__class__ is EdgeAgentError)
+        assert "ValueError" in failed.message
+        assert list(model.cancel(victim.job_id)) == []

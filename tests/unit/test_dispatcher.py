@@ -515,6 +515,18 @@ def test_at_the_last_place_and_for_faults_of_its_own_a_job_fails_as_ever(floor, 
     assert floor.condemned == []
 
 
+def test_a_job_that_an_earlier_version_took_and_this_one_would_not_ends_alone(floor, monkeypatch):
+    """Its request is read anew when it is begun: that ends it, and not the agent."""
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_agent.jobs.request.LEAST", 0.0)
+        floor.accept("a", "b", temperature=5e-324)
+    floor.accept("c")
+    failed = floor.wait_state("a", JobState.FAILED)
+    assert outcome_of(failed).error.code == Code.BAD_REQUEST
+    assert outcome_of(failed).error.message.startswith("temperature: is taken no more by this version")
+    floor.wait_started("3.1")
+
+
 def test_the_result_tells_what_its_device_stood_in_for(floor):
     floor.fallback = Fallback(variant="phi", backend="openvino", device="npu", reason="it hung")
     floor.accept("a")

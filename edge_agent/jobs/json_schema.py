@@ -1,0 +1,106 @@
+"""What the keywords of a JSON Schema may hold (pure), by the standard and for any library that reads it.
+
+Libraries look at a schema with the eyes of their language, and fail in as many ways when a keyword holds something
+else: so that is refused before. What a schema may ask for here is another question, see engine/guide.py.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SCHEMA = frozenset({"items", "additionalProperties", "propertyNames"})
+"""Keywords that hold a schema,"""
+SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+"""several in a list,"""
+NAMED = frozenset({"properties", "$defs", "definitions", "patternProperties"})
+"""several by name."""
+NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
+TEXTS = frozenset(
+    {"title", "description", "$schema", "$id", "$comment", "$anchor", "$ref"}  # and those that ask for a text
+    | {"format", "pattern"}
+)
+FLAGS = frozenset({"deprecated", "readOnly", "writeOnly"})
+TYPES = frozenset({"string", "integer", "number", "boolean", "null", "array", "object"})
+
+_Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_type(value: Any) -> bool:
+    kinds = value if isinstance(value, list) and value else [value]
+    return all(isinstance(kind, str) and kind in TYPES for kind in kinds)
+
+
+def _is_schema(value: Any) -> bool:
+    return isinstance(value, dict | bool)
+
+
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(SCHEMA, ("a schema", _is_schema)),
+    **dict.fromkeys(
+        SCHEMAS, ("a list of schemas", lambda value: _is_list(value) and bool(value) and all(map(_is_schema, value)))
+    ),
+    **dict.fromkeys(
+        NAMED,
+        ("an object of schemas", lambda value: isinstance(value, dict) and all(map(_is_schema, value.values()))),
+    ),
+    **dict.fromkeys(NUMBERS, ("a number", _is_number)),
+    **dict.fromkeys(
+        COUNTS, ("a whole number from 0", lambda value: _is_number(value) and isinstance(value, int) and value >= 0)
+    ),
+    **dict.fromkeys(TEXTS, ("a string", lambda value: isinstance(value, str))),
+    **dict.fromkeys(FLAGS, ("true or false", lambda value: isinstance(value, bool))),
+    "type": (f"one of {', '.join(sorted(TYPES))}, or a list of them", _is_type),
+    "enum": ("a list of values", lambda value: _is_list(value) and bool(value)),
+    "required": ("a list of names", lambda value: _is_list(value) and all(isinstance(each, str) for each in value)),
+    "examples": ("a list", _is_list),
+}
+
+
+def check(schema: Any) -> None:
+    """Raise ValueError with a sentence when some keyword of a schema, or of those in it, holds what it may not.
+
+    So does a number anywhere that is none, or beyond what double precision can hold. Unknown keywords pass.
+    """
+    if not _is_schema(schema):
+        raise ValueError("a schema must be an object")
+    waiting: list[tuple[Any, bool]] = [(schema, True)]
+    while waiting:
+        value, is_schema = waiting.pop()
+        if _is_number(value) and not _usual(value):
+            raise ValueError("a number in the schema is too large, too small or none; use another")
+        if isinstance(value, list):
+            waiting += [(each, is_schema) for each in value]
+        elif isinstance(value, dict):
+            waiting += _parts(value) if is_schema else [(each, False) for each in value.values()]
+
+
+def _parts(schema: Mapping[str, Any]) -> list[tuple[Any, bool]]:
+    """Check a schema's own keywords; return what they hold, and whether those are schemas."""
+    parts: list[tuple[Any, bool]] = []
+    for keyword, value in schema.items():
+        what, holds = _RULES.get(keyword, ("", None))
+        if holds is not None and not holds(value):
+            raise ValueError(f"{keyword} must be {what}")
+        if keyword in NAMED:
+            parts += [(each, True) for each in value.values()]
+        else:
+            parts.append((value, keyword in SCHEMA | SCHEMAS))
+    return parts
+
+
+def _usual(number: float) -> bool:
+    try:
+        size = math.fabs(number)
+    except OverflowError:
+        return False
+    return size == 0 or sys.float_info.min <= size <= sys.float_info.max

@@ -1,0 +1,93 @@
+"""What the keywords of a JSON Schema may hold: every keyword with every type, held against the standard."""
+
+import json
+import sys
+
+import jsonschema
+import pytest
+
+from edge_agent.engine import guide as bounds
+from edge_agent.engine.json_grammar import translated
+from edge_agent.engine.messages import Guide, GuideKind
+from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs import json_schema
+
+KEYWORDS = sorted(json_schema._RULES)
+VALUES = (
+    *(None, True, False, 0, 1, 2, -1, 1.5, 128, 129, 1025, 1e308, -1e308, sys.float_info.min, 10**15, 10**300),
+    *("", "string", "date", "^a", "#", "#/$defs", "#/properties", "\0", "\u2028", "\U0010ffff", "a" * 5000),
+    *([], [None], ["string"], ["string", "null"], ["string", 1], [[]], [{}], [{"type": "null"}], [True]),
+    *({}, {"a": True}, {"a": {}}, {"a": []}, {"a": None}, {"type": "string"}, {"type": {}}, {"a": {"format": []}}),
+)
+NO_NUMBERS = (float("inf"), float("-inf"), float("nan"), 5e-324, -1e-310, 10**400, -(10**400))
+META = jsonschema.Draft202012Validator(jsonschema.Draft202012Validator.META_SCHEMA)
+BY_FORM = {"$id", "$anchor", "$schema"}
+"""The standard asks for more of them than that they are strings."""
+
+
+def fault(schema):
+    """Return what is said of a schema; None when nothing is."""
+    try:
+        json_schema.check(schema)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("keyword", KEYWORDS)
+def test_a_keyword_holds_what_the_standard_lets_it(keyword):
+    """With the keyword named where it does not, wherever in the schema it stands."""
+    for value in VALUES:
+        allowed = META.is_valid({keyword: value}) if keyword not in BY_FORM else isinstance(value, str)
+        if (keyword, value) == ("enum", []) or (keyword in json_schema.COUNTS and isinstance(value, float)):
+            allowed = False  # stricter than the standard: it would let nothing pass, or is written with a point
+        for schema in ({keyword: value}, {"items": {keyword: value}}, {"anyOf": [True, {keyword: value}]}):
+            said = fault(schema)
+            assert (said is None) is allowed, (keyword, value, said)
+            assert said is None or said.split()[0] in KEYWORDS
+
+
+@pytest.mark.parametrize("number", NO_NUMBERS)
+def test_a_number_that_no_reader_knows_is_refused_wherever_it_stands(number):
+    for schema in ({"minimum": number}, {"const": [number]}, {"default": {"a": number}}, {"unknown": [{"b": number}]}):
+        assert fault(schema) == "a number in the schema is too large, too small or none; use another"
+
+
+def test_whatever_a_keyword_holds_is_refused_with_a_sentence_or_translated():
+    """The bounds and the translation come to an end with it, alone and beside another keyword."""
+    for keyword in KEYWORDS:
+        for value in VALUES:
+            for more in ({}, {"type": "string"}, {"$ref": "#/$defs/a", "$defs": {"a": {"type": "null"}}}):
+                text = json.dumps({keyword: value} | more)
+                refused = refusal(text)
+                if refused is None:
+                    assert translated(text) != ""
+                else:
+                    assert refused.code in {Code.BAD_REQUEST, Code.UNSUPPORTED}
+                    assert refused.message.startswith("response_format: ")
+
+
+def refusal(text):
+    """Return how the bounds refuse a schema; None when they do not."""
+    try:
+        bounds.check(Guide(GuideKind.JSON_SCHEMA, text))
+    except EdgeAgentError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("reference", ["#/$defs", "#/properties", "#/enum", "#/const", "#/required", "#/default"])
+def test_a_reference_leads_to_a_schema(reference):
+    """What is no schema was not looked at as one."""
+    schema = {"$defs": {"a": {}}, "properties": {"b": {"$ref": reference}}, "enum": [1], "const": {"format": []}}
+    schema |= {"required": ["b"], "default": {"type": []}}
+    with pytest.raises(EdgeAgentError, match=r"^response_format: a \$ref must lead to a schema"):
+        bounds.check(Guide(GuideKind.JSON_SCHEMA, json.dumps(schema)))
+
+
+def test_a_long_chain_of_references_is_left_to_the_library():
+    """Following it would go deeper than Python can."""
+    chain = {f"d{n}": {"type": "array", "items": {"$ref": f"#/$defs/d{n + 1}"}} for n in range(200)} | {"d200": {}}
+    text = json.dumps({"$ref": "#/$defs/d0", "$defs": chain})
+    bounds.check(Guide(GuideKind.JSON_SCHEMA, text))
+    assert translated(text) is None
