@@ -1,5 +1,6 @@
 """One attempt at a job while it occupies a lane: what the engine is asked, and what came of it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ class Attempt:
     """Kept by the dispatcher; times in `_s` are monotonic seconds.
 
     `over`: the outcome is decided, but the engine has not let go of the job yet. `begun_lane_s`: the lane seconds its
-    engine had worked when it began.
+    engine had worked when it began. `owner`: whose jobs alone may find again what is computed for it, see Generation.
     """
 
     job: Job
@@ -32,6 +33,7 @@ class Attempt:
     progress_s: float
     load_ms: float
     begun_lane_s: float = 0.0
+    owner: str = ""
     texts: list[str] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0
@@ -54,7 +56,7 @@ class Attempt:
         request = stored(self.job.request)
         return Generation(
             job_id=self.id,
-            turns=_turns(request, self.images),
+            turns=_turns(request, self.images, self.owner),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
@@ -63,6 +65,7 @@ class Attempt:
             repetition_penalty=request.repetition_penalty,
             stop=request.stops,
             guide=_guide(request.response_format),
+            owner=self.owner,
         )
 
     def age_ms(self, now_s: float) -> float:
@@ -138,17 +141,19 @@ def _per_second(count: int, took_ms: float) -> float | None:
     return count / took_ms * 1000 if took_ms else None
 
 
-def _turns(request: Request, images: Sequence[Prepared]) -> tuple[Turn, ...]:
+def _turns(request: Request, images: Sequence[Prepared], owner: str) -> tuple[Turn, ...]:
     """Return the messages, each with its own of the images, which come in the order of the request."""
     left = iter(images)
     return tuple(
-        Turn(message.role, message.text, tuple(_image(next(left)) for _ in message.images))
+        Turn(message.role, message.text, tuple(_image(next(left), owner) for _ in message.images))
         for message in request.conversation
     )
 
 
-def _image(image: Prepared) -> Image:
-    return Image(image.path, image.sha256, image.use.used_width, image.use.used_height, image.use.tiles)
+def _image(image: Prepared, owner: str) -> Image:
+    """Return an image as the engine knows it: by a name that only its owner's images have."""
+    name = hashlib.sha256(f"{owner} {image.sha256}".encode()).hexdigest() if owner else image.sha256
+    return Image(image.path, name, image.use.used_width, image.use.used_height, image.use.tiles)
 
 
 def _guide(shape: ResponseFormat | None) -> Guide | None:

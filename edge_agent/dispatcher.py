@@ -82,7 +82,8 @@ _Note = _Said | _Up | _Lost | _Unloaded | _Claimed | _Cancel | _Look | _Stop
 class Dispatcher:
     """Runs jobs. The methods called by others (`said`, `up`, `lost`, `unloaded`, `cancel`, `look`) only leave notes.
 
-    `lanes` returns how many of an engine's lanes may be used now; what runs in others ends there.
+    `lanes` returns how many of an engine's lanes may be used now; what runs in others ends there. `apart`: whether what
+    is computed for a client serves that client alone.
     """
 
     def __init__(
@@ -93,10 +94,12 @@ class Dispatcher:
         outbox: Outbox,
         supervisor: Callable[[], Supervisor],
         pace: Pace,
+        apart: bool = False,
         lanes: Callable[[int], int] = lambda parallel: parallel,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._allowed = lanes
+        self._apart = apart
         self._lanes = {model: Lanes() for model in models}
         self._store = store
         self._outbox = outbox
@@ -276,6 +279,7 @@ class Dispatcher:
             progress_s=now_s + PROGRESS_S,
             load_ms=waited_s * 1000,
             begun_lane_s=lanes.lane_s,
+            owner=job.client if self._apart else "",
         )
         try:
             start = Start(run.generation)

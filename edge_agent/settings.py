@@ -317,6 +317,11 @@ class PrivacySection(Section):
         description="when prompt and answer are erased: until_delivered, once the broker gave the result to a "
         "subscriber (asked for again, it comes without text), or until_pruned, with the job",
     )
+    share_prefixes: Literal["client", "all"] = Field(
+        "client",
+        description="whose prompts an engine need not compute twice where they begin alike: those of one client, so "
+        "that nobody can guess another's by `cached_tokens` or by time, or of all",
+    )
 
 
 class LogSection(Section):

@@ -159,6 +159,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         outbox=parts.outbox,
         supervisor=lambda: parts.supervisor,
         pace=parts.pace,
+        apart=settings.privacy.share_prefixes == "client",
         lanes=parts.restraint.lanes,
     )
     parts.preparation = Preparation(

@@ -116,7 +116,7 @@ class LaneModel:
         return [each for each in generating if each.generating]
 
     def _next(self, unfilled: Sequence[LaneSequence]) -> LaneSequence:
-        """Return whose turn it is; what a prompt shares with another that is being computed is computed there first."""
+        """Return whose turn it is; what it shares with another that its owner has begun is computed there first."""
         first = self._turns.order(unfilled)[0]
         if first.begun_s is not None:
             return first
@@ -127,7 +127,8 @@ class LaneModel:
         """Return whether the next that is computed of a sequence are tokens that another needs too."""
         done = len(sequence.lane.tokens)
         looks = sequence.unseen(done, len(sequence.tokens)) is not None
-        return not looks and self._lanes.common(sequence.tokens, other.tokens) > done
+        alike = sequence.generation.owner == other.generation.owner
+        return alike and not looks and self._lanes.common(sequence.tokens, other.tokens) > done
 
     def _decode(self, sequences: Iterable[LaneSequence]) -> Iterator[Event]:
         """Compute the last token of each, those in neighbouring lanes together."""
@@ -206,8 +207,8 @@ class LaneModel:
         yield Progress(sequence.job_id, sequence.unprocessed_tokens, piece, (ended_s - began_s) * 1000)
 
     def _begin(self, sequence: LaneSequence) -> Iterator[Event]:
-        """Find a lane, with as much of the prompt in it as any lane holds."""
-        place = self._lanes.take(sequence.tokens)
+        """Find a lane, with as much of the prompt in it as any lane of its owner holds."""
+        place = self._lanes.take(sequence.tokens, sequence.generation.owner)
         sequence.lane = place.lane
         sequence.cached_tokens = place.kept
         yield Progress(sequence.job_id, sequence.unprocessed_tokens)

@@ -1,15 +1,22 @@
 """Which lane a prompt is computed in, and what of it is there already (pure).
 
-A lane keeps the keys and values of its last sequence until another one needs the room: a prompt with the same
-beginning computes only the rest. No memory is taken for it beyond that of the lanes themselves.
+A lane keeps the keys and values of its last sequence until another one needs the room: a prompt of the same owner with
+the same beginning computes only the rest. No memory is taken for it beyond that of the lanes themselves.
+
+What an owner finds depends on what others ask, but not on what they say: on when they came and went, and on nothing
+that is in their prompts. So which lane an owner takes from another is settled by counts and times alone, and only
+among the owner's own lanes do texts decide.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from edge_agent.engine.prefill import LONGROPE_TOKENS, shared_tokens
 
+NOBODY = ""
+"""Owns what no owner has asked for: the lanes at first. Where owners do not matter it owns everything."""
 NOWHERE = -1
 """The number of a lane that is none of a model's: it holds nothing."""
 KEPT_TOKENS_MIN = 16
@@ -22,9 +29,13 @@ IDLE_TOKENS_MAX = 2048
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """Room for one sequence. The keys and values of `tokens` are computed, with longrope's long factors if `long`."""
+    """Room for one sequence of its `owner`'s.
+
+    The keys and values of `tokens` are computed, with longrope's long factors if `long`.
+    """
 
     number: int
+    owner: str = NOBODY
     tokens: list[int] = field(default_factory=list)
     long: bool = False
     taken: bool = False
@@ -53,17 +64,20 @@ class Lanes:
         self._longrope = longrope
         self._copies = copies
         self._clock = count(1)
+        self._freed: dict[str, int] = {}
 
-    def take(self, prompt: Sequence[int]) -> Place:
+    def take(self, prompt: Sequence[int], owner: str = NOBODY) -> Place:
         """Take a free lane for a prompt and cut it to what it shares; copying is for the caller to do.
 
-        Another's beginning is continued where it lies if that keeps more than it loses. Otherwise the lane that was
-        used least recently is overwritten, with a copy of the longest beginning there is. Raises ValueError when all
-        are taken.
+        Another beginning is continued where it lies if that keeps more than it loses. Otherwise the lane that was
+        used least recently is overwritten, with a copy of the longest beginning there is. All that among the lanes of
+        the prompt's owner, who may get one more before. Raises ValueError when all are taken.
         """
         long = self._longrope and len(prompt) >= LONGROPE_TOKENS
-        free = [lane for lane in self.all if not lane.taken]
-        shared = {lane: self._shared(lane, prompt, long=long) for lane in (self.all if self._copies else free)}
+        self._grant(owner)
+        own = [lane for lane in self.all if lane.owner == owner]
+        free = [lane for lane in own if not lane.taken]
+        shared = {lane: self._shared(lane, prompt, long=long) for lane in (own if self._copies else free)}
         source = max(shared, key=lambda lane: (shared[lane], not lane.taken, -lane.last_used))
         kept = shared[source]
         lost = len(source.tokens) - kept
@@ -83,7 +97,7 @@ class Lanes:
     def free(self, lane: Lane) -> None:
         """Give a lane back; what it holds stays until the room is needed."""
         lane.taken = False
-        lane.last_used = next(self._clock)
+        lane.last_used = self._freed[lane.owner] = next(self._clock)
 
     def batches(self, numbers: Iterable[int]) -> list[range]:
         """Return these lanes as ranges to be computed in one call each, one more token per lane.
@@ -97,6 +111,30 @@ class Lanes:
             else:
                 ranges.append(range(number, number + 1))
         return ranges
+
+    def _grant(self, owner: str) -> None:
+        """Give an owner a free lane of another who has more to spare, nobody's first; any when there is no own.
+
+        Of those who have as many, who used theirs least recently loses the one used least recently.
+        """
+        lanes = Counter(lane.owner for lane in self.all)
+        spare = [lane for lane in self.all if not lane.taken and lane.owner != owner]
+        if not spare:
+            return
+        lane = min(
+            spare,
+            key=lambda lane: (
+                lane.owner != NOBODY,
+                -lanes[lane.owner],
+                self._freed.get(lane.owner, 0),
+                lane.last_used,
+            ),
+        )
+        needed = not any(lane.owner == owner and not lane.taken for lane in self.all)
+        if needed or (owner != NOBODY and (lane.owner == NOBODY or lanes[lane.owner] > lanes[owner] + 1)):
+            if lanes[lane.owner] == 1:
+                self._freed.pop(lane.owner, None)
+            lane.owner, lane.tokens, lane.last_used = owner, [], 0
 
     def _may_join(self, batch: range, number: int) -> bool:
         idle = self.all[batch.stop : number]

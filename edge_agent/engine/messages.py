@@ -35,7 +35,8 @@ class FinishReason(StrEnum):
 class Image:
     """An image for a prompt, decoded: a file of `width` x `height` x 3 bytes and nothing else, RGB, rows from the top.
 
-    `sha256` is the file's, in hex. `tiles` are what the model may spend on it, see jobs.tiles.
+    `sha256` is the file's, in hex, or where owners are kept apart a name that only this owner's images have. `tiles`
+    are what the model may spend on it, see jobs.tiles.
     """
 
     path: str
@@ -76,6 +77,8 @@ class Generation:
 
     `temperature` 0 means greedy; `top_k` 0 means no limit; `seed` None means a fresh one;
     `stop` strings end the text before their first occurrence; with a `guide` only tokens are chosen that keep to it.
+    What was computed for one `owner` serves no other: neither the time that an answer takes nor `cached_tokens` tells
+    what others asked. All generations without one are of the same nobody.
     """
 
     job_id: JobId
@@ -88,6 +91,7 @@ class Generation:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     guide: Guide | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

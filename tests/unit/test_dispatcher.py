@@ -65,7 +65,7 @@ class FakeOutbox:
 class Floor:
     """A dispatcher with a real store below it and scripted engines beside it."""
 
-    def __init__(self, folder, *, parallel=2):
+    def __init__(self, folder, *, parallel=2, apart=False):
         self.machine = Time()
         self.told = []
         self.draining = set()
@@ -79,6 +79,7 @@ class Floor:
             outbox=self.outbox,
             supervisor=lambda: self,
             pace=Pace(),
+            apart=apart,
             lanes=lambda parallel: min(parallel, self.allowed),
             now_s=self.machine.now_s,
         )
@@ -294,6 +295,14 @@ def test_what_is_claimed_in_the_last_moment_goes_back(floor):
     wait_for(lambda: floor.find("a").attempt == 1, "the queue to answer", PATIENCE_S)
     assert floor.wait_state("a", JobState.QUEUED).strikes == 0
     assert floor.engine.ids == []
+
+
+@pytest.mark.parametrize(("apart", "owner"), [(True, "line-3"), (False, "")])
+def test_an_engine_learns_whose_a_job_is_where_clients_are_kept_apart(tmp_path, apart, owner):
+    with Floor(tmp_path, apart=apart) as floor:
+        floor.accept("a")
+        floor.wait_started("1.1")
+        assert floor.engine.started[0].owner == owner
 
 
 # Ends

@@ -1,9 +1,11 @@
 """Which lane a prompt is computed in, and what of it is there already."""
 
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.engine.lanes import IDLE_LANES_MAX, IDLE_TOKENS_MAX, KEPT_TOKENS_MIN, Lanes
+from edge_agent.engine.lanes import IDLE_LANES_MAX, IDLE_TOKENS_MAX, KEPT_TOKENS_MIN, NOBODY, Lanes
 from edge_agent.engine.prefill import LONGROPE_TOKENS
 
 SYSTEM = [1000 + i for i in range(100)]
@@ -13,9 +15,9 @@ def prompt(own, *, beginning=SYSTEM, length=40):
     return [*beginning, *(own * 10_000 + i for i in range(length))]
 
 
-def answer(lanes, tokens, generated=20):
+def answer(lanes, tokens, generated=20, owner=NOBODY):
     """Have a prompt computed and answered; return its place, the lane free again."""
-    place = lanes.take(tokens)
+    place = lanes.take(tokens, owner)
     place.lane.tokens = [*tokens, *range(-generated, 0)]
     lanes.free(place.lane)
     return place
@@ -142,3 +144,79 @@ def test_no_lane_is_given_twice_and_what_it_keeps_is_true(data):
         assert place.kept < len(tokens)
         place.lane.tokens = tokens
         taken.append(place.lane)
+
+
+def test_what_was_computed_for_one_owner_serves_no_other():
+    """Neither where it lies nor as a copy, from a free lane or a taken one; what is one's own is found again."""
+    for copies in (True, False):
+        lanes = make(copies=copies)
+        answer(lanes, prompt(1), owner="line-3")
+        assert answer(lanes, prompt(1), owner="guesser").kept == 0
+        assert answer(lanes, prompt(1), owner="line-3").kept == len(prompt(1)) - 1
+        running = lanes.take(prompt(2), "line-3").lane
+        running.tokens = prompt(2)
+        assert answer(lanes, prompt(2), owner="guesser").kept == len(SYSTEM)
+
+
+def test_owners_have_as_many_lanes_as_each_other():
+    """Who was alone gives some of theirs to who comes, down to as many; what was used least recently goes first."""
+    lanes = make(4)
+    for own in range(4):
+        answer(lanes, prompt(own, beginning=[own]), owner="line-3")
+    for own in (5, 6):
+        answer(lanes, prompt(own, beginning=[own]), owner="line-4")
+    assert [lane.owner for lane in lanes.all] == ["line-4", "line-4", "line-3", "line-3"]
+    for owner, own, kept in (("line-3", 2, True), ("line-4", 6, True), ("line-3", 0, False), ("line-4", 5, True)):
+        tokens = prompt(own, beginning=[own])
+        assert answer(lanes, tokens, owner=owner).kept == (len(tokens) - 1 if kept else 0)
+
+
+def test_the_lane_of_who_has_been_away_longest_goes_first():
+    """Not the lane used least recently of all: which of theirs others use depends on what they say."""
+    lanes = make(4)
+    for own, owner in enumerate(("line-4", "line-3", "line-3", "line-4")):
+        answer(lanes, prompt(own, beginning=[own]), owner=owner)
+    answer(lanes, prompt(5), owner="line-5")
+    assert [lane.owner for lane in lanes.all] == ["line-4", "line-5", "line-3", "line-4"]
+
+
+OWNERS = ("watched", "busy", "third", "fourth")
+
+
+def seen(script, texts, number, *, copies, longrope):
+    """Play who comes and goes; return what of theirs each prompt of "watched" found, and whether it was copied."""
+    lanes, running, found = make(number, copies=copies, longrope=longrope), [], []
+    for step, (owner, leaves, length, generated) in enumerate(script):
+        if running and (leaves or len(running) == number):
+            lane, tokens, more = running.pop(leaves % len(running))
+            lane.tokens = [*tokens, *range(-more, 0)]
+            lanes.free(lane)
+        tokens = texts(step, owner, length)
+        place = lanes.take(tokens, owner)
+        if owner == "watched":
+            found.append((place.kept, place.copy_from is not None))
+        place.lane.tokens = tokens
+        running.append((place.lane, tokens, generated))
+    return found
+
+
+@given(st.integers(0, 2**32))
+def test_what_an_owner_finds_does_not_depend_on_the_texts_of_others(seed):
+    """Whoever comes and goes, with prompts however long: only what they say is another, even the same as is guessed."""
+    rng = random.Random(seed)
+    lengths = rng.choice(((40, 140, 200), (5, 140), (140, 120, 130), (140, LONGROPE_TOKENS)))
+    present = [OWNERS[:2]] * 12 + [OWNERS] * 8
+    script = [(rng.choice(owners), rng.randrange(6), rng.choice(lengths), rng.randrange(40)) for owners in present]
+    watched, *others = ([rng.randrange(3) for _ in script] for _ in range(3))
+
+    def texts(of_others):
+        def text(step, owner, length):
+            stem = watched[step] if owner == "watched" else of_others[step]
+            return [stem * 1000 + i if i < 100 else step * 100_000 + i for i in range(length)]
+
+        return text
+
+    options = {"copies": rng.random() < 0.5, "longrope": rng.random() < 0.5}
+    number = rng.choice((1, 2, 4, 5))
+    one, other = (seen(script, texts(stems), number, **options) for stems in others)
+    assert one == other
