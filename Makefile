@@ -63,6 +63,10 @@ chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad message
 	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 POOL_JOBS=300 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 SOAK_S=1800 PULL_KILLS=50 LOADS=50 \
 		$(VENV)/bin/python -m pytest -s tests/chaos tests/integration/test_pull.py
 
+.PHONY: mutants
+mutants: $(VENV)/.dev ## change one thing in the deciding modules, 70 times each, and see whether their tests notice
+	$(VENV)/bin/python tests/mutants.py
+
 .PHONY: schemas
 schemas: $(VENV)/.dev ## write the JSON Schemas anew after a change of the payloads
 	$(VENV)/bin/python -m edge_agent.mqtt.json_schemas edge_agent/mqtt/schemas
