@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SUBJECTS = {
-    "edge_agent/mqtt/placement.py": ["test_placement.py"],
+    "edge_agent/mqtt/placement.py": ["test_placement_state.py", "test_placement.py"],
     "edge_agent/engine/life.py": ["test_life.py"],
     "edge_agent/health/governor.py": ["test_governor.py"],
     "edge_agent/models/choose.py": ["test_choose.py"],
