@@ -64,6 +64,11 @@ class Model:
     job_s: float = math.inf
 
     @property
+    def room_bytes(self) -> int:
+        """What it holds, or would, as far as anybody knows."""
+        return self.needs_bytes or 0
+
+    @property
     def left_s(self) -> float:
         """In how long it would be done with what waits."""
         return self.waiting * self.job_s if self.waiting else 0.0
@@ -113,7 +118,7 @@ class _Room:
         self._models = models
         self._free_bytes = free_bytes
         self._pinned = [each for each in models if each.loaded and each.pinned]
-        self._most_bytes = free_bytes + sum(each.needs_bytes or 0 for each in models if each.loaded and not each.pinned)
+        self._most_bytes = free_bytes + sum(each.room_bytes for each in models if each.loaded and not each.pinned)
         self._coming_bytes = 0.0
         self._promised: list[Model] = []
 
@@ -121,35 +126,34 @@ class _Room:
         """Let models go."""
         for model in leaving:
             self.verdicts[model.name] = Verdict(Fate.DRAIN, why)
-            self._coming_bytes += model.needs_bytes or 0
+            self._coming_bytes += model.room_bytes
 
     def place(self, model: Model, turn_s: float) -> None:
         """Find room for a model that is not loaded, if it is wanted."""
-        needs_bytes = model.needs_bytes or 0
-        if self._pinned and needs_bytes > self._most_bytes:
+        if self._pinned and model.room_bytes > self._most_bytes:
             self.verdicts[model.name] = Verdict(Fate.BARRED, f"no room beside {_names(self._pinned)}, pinned there")
         elif not model.demanded and (why := _unwanted(model)):
             self.verdicts[model.name] = Verdict(Fate.REST, why)
-        elif needs_bytes <= self._free_bytes:
+        elif model.room_bytes <= self._free_bytes:
             self._load(model)
         elif model.demanded:
-            self._make_room(model, needs_bytes, max(turn_s, TURN_LOADS * model.load_s))
+            self._make_room(model, max(turn_s, TURN_LOADS * model.load_s))
         else:
             beside = _names([*self._with(Fate.STAY), *self._promised])
             self.verdicts[model.name] = Verdict(Fate.REST, f"no room beside {beside}; loaded when a job waits for it")
 
     def _load(self, model: Model) -> None:
         self.verdicts[model.name] = Verdict(Fate.LOAD)
-        self._free_bytes = max(0, self._free_bytes - (model.needs_bytes or 0))
+        self._free_bytes = max(0, self._free_bytes - model.room_bytes)
         self._promised.append(model)
 
-    def _make_room(self, model: Model, needs_bytes: int, turn_s: float) -> None:
+    def _make_room(self, model: Model, turn_s: float) -> None:
         others = [each for each in self._with(Fate.STAY) if not each.pinned]
         able = sorted((each for each in others if _may_go(each, model, turn_s)), key=_missed)
-        leaving = _enough(able, needs_bytes - self._free_bytes - self._coming_bytes)
-        room_bytes = self._free_bytes + self._coming_bytes + sum(each.needs_bytes or 0 for each in leaving)
+        leaving = _enough(able, model.room_bytes - self._free_bytes - self._coming_bytes)
+        room_bytes = self._free_bytes + self._coming_bytes + sum(each.room_bytes for each in leaving)
         in_the_way = [*(each for each in others if each not in leaving), *self._promised]
-        if room_bytes < needs_bytes and in_the_way:
+        if room_bytes < model.room_bytes and in_the_way:
             self.verdicts[model.name] = Verdict(Fate.REST, f"waits for its turn after {_names(in_the_way)}")
             return
         self.dismiss(leaving, f"makes room for {model.name}")
@@ -158,7 +162,7 @@ class _Room:
             self._load(model)
             return
         self.verdicts[model.name] = Verdict(Fate.REST, f"waits until {_names(going)} is gone")
-        self._free_bytes, self._coming_bytes = 0, max(0, room_bytes - needs_bytes)
+        self._free_bytes, self._coming_bytes = 0, max(0, room_bytes - model.room_bytes)
         self._promised.append(model)
 
     def _with(self, fate: Fate) -> list[Model]:
@@ -172,11 +176,11 @@ def _enough(able: Sequence[Model], wanted_bytes: float) -> list[Model]:
     for model in able:
         if wanted_bytes > 0:
             leaving.append(model)
-            wanted_bytes -= model.needs_bytes or 0
+            wanted_bytes -= model.room_bytes
     for model in leaving[::-1]:  # a small one that was chosen before a large one may stay
-        if wanted_bytes + (model.needs_bytes or 0) <= 0:
+        if wanted_bytes + model.room_bytes <= 0:
             leaving.remove(model)
-            wanted_bytes += model.needs_bytes or 0
+            wanted_bytes += model.room_bytes
     return leaving
 
 

@@ -166,13 +166,12 @@ def _next(held: Held, strain: Strain, *, step_s: float, now_s: float) -> Level:
 
 
 def _heat(view: View, policy: Policy) -> Strain:
-    limited = [each for each in view.readings.heat.sensors if each.margin_c is not None]
+    limited = [(each.margin_c, each) for each in view.readings.heat.sensors if each.margin_c is not None]
     if not limited:
         return Strain(Cause.HEAT, calm=True)
-    near = min(limited, key=lambda each: each.margin_c or 0.0)
-    margin_c = near.margin_c or 0.0
+    margin_c, near = min(limited, key=lambda pair: pair[0])
     reason = f"{near.name} is at {near.celsius:.0f} °C, its limit is {near.celsius + margin_c:.0f} °C"
-    for each in limited:
+    for _, each in limited:
         if each.critical_c is not None and each.critical_c - each.celsius <= CRITICAL_MARGIN_C:
             reason = f"{each.name} is at {each.celsius:.0f} °C, the machine ends at {each.critical_c:.0f} °C"
             return Strain(Cause.HEAT, Level.UNLOADED, at_once=True, reason=reason)

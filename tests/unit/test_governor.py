@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.health.governor import CALM_STEPS, Cause, Level, Policy, View, govern, level_of, reasons
+from edge_agent.health.governor import CALM_STEPS, Cause, Level, Policy, View, govern, level_of, reasons, strains
 from hardware.heat import Heat, Sensor
 from hardware.power import Battery, Power
 from hardware.pressure import Pressure, Stall
@@ -190,3 +190,71 @@ def test_a_machine_that_shows_nothing_is_never_held_back():
     trace = Trace()
     assert trace.sees(NONE, for_s=600, total=None) is FREE
     assert trace.steps == []
+
+
+def strain(cause, seen, *, total=16 * GIB, disk=None, reload_bytes=0):
+    """What one cause asks for at this moment."""
+    found = strains(View(seen, total, disk, reload_bytes), POLICY)
+    return next(each for each in found if each.cause is cause)
+
+
+def sensors(*each):
+    return replace(
+        NONE, heat=Heat(tuple(Sensor(name, at, passive_c=80.0, critical_c=end) for name, at, end in each), (), None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "seen", "given", "level", "at_once", "calm"),
+    [
+        (Cause.HEAT, pi(75.0), {}, PAUSES, False, False),
+        (Cause.HEAT, pi(74.9), {}, FREE, False, False),
+        (Cause.HEAT, pi(70.1), {}, FREE, False, False),
+        (Cause.HEAT, pi(70.0), {}, FREE, False, True),
+        (Cause.HEAT, pi(80.0), {}, PAUSES, False, False),
+        (Cause.HEAT, pi(106.9), {}, PAUSES, False, False),
+        (Cause.HEAT, pi(107.0), {}, UNLOADED, True, False),
+        (Cause.MEMORY, memory(0.32), {}, UNLOADED, True, False),
+        (Cause.MEMORY, memory(0.33), {}, UNLOADED, False, False),
+        (Cause.MEMORY, memory(0.64), {}, UNLOADED, False, False),
+        (Cause.MEMORY, memory(0.65), {}, FREE, False, False),
+        (Cause.MEMORY, memory(1.27), {}, FREE, False, False),
+        (Cause.MEMORY, memory(1.29), {}, FREE, False, True),
+        (Cause.MEMORY, memory(9, stall=10.0), {}, UNLOADED, False, False),
+        (Cause.MEMORY, memory(9, stall=9.9), {}, FREE, False, False),
+        (Cause.MEMORY, memory(9, stall=2.5), {}, FREE, False, True),
+        (Cause.MEMORY, memory(9, stall=2.6), {}, FREE, False, False),
+        (Cause.MEMORY, memory(4), {"reload_bytes": 2 * GIB}, FREE, False, True),
+        (Cause.MEMORY, memory(3.2), {"reload_bytes": 2 * GIB}, FREE, False, False),
+        (Cause.MEMORY, memory(0.1), {"total": None}, FREE, False, True),
+        (Cause.POWER, battery(21.0), {}, NO_POOLS, True, False),
+        (Cause.POWER, battery(20.0), {}, PAUSES, True, False),
+        (Cause.POWER, battery(10.1), {}, PAUSES, True, False),
+        (Cause.POWER, battery(10.0), {}, UNLOADED, True, False),
+        (Cause.POWER, battery(5.0, mains=True), {}, FREE, False, True),
+        (Cause.DISK, NONE, {"disk": 399}, NO_POOLS, True, False),
+        (Cause.DISK, NONE, {"disk": 400}, FREE, False, False),
+        (Cause.DISK, NONE, {"disk": 799}, FREE, False, False),
+        (Cause.DISK, NONE, {"disk": 800}, FREE, False, True),
+        (Cause.DISK, NONE, {"disk": None}, FREE, False, True),
+    ],
+)
+def test_what_each_cause_asks_for_at_its_edges(cause, seen, given, level, at_once, calm):
+    found = strain(cause, seen, **given)
+    assert (found.most, found.at_once, found.calm) == (level, at_once, calm)
+
+
+@pytest.mark.parametrize(
+    ("cause", "seen", "reason"),
+    [
+        (Cause.HEAT, pi(76.4), "cpu-thermal is at 76 °C, its limit is 80 °C"),
+        (Cause.HEAT, pi(108.0), "cpu-thermal is at 108 °C, the machine ends at 110 °C"),
+        (Cause.HEAT, sensors(("cool", 40.0, 110.0), ("hot", 79.0, 110.0)), "hot is at 79 °C, its limit is 80 °C"),
+        (Cause.HEAT, sensors(("a", 40.0, 90.0), ("b", 79.0, 81.0)), "b is at 79 °C, the machine ends at 81 °C"),
+        (Cause.MEMORY, memory(0.32), "2 % of the memory is free"),
+        (Cause.MEMORY, memory(0.6), "4 % of the memory is free"),
+        (Cause.MEMORY, memory(9, stall=12.0), "12 % of the time is spent waiting for memory"),
+    ],
+)
+def test_the_reason_names_what_was_read(cause, seen, reason):
+    assert strain(cause, seen).reason == reason

@@ -133,6 +133,90 @@ def test_the_first_in_rank_gets_the_room_and_others_do_not_take_it_away():
     assert fates(*late, free=3 * GIB)["second"] == LOAD
 
 
+def test_what_leaves_anyway_is_waited_for_before_anybody_else_must_go():
+    """To the byte, and no more than once: the next that waits does not count on the same room."""
+    leaves, stays = loaded("leaves", dismissed=True), loaded("stays")
+    first = away("first", rank=1.0, waited_s=TURN_S)
+    assert fates(leaves, stays, first) == {
+        "leaves": (DRAIN, "an administrator unloaded it"),
+        "stays": STAY,
+        "first": (REST, "waits until leaves is gone"),
+    }
+    more = replace(first, needs_bytes=3 * GIB + 1)
+    assert fates(leaves, stays, more)["stays"] == (DRAIN, "makes room for first")
+    assert fates(leaves, stays, more, free=1)["stays"] == STAY
+    second = away("second", rank=2.0, waited_s=1.0, needs_bytes=GIB)
+    assert fates(leaves, stays, first, second)["stays"] == (DRAIN, "makes room for second")
+    # What is left over of the room that comes is the next one's.
+    small = replace(first, needs_bytes=2 * GIB)
+    found = fates(leaves, stays, small, second)
+    assert found["second"] == (REST, "waits until leaves is gone")
+    assert found["stays"] == STAY
+    assert fates(leaves, stays, replace(small, needs_bytes=2 * GIB + 1), second)["stays"][0] is DRAIN
+
+
+def test_what_is_loaded_takes_its_room_from_the_next():
+    found = fates(away("text"), away("vision"), free=6 * GIB - 1)
+    assert found["text"] == LOAD
+    assert found["vision"] == (REST, "no room beside text; loaded when a job waits for it")
+
+
+def test_a_model_nobody_knows_the_needs_of_fits_and_leaves_no_room():
+    assert fates(away("text", needs_bytes=None), free=0) == {"text": LOAD}
+    assert fates(loaded("text", needs_bytes=None), away("vision", rank=1.0), free=0)["vision"][0] is REST
+    pinned, unknown = loaded("pinned", pinned=True), loaded("unknown", needs_bytes=None)
+    barred = fates(pinned, unknown, away("vision", rank=1.0), free=3 * GIB - 1)["vision"]
+    assert barred == (Fate.BARRED, "no room beside pinned, pinned there")
+
+
+@pytest.mark.parametrize(("more_bytes", "barred"), [(0, False), (1, True)])
+def test_only_pinned_models_bar_another(more_bytes, barred):
+    """What others hold is to be had."""
+    models = loaded("pinned", pinned=True), loaded("text"), away("vision", rank=1.0, needs_bytes=5 * GIB + more_bytes)
+    assert (fates(*models, free=2 * GIB)["vision"][0] is Fate.BARRED) is barred
+
+
+def test_nobody_goes_for_a_byte_that_is_not_needed():
+    texts = [loaded(name, idle_s=idle_s, needs_bytes=GIB) for name, idle_s in (("a", 9.0), ("b", 8.0), ("c", 7.0))]
+
+    def going(needs_bytes):
+        found = fates(*texts, away("vision", rank=1.0, needs_bytes=needs_bytes), free=0)
+        return [name for name, (fate, _) in found.items() if fate is DRAIN]
+
+    assert going(GIB) == ["a"]
+    assert going(GIB + 1) == ["a", "b"]
+    assert going(2 * GIB) == ["a", "b"]
+    assert going(2 * GIB + 1) == ["a", "b", "c"]
+    large = loaded("large", idle_s=1.0, needs_bytes=2 * GIB)
+    found = fates(*texts[:2], large, away("vision", rank=1.0, needs_bytes=3 * GIB), free=0)
+    assert [name for name, (fate, _) in found.items() if fate is DRAIN] == ["a", "large"]
+
+
+def test_who_is_loaded_first():
+    """Pinned and ordered ones, then who waits for a turn and more, the longest first, then by rank, then the rest."""
+    models = [
+        away("rest"),
+        away("ranked", rank=1.0, waited_s=TURN_S - 1),
+        away("late", rank=9.0, waited_s=TURN_S),
+        away("later", rank=8.0, waited_s=TURN_S + 1),
+        away("asked", asked=True),
+        away("pinned", pinned=True),
+    ]
+
+    def order(left):
+        found = fates(*left, free=3 * GIB)
+        return next(name for name, verdict in found.items() if verdict == LOAD)
+
+    seen = []
+    while models:
+        seen.append(order(models))
+        models = [each for each in models if each.name != seen[-1]]
+    assert seen == ["asked", "pinned", "later", "late", "ranked", "rest"]
+    at_once = fates(away("ranked", rank=1.0, waited_s=5.0), away("asked", asked=True), free=3 * GIB)
+    assert at_once["asked"] == LOAD
+    assert fates(away("ranked", rank=0.0), away("rest"), free=3 * GIB)["ranked"] == LOAD
+
+
 @dataclass
 class Engine:
     """A simulated model: loading takes `load_s`, a job `job_s`; `lanes` run at once."""
