@@ -78,7 +78,13 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
     return OpenvinoModel(
         pipeline=pipeline,
-        reader=Reader(pipeline.get_tokenizer(), special_tokens, eyes=eyes, images_most=limits.images_per_prompt),
+        reader=Reader(
+            pipeline.get_tokenizer(),
+            special_tokens,
+            vocab_size=vocab_size,
+            eyes=eyes,
+            images_most=limits.images_per_prompt,
+        ),
         vocabulary=vocabulary,
         vocab_size=vocab_size,
         limits=limits,

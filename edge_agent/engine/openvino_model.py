@@ -23,6 +23,7 @@ from edge_agent.engine.messages import (
     Text,
 )
 from edge_agent.engine.openvino_guide import GuideTrial
+from edge_agent.engine.openvino_owners import Owners
 from edge_agent.engine.openvino_prompt import Prompt, Reader
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
 from edge_agent.engine.prefill import PIECE_TOKENS_MIN, even_tokens, piece_tokens, shared_tokens
@@ -60,7 +61,7 @@ class OpenvinoModel:
     was never computed, and the next prompt with that beginning is answered from it (seen with 2026.4). So each piece
     is a request of its own that ends with a block, and the next finds its keys and values in the cache. For the same
     reason a prompt waits for what it shares with another that is being computed, and finds it there; otherwise the
-    rests of several are computed in one call, which reads the weights once.
+    rests of several are computed in one call, which reads the weights once. All that among one owner's, see Owners.
 
     A model that sees is given what its decoder reads in place of token ids. Its images are encoded here, one tile per
     step. The library finds blocks in its cache by up to ten numbers of each token, bit by bit, and all tokens before:
@@ -87,6 +88,7 @@ class OpenvinoModel:
         self._now_s = now_s
         self._sequences: dict[JobId, OpenvinoSequence] = {}
         self._turns = Turns()
+        self._owners = Owners()
         self._requests = 0
         self._written_tokens = 0
         self._tokens_per_s: float | None = None
@@ -104,8 +106,9 @@ class OpenvinoModel:
             self._sequences[generation.job_id] = self._sequence(generation)
 
     def _sequence(self, generation: Generation) -> OpenvinoSequence:
+        owner = self._owners.number(generation)
         with library():
-            prompt = self._reader.read(generation.turns)
+            prompt = self._reader.read(generation.turns, owner)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         return OpenvinoSequence(
             generation=generation,
@@ -207,7 +210,7 @@ class OpenvinoModel:
         if sequence.prompt.unseen:
             return False
         tokens, size = sequence.prompt.tokens, self._cache.block_tokens
-        others = [piece.sequence for piece in pieces]
+        others = [each for each in (piece.sequence for piece in pieces) if each.prompt.owner == sequence.prompt.owner]
         if any(shared_tokens(tokens, other.prompt.tokens) // size * size > other.position for other in others):
             return False
         position = sequence.position or self._cached_tokens(sequence.prompt, idle=False)
@@ -287,12 +290,13 @@ class OpenvinoModel:
 
         The library tells only how many blocks are in use. Alone, that shows what a prompt finds; the last block may
         be filled in part, by as many tokens as the shortest beginning has that finds as many blocks. Beside others
-        the beginning shared with one of them is sure.
+        the beginning shared with one of them that has the same owner is sure.
         """
         tokens, size = prompt.tokens, self._cache.block_tokens
         most = len(tokens) - 1  # the last token is always computed
         if not idle:
-            shared = max(shared_tokens(tokens, each.computed) for each in self._sequences.values())
+            own = [each.computed for each in self._sequences.values() if each.prompt.owner == prompt.owner]
+            shared = max(shared_tokens(tokens, each) for each in own)
             return min(shared // size * size, most)
         blocks = self._found_blocks(prompt, len(tokens))
         if not blocks:

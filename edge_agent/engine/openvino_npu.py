@@ -97,7 +97,7 @@ class NpuModel:
         now_s: Callable[[], float],
     ) -> None:
         self._pipeline = pipeline
-        self._reader: Any = Reader(pipeline.get_tokenizer(), special_tokens)
+        self._reader: Any = Reader(pipeline.get_tokenizer(), special_tokens, vocab_size=vocab_size)
         self._trial: Any = GuideTrial(pipeline.get_tokenizer(), vocab_size)
         own = pipeline.get_generation_config()
         self._end_ids = frozenset({own.eos_token_id, *own.stop_token_ids})

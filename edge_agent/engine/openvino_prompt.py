@@ -8,6 +8,7 @@ import numpy as np
 from openvino import Tensor
 
 from edge_agent.engine.messages import Turn
+from edge_agent.engine.openvino_owners import PLAIN, named
 from edge_agent.engine.openvino_vision import Eyes
 from edge_agent.engine.picture import Features, Picture
 from edge_agent.engine.prompt import IMAGE_TAG, SpecialTokens, images_of, messages
@@ -19,6 +20,10 @@ class Prompt(Protocol):
     @property
     def tokens(self) -> Sequence[int]:
         """Its ids; where a picture stands, the picture's own, which is below 0."""
+
+    @property
+    def owner(self) -> int:
+        """The number of its owner, see Owners."""
 
     @property
     def unseen(self) -> bool:
@@ -38,22 +43,30 @@ class Reader:
     """Makes prompts of conversations. With `eyes` they may have images, `images_most` at most."""
 
     def __init__(
-        self, tokenizer: Any, special_tokens: SpecialTokens, *, eyes: Eyes | None = None, images_most: int = 0
+        self,
+        tokenizer: Any,
+        special_tokens: SpecialTokens,
+        *,
+        vocab_size: int,
+        eyes: Eyes | None = None,
+        images_most: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
         self._special_tokens = special_tokens
         self._eyes = eyes
         self._images_most = images_most
 
-    def read(self, turns: Sequence[Turn]) -> Prompt:
-        """Count a conversation. What lies between images is cut into tokens by itself, as published.
+    def read(self, turns: Sequence[Turn], owner: int = PLAIN) -> Prompt:
+        """Count a conversation of the owner with this number.
 
-        Raises EdgeAgentError BAD_REQUEST for a role, UNSUPPORTED for more images than the model takes.
+        What lies between images is cut into tokens by itself, as published. Raises EdgeAgentError BAD_REQUEST for a
+        role, UNSUPPORTED for more images than the model takes.
         """
         images = images_of(turns, most=self._images_most)
         text = self._tokenizer.apply_chat_template(messages(turns, self._special_tokens), add_generation_prompt=True)
         if self._eyes is None:
-            return TextPrompt(self._ids(text))
+            return TextPrompt(self._ids(text), owner, self._vocab_size)
         tokens: list[int] = []
         pictures = []
         for words, image in zip_longest(IMAGE_TAG.split(text), images):
@@ -73,15 +86,17 @@ class TextPrompt:
 
     unseen = False
 
-    def __init__(self, tokens: Sequence[int]) -> None:
+    def __init__(self, tokens: Sequence[int], owner: int, vocab_size: int) -> None:
         self.tokens = tokens
+        self.owner = owner
+        self._vocab_size = vocab_size
 
     def see(self) -> None:
         """Nothing is to be seen."""
 
     def tensor(self, end: int) -> Tensor:
         """Return the first ids."""
-        return Tensor(np.array([self.tokens[:end]], np.int64))
+        return Tensor(named(self.tokens[:end], self.owner, self._vocab_size))
 
     def forget(self) -> None:
         """Ids are small."""
@@ -89,6 +104,8 @@ class TextPrompt:
 
 class SeenPrompt:
     """Token ids, and pictures in places of their own."""
+
+    owner = PLAIN  # what stands for tokens has no other name
 
     def __init__(self, eyes: Eyes, tokens: Sequence[int], pictures: Sequence[Picture]) -> None:
         self.tokens = tokens

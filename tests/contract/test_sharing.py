@@ -58,7 +58,7 @@ def test_joins_and_leaves_at_any_step_change_no_text(model, bare, job_id, seed, 
             turns = (Turn("system", rng.choice(systems)), Turn("user", prompt(rng, rng.randrange(1, 200))))
             if asked and rng.random() < 0.5:
                 turns = rng.choice(asked)
-            generation = Generation(job_id(), turns, rng.choice((1, 7, 33, 50)))
+            generation = Generation(job_id(), turns, rng.choice((1, 7, 33, 50)), owner=rng.choice(("", "", "a", "b")))
             model.start(generation)
             under_way[generation.job_id], texts[generation.job_id] = generation, ""
         for event in model.step():
@@ -77,3 +77,39 @@ def test_joins_and_leaves_at_any_step_change_no_text(model, bare, job_id, seed, 
             del under_way[job]
     for job in under_way:
         list(model.cancel(job))
+
+
+def computed(outcome):
+    """Return how many tokens of a prompt were computed, by what was told while they were."""
+    return sum(event.prefill_tokens for event in outcome.events if isinstance(event, Progress))
+
+
+def test_what_was_computed_for_one_owner_serves_no_other(model, bare, job_id, subject):
+    """Not a token of it, by the count and by what is computed; who asked before finds their own."""
+    rng = random.Random(3)
+    system, own, other = (Turn("system", prompt(rng, 300)), Turn("user", prompt(rng, 40)), Turn("user", "x"))
+    first = True
+    for owner in ("line-3", "guesser", "line-4"):
+        for turns in ((system, own), (system, other), (system, own)):
+            (said,) = drive(model, Generation(job_id(), turns, 24, owner=owner))
+            assert said.text == "".join(bare.texts(turns, 24))
+            usage = said.end.usage
+            assert computed(said) == usage.prompt_tokens - usage.cached_tokens
+            keeps = subject.device != "npu" and not first
+            assert usage.cached_tokens > usage.prompt_tokens / 2 if keeps else usage.cached_tokens == 0
+            first = False
+        first = True
+
+
+def test_a_beginning_that_is_computed_for_one_owner_is_not_waited_for_by_another(
+    model, bare, job_id, subject, side_by_side
+):
+    """Side by side, with the very same prompt: each is computed for itself, in the order of their turns."""
+    rng = random.Random(4)
+    turns = (Turn("system", prompt(rng, 700)), Turn("user", "is the pump on?"))
+    asked = [Generation(job_id(), turns, 24, owner=owner) for owner in ("line-3", "guesser", "line-3")]
+    one, guess, again = drive(model, *asked)
+    assert {each.text for each in (one, guess, again)} == {"".join(bare.texts(turns, 24))}
+    assert [each.end.usage.cached_tokens for each in (one, guess)] == [0, 0]
+    assert computed(one) == computed(guess) == one.end.usage.prompt_tokens
+    assert again.end.usage.cached_tokens > one.end.usage.prompt_tokens / 2

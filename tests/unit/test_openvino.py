@@ -8,6 +8,8 @@ import sys
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
@@ -353,3 +355,42 @@ def drive_on(model, generation):
                 assert event.job_id == generation.job_id
                 return text
     raise AssertionError("it did not end")
+
+
+def test_an_owners_tokens_are_found_by_that_owner_alone(model, ask):
+    """By no other, also not beside them, whatever is asked of the library's cache; nobody's are nobody's own."""
+    turns = (Turn("system", "The pump in hall three is off. " * 12), *QUESTION)
+    texts = set()
+    for owner in ("line-3", "guesser", "", "line-4"):
+        found = []
+        for _ in range(2):
+            asked = ask(turns, owner=owner)
+            prompt = model._reader.read(turns, model._owners.number(asked))
+            found.append(model._found_blocks(prompt, len(prompt.tokens)))
+            text, _, _ = drive(model, asked)
+            texts.add(text)
+        assert found[0] == 0
+        assert found[1] > 3
+    assert len(texts) == 1
+
+
+def test_a_repetition_penalty_is_one_owners_while_they_are_kept_apart(model, ask):
+    """The library counts what a prompt says by its tokens' own names, which only one of all owners can use."""
+    turns = (Turn("system", "The pump in hall two is off. " * 12), *QUESTION)
+    text, _, _ = drive(model, ask(turns, repetition_penalty=1.5))
+    for owner in ("line-5", "line-5"):
+        assert drive(model, ask(turns, repetition_penalty=1.5, owner=owner))[0] == text
+    with pytest.raises(EdgeAgentError, match="one client only") as raised:
+        model.start(ask(turns, repetition_penalty=1.5, owner="guesser"))
+    assert raised.value.code is Code.UNSUPPORTED
+
+
+@given(st.lists(st.sampled_from([f"line-{number}" for number in range(1100)]), max_size=40), st.integers(6, 60))
+def test_no_two_owners_go_by_the_same_names(openvino_genai, ask, asking, length):
+    """With 40 of them six tokens tell all apart, which any prompt has; they are the tokens that they were."""
+    from edge_agent.engine.openvino_owners import Owners, named
+
+    owners, tokens = Owners(), range(100, 100 + length)
+    seen = {owner: named(tokens, owners.number(ask(owner=owner)), 512) for owner in asking}
+    assert all((ids % 512 == [tokens]).all() for ids in seen.values())
+    assert len({ids[0, :6].tobytes() for ids in seen.values()}) == len(seen)

@@ -1,0 +1,66 @@
+"""Whose beginnings are whose in openvino-genai's cache, which knows tokens by their ids alone.
+
+A graph looks ids up in a table, and there a negative one counts from the end, by the operator's definition (Gather-8):
+`id - vocabulary` is the same token under another name. What is computed is the same to the last bit, but the cache
+takes it for something else. An owner's number, written in binary, says which of a prompt's first tokens go by their
+other name. So prompts of two owners differ before the end of the cache's first block, and with it in all that follow.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.engine.messages import Generation
+from edge_agent.errors import Code, EdgeAgentError
+
+PLAIN = 0
+"""The number of nobody: all tokens go by their own names."""
+OWNERS_MOST = 1024
+"""So many are known by name; who was away longest gets a new number, and finds nothing of before."""
+_DIGITS = 32
+"""Of a number, one for each of a prompt's first tokens."""
+
+
+class Owners:
+    """The owners' numbers, none of which is ever given twice."""
+
+    def __init__(self) -> None:
+        self._numbers: OrderedDict[str, int] = OrderedDict()
+        self._given = PLAIN
+        self._penalised: str | None = None
+
+    def number(self, generation: Generation) -> int:
+        """Return the number of a generation's owner.
+
+        A `repetition_penalty` counts the prompt's tokens by their own names: only one owner can have it. Raises
+        EdgeAgentError UNSUPPORTED for any other.
+        """
+        owner = generation.owner
+        if not owner:
+            return PLAIN
+        if generation.repetition_penalty != 1.0:
+            self._penalised = self._penalised or owner
+            if owner != self._penalised:
+                sentence = (
+                    "repetition_penalty: OpenVINO takes it from one client only while it keeps clients apart, and "
+                    "another came first; leave it out, or set privacy.share_prefixes to all"
+                )
+                raise EdgeAgentError(Code.UNSUPPORTED, sentence)
+            return PLAIN
+        if owner not in self._numbers:
+            self._given += 1
+            self._numbers[owner] = self._given
+            if len(self._numbers) > OWNERS_MOST:
+                self._numbers.popitem(last=False)
+        self._numbers.move_to_end(owner)
+        return self._numbers[owner]
+
+
+def named(tokens: Sequence[int], number: int, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Return tokens as an owner's, shape [1, tokens]."""
+    ids = np.array([tokens], np.int64)
+    digits = number >> np.arange(min(_DIGITS, ids.size)) & 1
+    ids[0, : digits.size] -= digits * vocab_size
+    return ids
