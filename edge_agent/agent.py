@@ -6,12 +6,12 @@ What it is made of, and who tells whom what, stands in `composition`.
 import os
 import signal
 import threading
-import time
 import traceback
 from pathlib import Path
 from types import FrameType
 
 from edge_agent import __version__
+from edge_agent.awake import awake_s, keep_time
 from edge_agent.composition import build
 from edge_agent.composition.account import Account
 from edge_agent.errors import Code, EdgeAgentError
@@ -44,7 +44,7 @@ class Agent:
     `root` is where the machine's own files (proc, sys, …) are read from.
 
     Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`,
-    `control`, paho's (two while in pools), two per engine.
+    `control`, `pulse`, paho's (two while in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
@@ -61,6 +61,7 @@ class Agent:
     def run(self) -> int:
         """Work until SIGTERM or SIGINT; a second one hurries. Raises SettingsError when they cannot work here."""
         self._install_hooks()
+        keep_time()
         with locked(self._settings.agent.state_dir) as state_dir:
             queue = self._open_queue(state_dir)
             if queue is None:
@@ -169,9 +170,9 @@ class Agent:
 
     def _drain(self) -> None:
         """Let running jobs finish within their time, while their engines are still looked after."""
-        end_s = time.monotonic() + self._settings.agent.drain_s
-        while time.monotonic() < end_s and not self._hurry.is_set():
-            if self._parts.dispatcher.drain(min(TICK_S, max(0.0, end_s - time.monotonic()))):
+        end_s = awake_s() + self._settings.agent.drain_s
+        while awake_s() < end_s and not self._hurry.is_set():
+            if self._parts.dispatcher.drain(min(TICK_S, max(0.0, end_s - awake_s()))):
                 return
             self._parts.supervisor.attend()
             self._notifier.alive()

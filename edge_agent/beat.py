@@ -1,8 +1,9 @@
 """Whether threads live: each says when it will be heard of again, and who feeds the watchdog looks whether it was."""
 
 import math
-import time
 from collections.abc import Callable, Iterable
+
+from edge_agent.awake import awake_s
 
 STUCK_S = 60.0
 """What a thread may take for one turn; one that takes longer does not come back. A sync on a dying card takes seconds,
@@ -14,7 +15,7 @@ IDLE_S = 60.0
 class Beat:
     """One thread's word; not started, or ended in order, it has given none."""
 
-    def __init__(self, thread: str, *, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, thread: str, *, now_s: Callable[[], float] = awake_s) -> None:
         self.thread = thread
         self.due_s = math.inf
         self._now_s = now_s

@@ -7,11 +7,11 @@ the next token never waits for the disk.
 import contextlib
 import queue as stdlib_queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_agent.attempt import Attempt, job_id
+from edge_agent.awake import awake_s
 from edge_agent.beat import IDLE_S, Beat
 from edge_agent.endings import Endings
 from edge_agent.engine.messages import Event, Failed, Finished, Progress, Start, Text
@@ -96,7 +96,7 @@ class Dispatcher:
         pace: Pace,
         apart: bool = False,
         lanes: Callable[[int], int] = lambda parallel: parallel,
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._allowed = lanes
         self._apart = apart
@@ -195,8 +195,13 @@ class Dispatcher:
         return [run for lanes in self._lanes.values() for run in lanes.running.values()]
 
     def _patience_s(self) -> float:
-        due_s = [min(run.deadline_s, run.progress_s) for run in self._all_running() if not run.over]
-        return max(0.0, min(due_s, default=self._now_s() + IDLE_S) - self._now_s())
+        now_s, queue_s = self._now_s(), self._store.now_s()
+        left_s = (
+            min(run.deadline_s - now_s, run.progress_s - now_s, run.job.expires_s - queue_s)
+            for run in self._all_running()
+            if not run.over
+        )
+        return max(0.0, min(left_s, default=IDLE_S))
 
     def _take(self, note: _Note) -> None:
         match note:
@@ -275,7 +280,7 @@ class Dispatcher:
             job=job,
             stream=self._outbox.open(job),
             begun_s=now_s,
-            deadline_s=now_s + min(job.timeout_s, max(0.0, job.expires_s - self._store.now_s())),
+            deadline_s=now_s + job.timeout_s,
             progress_s=now_s + PROGRESS_S,
             load_ms=waited_s * 1000,
             begun_lane_s=lanes.lane_s,
@@ -323,7 +328,7 @@ class Dispatcher:
         for run in self._all_running():
             if run.over:
                 continue
-            if now_s >= run.deadline_s:
+            if now_s >= run.deadline_s or self._store.now_s() >= run.job.expires_s:
                 self._time_out(run)
             elif now_s >= run.progress_s:
                 run.progress_s = now_s + PROGRESS_S

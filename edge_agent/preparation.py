@@ -6,12 +6,12 @@ One thread, which owns the image child. What it finds is committed by the store;
 import contextlib
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+from edge_agent.awake import awake_s
 from edge_agent.beat import Beat
 from edge_agent.engine.messages import Limits
 from edge_agent.errors import Code, EdgeAgentError
@@ -64,7 +64,7 @@ class Preparation:
         darkroom: Darkroom,
         limits: Callable[[str], Limits | None],
         ready: Callable[[], None],
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._models = models
         self._store = store

@@ -1,11 +1,11 @@
 """What an agent says of itself: how it is and why, what it serves, decided and measured."""
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from edge_agent import __version__
+from edge_agent.awake import awake_s
 from edge_agent.beat import stuck
 from edge_agent.composition.parts import Parts
 from edge_agent.control.messages import Standing
@@ -64,7 +64,7 @@ class Account:
 
     def stuck(self) -> tuple[str, ...]:
         """Return the threads that do not come back."""
-        return stuck(self._parts.beats, now_s=time.monotonic())
+        return stuck(self._parts.beats, now_s=awake_s())
 
     def line(self) -> str:
         """Return one line for the service manager."""

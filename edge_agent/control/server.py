@@ -10,11 +10,11 @@ import selectors
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_agent.awake import awake_s
 from edge_agent.beat import IDLE_S, Beat
 from edge_agent.control.desk import Desk
 from edge_agent.control.messages import ASK_BYTES_MAX, AskState, Reply, Standing, decode_ask
@@ -68,7 +68,7 @@ class ControlServer:
         desk: Desk,
         state: Callable[[], Standing],
         order: Callable[[ModelOrder], OrderStatus | OrderResult],
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._folder = folder
         self._store = store

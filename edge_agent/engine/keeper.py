@@ -1,10 +1,10 @@
 """The life of one model's engine: started, told, let go, buried, as was decided."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from edge_agent.awake import awake_s
 from edge_agent.engine.life import Fate, Verdict
 from edge_agent.engine.messages import Event, LoadFailed, Ready, Rest
 from edge_agent.engine.plan import CLOSE_S, EXIT_S, Act, Action, Phase, plan
@@ -66,7 +66,7 @@ class Keeper:
         *,
         listener: Listener,
         wake: Callable[[], None],
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         self.record = record
         self.known = False

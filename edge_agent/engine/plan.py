@@ -40,6 +40,8 @@ class Phase(StrEnum):
 class View:
     """What a decision about an engine rests on. Seconds and bytes; None: not known.
 
+    `busy`: it has jobs, or gets some in a moment. `silent_s`: how long it has said nothing of what it holds, 0 when
+    that is nothing: what it may get is not held yet. `idle_s`: how long it has had no jobs.
     `unloads` says why no engine may be there now; empty while they may. `rests` says why this one shall not as soon as
     nothing runs in it; empty while it shall. `tried`: its trial is under way. `condemned`: why it is to be ended, and
     another place tried; `better`: whether a better place than its own has waited long enough.
@@ -50,6 +52,7 @@ class View:
     exited: bool = False
     busy: bool = False
     silent_s: float = 0.0
+    idle_s: float = 0.0
     unprocessed_tokens: int = 0
     prefill_per_s: float = 1.0
     anonymous_bytes: int | None = None
@@ -96,7 +99,7 @@ def plan(view: View) -> Action:
         return end
     if view.rests and not view.busy:
         return Action(Act.UNLOAD, view.rests)
-    if view.better and view.phase is Phase.READY and not view.busy and view.silent_s > IDLE_S:
+    if view.better and view.phase is Phase.READY and not view.busy and view.idle_s > IDLE_S:
         return Action(Act.MOVE, "a better device is tried again")
     return Action(Act.KEEP, view.rests)
 
@@ -132,6 +135,6 @@ def _stuck(view: View) -> str:
         return f"the model was not loaded after {LOAD_S:.0f} s"
     if view.phase is Phase.FAILED and view.silent_s > view.silence_s:
         return "the engine could not load the model and did not exit"
-    if view.phase is Phase.READY and view.busy and view.silent_s > bound_s:
+    if view.phase is Phase.READY and view.silent_s > bound_s:
         return f"the engine said nothing for {view.silent_s:.0f} s"
     return ""

@@ -8,17 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_agent.awake import awake_s, wait_awake
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import (
     Cancel,
     Close,
     Command,
     Event,
-    Failed,
     Finished,
     FrameReader,
     JobId,
@@ -32,15 +31,13 @@ from edge_agent.engine.messages import (
     decode,
     encode,
 )
+from edge_agent.engine.work import Held, Work
 from edge_agent.jobs.tiles import grid
 from edge_agent.log import get_logger
 
 RECEIVE_BYTES = 65_536
 SPEED_WEIGHT = 0.3
 """Share of the newest measurement in a running mean."""
-
-_TRIAL = JobId("trial")
-"""What it works on while it is tried, before it is ready."""
 
 log = get_logger()
 
@@ -59,15 +56,13 @@ class EngineProcess:
         *,
         tell: Callable[["EngineProcess", Event | Ready | LoadFailed], None],
         gone: Callable[["EngineProcess"], None],
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         self.spec = spec
         self._tell = tell
         self._gone = gone
         self._now_s = now_s
-        self._lock = threading.Lock()
-        self._unprocessed: dict[JobId, int] = {}
-        self._heard_s = now_s()
+        self._work = Work(now_s)
         self.prefill_per_s: float | None = None
         """Prompt tokens computed in a second, a running mean; None before any were."""
         self.generate_per_s: float | None = None
@@ -117,38 +112,16 @@ class EngineProcess:
         """The child's process id."""
         return self._child.pid
 
-    @property
-    def busy(self) -> bool:
-        """Whether it has work it must report on."""
-        with self._lock:
-            return bool(self._unprocessed)
-
-    @property
-    def tried(self) -> bool:
-        """Whether its trial is under way."""
-        with self._lock:
-            return _TRIAL in self._unprocessed
-
-    @property
-    def silent_s(self) -> float:
-        """How long nothing came from it, or since it was given something to do."""
-        return self._now_s() - self._heard_s
-
-    @property
-    def unprocessed_tokens(self) -> int:
-        """Prompt tokens it has still to compute; an upper bound before it has counted them."""
-        with self._lock:
-            return sum(self._unprocessed.values())
+    def held(self) -> Held:
+        """Return how the work stands that it was given."""
+        return self._work.held()
 
     def start(self, start: Start) -> None:
         """Give it a job."""
         turns = start.generation.turns
         tokens = sum(len(turn.text) for turn in turns)  # a character is at least one
         tokens += sum(grid(each.width, each.height, tiles=each.tiles).tokens for turn in turns for each in turn.images)
-        with self._lock:
-            if not self._unprocessed:
-                self._heard_s = self._now_s()
-            self._unprocessed[start.generation.job_id] = tokens
+        self._work.begin(start.generation.job_id, tokens)
         self.send(start)
 
     def cancel(self, job_id: JobId) -> None:
@@ -162,16 +135,19 @@ class EngineProcess:
     def close(self, timeout_s: float) -> None:
         """Ask it to unload and exit; kill it when it does not."""
         self.send(Close())
-        try:
-            self._child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+        if not self.await_exit(timeout_s):
             log.warning("engine.killed", pid=self.pid, reason="did not exit in time")
         self.kill()
 
-    def await_exit(self, timeout_s: float) -> None:
-        """Let a child that has closed its end come to its own, so that how it ended is not our doing."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(timeout_s)
+    def await_exit(self, timeout_s: float) -> bool:
+        """Return whether it came to its own end in time, so that how it ended is not our doing."""
+
+        def exits(patience_s: float) -> bool:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(patience_s)
+            return self._child.returncode is not None
+
+        return wait_awake(exits, timeout_s, now_s=self._now_s)
 
     def kill(self) -> None:
         """End it at once and wait until it is gone."""
@@ -232,29 +208,21 @@ class EngineProcess:
         self._gone(self)
 
     def _take(self, message: Message) -> None:
-        with self._lock:
-            self._heard_s = self._now_s()
-            match message:
-                case Progress(job_id, unprocessed, tokens, milliseconds):
-                    self._unprocessed[job_id] = unprocessed
-                    if tokens and milliseconds:
-                        self.prefill_per_s = _mean(self.prefill_per_s, tokens / milliseconds * 1000)
-                case Finished(job_id, _, usage, _, generate_ms):
-                    self._unprocessed.pop(job_id, None)
-                    self.finished += 1
-                    if usage.completion_tokens and generate_ms:
-                        self.generate_per_s = _mean(self.generate_per_s, usage.completion_tokens / generate_ms * 1000)
-                case Failed():
-                    self._unprocessed.pop(message.job_id, None)
-                case Trying(unprocessed):
-                    self._unprocessed[_TRIAL] = unprocessed
-                case Ready():
-                    self.ready = message
-                    self._unprocessed.pop(_TRIAL, None)
-                case _:
-                    pass
-        if not isinstance(message, Trying):
-            self._tell(self, message)  # type: ignore[arg-type]  # the child sends no commands
+        self._work.heard(message)
+        match message:
+            case Trying():
+                return
+            case Progress(_, _, tokens, milliseconds) if tokens and milliseconds:
+                self.prefill_per_s = _mean(self.prefill_per_s, tokens / milliseconds * 1000)
+            case Finished(_, _, usage, _, generate_ms):
+                self.finished += 1
+                if usage.completion_tokens and generate_ms:
+                    self.generate_per_s = _mean(self.generate_per_s, usage.completion_tokens / generate_ms * 1000)
+            case Ready():
+                self.ready = message
+            case _:
+                pass
+        self._tell(self, message)  # type: ignore[arg-type]  # the child sends no commands
 
 
 def _mean(mean: float | None, newest: float) -> float:

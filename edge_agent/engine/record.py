@@ -2,9 +2,9 @@
 
 import math
 import threading
-import time
 from collections.abc import Callable
 
+from edge_agent.awake import awake_s
 from edge_agent.engine.life import Model
 from edge_agent.engine.messages import Limits, Ready
 from edge_agent.engine.plan import PREFILL_PER_S_UNKNOWN, SILENCE_S, STEADY_S, Phase, View
@@ -29,7 +29,7 @@ class Record:
         self,
         served: Served,
         *,
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
         silence_s: float = SILENCE_S,
         backoff_first_s: float = BACKOFF_FIRST_S,
     ) -> None:
@@ -119,20 +119,22 @@ class Record:
                 unloads=unloads,
                 rests=rests,
             )
+        held = process.held()
         return View(
             phase=self.phase,
             alive=True,
             exited=self._exited,
-            busy=process.busy or busy,
-            silent_s=process.silent_s,
-            unprocessed_tokens=process.unprocessed_tokens,
+            busy=held.busy or busy,
+            silent_s=held.silent_s,
+            idle_s=held.idle_s,
+            unprocessed_tokens=held.unprocessed_tokens,
             prefill_per_s=process.prefill_per_s or PREFILL_PER_S_UNKNOWN,
             anonymous_bytes=process.anonymous_bytes(),
             memory_bytes=self.needs_bytes,
             silence_s=self._silence_s,
             unloads=unloads,
             rests=rests,
-            tried=process.tried,
+            tried=held.tried,
             condemned=self._condemned,
             better=self.phase is Phase.READY and self._served.places.better(process.spec),
         )
@@ -141,14 +143,15 @@ class Record:
         """Return what a decision about all models rests on, but for who wants it."""
         with self._lock:
             process = self.process
+            held = None if process is None else process.held()
             ready_s = 0.0 if self._ready_s is None else self._now_s() - self._ready_s
             return Model(
                 self._served.name,
                 loaded=process is not None,
                 ready_s=ready_s,
                 job_s=ready_s / process.finished if process is not None and process.finished else math.inf,
-                busy=busy or (process is not None and process.busy),
-                idle_s=0.0 if process is None else process.silent_s,
+                busy=busy or (held is not None and held.busy),
+                idle_s=0.0 if held is None else held.idle_s,
                 needs_bytes=self.needs_bytes if process is None else self.needs_bytes or self.held_bytes,
                 load_s=self._load_s,
             )

@@ -4,11 +4,11 @@
 model, a `Keeper` leads the life of its engine. The main thread, which must live as long as its children, attends.
 """
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from edge_agent.awake import awake_s
 from edge_agent.engine import life, roster
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.keeper import Keeper, Listener, Ruling
@@ -54,7 +54,7 @@ class Supervisor:
         *,
         listener: Listener,
         wake: Callable[[], None],
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
         silence_s: float = SILENCE_S,
         backoff_first_s: float = BACKOFF_FIRST_S,
         turn_s: float = TURN_S,

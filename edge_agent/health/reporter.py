@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from edge_agent import __version__
+from edge_agent.awake import result_awake
 from edge_agent.beat import Beat
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import EdgeAgentError
@@ -132,7 +133,7 @@ class Reporter:
         counting: Future[_QueueReading | EdgeAgentError] = Future()
         self._store.put(Operation(_count, counting.set_result, refuse=lambda _error: counting.set_result(_UNREAD)))
         try:
-            counted = counting.result(COUNT_S)
+            counted = result_awake(counting, COUNT_S)
         except TimeoutError:
             counted = _UNREAD
         return self._telemetry(self._snapshots.now(), counted)

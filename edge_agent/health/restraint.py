@@ -1,9 +1,9 @@
 """How far the agent holds back at this moment: what the governor decided, for those who have to keep to it."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_agent.awake import awake_s
 from edge_agent.health.governor import Level, Policy, State, View, govern, level_of, reasons
 from edge_agent.health.snapshot import free_bytes
 from edge_agent.log import get_logger
@@ -29,7 +29,7 @@ class Restraint:
         state_dir: Path,
         reload_bytes: Callable[[], int],
         changed: Callable[[], None],
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._policy = policy
         self._memory_total_bytes = memory_total_bytes

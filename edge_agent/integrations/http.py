@@ -3,13 +3,13 @@
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from edge_agent.awake import awake_s
 from edge_agent.beat import Beat
 
 CONNECTIONS_MAX = 8
@@ -70,7 +70,7 @@ class _Server(ThreadingHTTPServer):
         return len(self._ends_s) < CONNECTIONS_MAX
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._ends_s[request] = time.monotonic() + CONNECTION_S
+        self._ends_s[request] = awake_s() + CONNECTION_S
         threading.Thread(
             target=self.process_request_thread, args=(request, client_address), name="http-request", daemon=True
         ).start()
@@ -81,7 +81,7 @@ class _Server(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         self._beat(POLL_S)
-        self.cut(time.monotonic())
+        self.cut(awake_s())
 
     def cut(self, now_s: float) -> None:
         """End the connections whose time has passed; their threads see it as an end of what is said."""

@@ -7,13 +7,13 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from edge_agent.awake import awake_s, wait_awake
 from edge_agent.log import get_logger
 
 IMAGE_S = 10.0
@@ -71,7 +71,7 @@ class Darkroom:
         pixels: int,
         image_s: float = IMAGE_S,
         command: tuple[str, ...] = (sys.executable, "-m", "edge_agent.jobs.images"),
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         bounds = {"--pixels": pixels, "--memory": bound_bytes(pixels), "--seconds": CPU_S}
         self._command = (*command, *(word for name, bound in bounds.items() for word in (name, str(bound))))
@@ -173,7 +173,7 @@ class Darkroom:
         poll.register(descriptor, select.POLLIN)
         while not line.endswith(b"\n"):
             left_s = end_s - self._now_s()
-            if left_s <= 0 or not poll.poll(left_s * 1000):
+            if not wait_awake(lambda wait_s: bool(poll.poll(wait_s * 1000)), left_s, now_s=self._now_s):
                 raise TimeoutError
             piece = os.read(descriptor, ANSWER_BYTES_MAX)
             line += piece

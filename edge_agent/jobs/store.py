@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from edge_agent.awake import result_awake
 from edge_agent.beat import Beat
 from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.database import LockedError, StorageError
@@ -140,7 +141,7 @@ class Store:
                 future.set_result(outcome)
 
         self._inbox.put(Operation(act, then))
-        return future.result(timeout_s)
+        return result_awake(future, timeout_s)
 
     def _run(self) -> None:
         held: list[Operation[Any]] = []

@@ -8,7 +8,6 @@ import random
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge_agent.awake import awake_s
 from edge_agent.beat import Beat
 from edge_agent.log import get_logger
 from edge_agent.mqtt import packets, trouble
@@ -88,7 +88,7 @@ class Link:
         callbacks: Callbacks,
         thread: str = "mqtt",
         chance: Callable[[], float] = random.random,
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         self.beat = Beat(thread)
         self._access = access

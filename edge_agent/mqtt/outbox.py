@@ -6,13 +6,13 @@ in the queue's database and are fetched from there; nothing here needs to surviv
 
 import queue as stdlib_queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from edge_agent.awake import awake_s, wait_awake
 from edge_agent.beat import IDLE_S, Beat
 from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Job, JobState
@@ -90,7 +90,7 @@ class Outbox:
         pace: Pace,
         keep_text: Literal["until_delivered", "until_pruned"],
         load_s: Callable[[str], float] = lambda _model: 0.0,
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
         chance: Callable[[], float],
     ) -> None:
         self._link = link
@@ -126,7 +126,7 @@ class Outbox:
         """Wait until everything said so far was answered by the broker; return whether it was."""
         done = threading.Event()
         self._inbox.put(_Settle(done))
-        return done.wait(timeout_s)
+        return wait_awake(done.wait, timeout_s)
 
     @property
     def waiting(self) -> int:

@@ -66,7 +66,7 @@ class Floor:
     """A dispatcher with a real store below it and scripted engines beside it."""
 
     def __init__(self, folder, *, parallel=2, apart=False):
-        self.machine = Time()
+        self.machine, self.frozen_s = Time(), 0.0
         self.told = []
         self.draining = set()
         self.store = Store(self.machine.queue(folder), tell=self._tell, keep_finished_s=86_400, keep_finished_jobs=1000)
@@ -81,7 +81,7 @@ class Floor:
             pace=Pace(),
             apart=apart,
             lanes=lambda parallel: min(parallel, self.allowed),
-            now_s=self.machine.now_s,
+            now_s=lambda: self.machine.now_s() - self.frozen_s,
         )
         self.allowed = 99
         self.spare, self.condemned, self.forgiven, self.fallback = False, [], [], None
@@ -358,6 +358,19 @@ def test_time_ends_a_running_job_which_keeps_its_text(floor, seconds, fields, st
     wait_for(lambda: floor.dispatcher.running("phi") == 0, "the lane to be free", PATIENCE_S)
     assert outcome_of(floor.find("a")) == outcome
     assert floor.outbox.streams[0].texts == ["The pump"]
+
+
+def test_what_was_frozen_costs_a_job_of_its_life_but_not_of_its_time_to_run(floor):
+    """Whoever waits for the answer has waited; whoever was to give it could not."""
+    floor.accept("a", timeout_s=5, ttl_s=600.0)
+    floor.accept("b", timeout_s=5, ttl_s=20.0)
+    floor.wait_started("1.1", "2.1")
+    floor.frozen_s = 100.0
+    floor.pass_s(100.0)
+    floor.wait_state("b", JobState.EXPIRED)
+    assert floor.find("a").state is JobState.RUNNING
+    floor.pass_s(5.0)
+    assert outcome_of(floor.wait_state("a", JobState.FAILED)).error.code is Code.TIMEOUT
 
 
 def test_a_running_job_repeats_its_state(floor):

@@ -14,6 +14,7 @@ LAYERS = (
     (
         "edge_agent.child",
         "edge_agent.errors",
+        "edge_agent.awake",
         "edge_agent.beat",
         "edge_agent.log",
         "edge_agent.retry",

@@ -45,10 +45,10 @@ def down(**seen):
         (ready(anonymous_bytes=MIB, memory_bytes=MIB), Act.KEEP),
         (ready(anonymous_bytes=2 * MIB), Act.KEEP),
         (ready(memory_bytes=MIB), Act.KEEP),
-        # silence
+        # silence of what it holds; jobs that it may get in a moment are not held
         (ready(busy=True, silent_s=SILENCE_S), Act.KEEP),
         (ready(busy=True, silent_s=SILENCE_S + 0.1), Act.KILL),
-        (ready(busy=False, silent_s=1e6), Act.KEEP),
+        (ready(busy=True, idle_s=1e6), Act.KEEP),
         (ready(busy=True, silent_s=1.1, silence_s=1.0), Act.KILL),
         (ready(busy=True, silent_s=SILENCE_S + 39, unprocessed_tokens=1000, prefill_per_s=100.0), Act.KEEP),
         (ready(busy=True, silent_s=SILENCE_S + 41, unprocessed_tokens=1000, prefill_per_s=100.0), Act.KILL),
@@ -79,11 +79,11 @@ def down(**seen):
         (starting(condemned=FAILURE), Act.KILL),
         (ready(condemned=FAILURE, exited=True), Act.KILL),
         # a better place
-        (ready(better=True, silent_s=IDLE_S + 0.1), Act.MOVE),
-        (ready(better=True, silent_s=IDLE_S), Act.KEEP),
-        (ready(better=True, silent_s=IDLE_S + 0.1, busy=True), Act.KEEP),
-        (starting(better=True, silent_s=IDLE_S + 0.1), Act.KEEP),
-        (ready(better=True, silent_s=IDLE_S + 0.1, unloads="heat"), Act.UNLOAD),
+        (ready(better=True, idle_s=IDLE_S + 0.1), Act.MOVE),
+        (ready(better=True, idle_s=IDLE_S), Act.KEEP),
+        (ready(better=True, idle_s=IDLE_S + 0.1, busy=True), Act.KEEP),
+        (starting(better=True, idle_s=IDLE_S + 0.1), Act.KEEP),
+        (ready(better=True, idle_s=IDLE_S + 0.1, unloads="heat"), Act.UNLOAD),
     ],
 )
 def test_what_follows_from_a_view(view, act):
