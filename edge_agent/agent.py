@@ -20,6 +20,7 @@ from edge_agent.jobs.database import LockedError, StorageError
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
+from edge_agent.outlet import drain
 from edge_agent.settings import Settings
 from edge_agent.state_dir import locked, open_queue
 
@@ -101,6 +102,7 @@ class Agent:
     def _stop(self) -> None:
         """Stop in the order of the flow: let jobs end, say so and good-bye, then close what they stood on."""
         parts = self._parts
+        parts.main(GRACE_S)
         self._account.draining = True
         parts.pools.stop()
         self._notifier.stopping()
@@ -112,6 +114,7 @@ class Agent:
         parts.preparation.stop()
         parts.announcer.refresh()
         self._drain()
+        parts.main.over()
         parts.control.stop()
         parts.dispatcher.stop()
         parts.reporter.stop()
@@ -174,6 +177,7 @@ class Agent:
         while awake_s() < end_s and not self._hurry.is_set():
             if self._parts.dispatcher.drain(min(TICK_S, max(0.0, end_s - awake_s()))):
                 return
+            self._parts.main()
             self._parts.supervisor.attend()
             self._notifier.alive()
             self._notifier.extend(GRACE_S)
@@ -181,12 +185,14 @@ class Agent:
     def _abandon(self) -> int:
         """End at once after a crash: everything that matters is on disk, the service manager starts us again."""
         log.error("agent.crashed", next="the service manager starts the agent again; no accepted job is lost")
+        drain()
         os._exit(1)
 
     # The main thread
 
     def _attend_until(self, event: threading.Event) -> None:
         while not event.is_set():
+            self._parts.main()
             self._parts.supervisor.attend()
             self._parts.orders.attend()
             for link in self._parts.links:
@@ -229,10 +235,10 @@ class Agent:
         # Frames and type only: an exception's message may carry somebody's prompt.
         places = traceback.extract_tb(error.__traceback__)
         frames = [f"{frame.name} {frame.filename}:{frame.lineno}" for frame in places]
-        log.error("thread.crashed", thread=thread, error=type(error).__name__, frames=frames)
-        self._crashed.set()
+        self._crashed.set()  # before it is told, which nobody must rely on
         self._stopping.set()
         self._wake.set()
+        log.error("thread.crashed", thread=thread, error=type(error).__name__, frames=frames)
 
     def _open_queue(self, folder: Path) -> Queue | None:
         """Open the queue and the folder of images, waiting for room on the disk; None when told to stop meanwhile."""

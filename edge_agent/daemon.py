@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edge_agent import log, settings
 from edge_agent.errors import SettingsError
+from edge_agent.outlet import STDERR, standard_error
 
 EXIT_SETTINGS = 2
 
@@ -14,11 +15,13 @@ def main(config: Path | None) -> int:
     """Run the agent with a settings file; return the exit status: 0 after an orderly stop, 2 for unusable settings."""
     from edge_agent.agent import Agent  # noqa: PLC0415 - settings are judged before the rest is loaded
 
-    faulthandler.enable()  # where each thread stands, when the watchdog or a native fault ends us; names only
-    try:
-        loaded = settings.load(config)
-        log.configure(format=loaded.log.format, level=loaded.log.level)
-        return Agent(loaded).run()
-    except SettingsError as error:
-        sys.stderr.write(f"edge-agent: the settings cannot be used:\n{error}\n")
-        return EXIT_SETTINGS
+    with standard_error(lost=lambda lines: log.get_logger().warning("log.lost", lines=lines)):
+        # Where each thread stands, when the watchdog or a native fault ends us; names only.
+        faulthandler.enable(file=STDERR)
+        try:
+            loaded = settings.load(config)
+            log.configure(format=loaded.log.format, level=loaded.log.level)
+            return Agent(loaded).run()
+        except SettingsError as error:
+            sys.stderr.write(f"edge-agent: the settings cannot be used:\n{error}\n")
+            return EXIT_SETTINGS

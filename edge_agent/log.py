@@ -1,5 +1,6 @@
 """Structured logs: events named `noun.verb`, on stderr, never prompt text or answers."""
 
+import contextlib
 import logging
 import sys
 from typing import Any, Literal, TextIO, cast
@@ -17,18 +18,37 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class _Stderr:
-    """Whatever stderr is when something is written: who runs us in a process of theirs may have replaced it."""
+    """Whatever stderr is when something is written: who runs us in a process of theirs may have replaced it.
 
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+    A line that cannot be written is lost: nobody's work ends by it.
+    """
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, broken, closed, None
+            sys.stderr.write(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+
+class _Logger:
+    """Says nothing until this process has said where its log goes, as a library does in somebody's program."""
+
+    def __init__(self) -> None:
+        self._logger = structlog.get_logger()
+
+    def __getattr__(self, level: str) -> Any:
+        return getattr(self._logger, level) if structlog.is_configured() else _say_nothing
+
+
+def _say_nothing(_event: str, **_fields: Any) -> None:
+    pass
 
 
 def get_logger() -> Any:
-    """Return a logger; its first use binds it to what `configure` has set up."""
-    return structlog.get_logger()
+    """Return a logger; its first use binds it to what `configure`, or the program we are part of, has set up."""
+    return _Logger()
 
 
 def configure(*, format: Format, level: Level) -> None:  # noqa: A002 - the setting's own name

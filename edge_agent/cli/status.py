@@ -18,7 +18,7 @@ from edge_agent import settings
 from edge_agent.cli.words import STATE_STYLES, number, size
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState, Standing
-from edge_agent.errors import EdgeAgentError, SettingsError
+from edge_agent.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.mqtt.payloads import EngineReading, Telemetry
 
 WATCH_S = 2.0
@@ -44,7 +44,7 @@ def status(
     config: Config = None,
     state_dir: StateDir = None,
 ) -> None:
-    """Show how the agent on this machine is. Exits with 1 when it is unhealthy, with 3 when none runs."""
+    """Show how the agent on this machine is. Exits with 1 when it is unhealthy or frozen, with 3 when none runs."""
     try:
         folder = state_dir or settings.load(config).agent.state_dir
         if watch:
@@ -53,7 +53,8 @@ def status(
         state = _standing(folder)
     except (EdgeAgentError, SettingsError) as error:
         errors.print(Text(str(error), style="red"))
-        sys.exit(EXIT_DOWN)
+        frozen = isinstance(error, EdgeAgentError) and error.code is Code.TIMEOUT
+        sys.exit(EXIT_UNHEALTHY if frozen else EXIT_DOWN)
     if json:
         rich.print_json(state.model_dump_json(exclude_none=True) if state else "null")
     else:

@@ -56,6 +56,7 @@ class Account:
             unwatched=unwatched,
             blind=blind,
             strained=strained,
+            stuck=self.stuck(),
         )
 
     def _blind(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from edge_agent.beat import Beat
 from edge_agent.composition.account import Account
 from edge_agent.composition.given import access, policy
 from edge_agent.composition.news import News
@@ -55,6 +56,7 @@ def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
     parts.settings = settings
     parts.root = root
     parts.wake = wake
+    parts.main = Beat("main")
     parts.boot_id = uuid.uuid4().hex
     parts.machine = probe(root)
     parts.topics = Topics(settings.mqtt.root, settings.agent.id)

@@ -48,6 +48,7 @@ class Parts:
     """Where the machine's own files (proc, sys, …) are read from."""
     wake: Callable[[], None]
     """Makes the main thread look after engines and connections at once."""
+    main: Beat
     boot_id: str
     machine: Machine
     topics: Topics
@@ -86,6 +87,7 @@ class Parts:
     @property
     def beats(self) -> Iterator[Beat]:
         """What the threads say of themselves; those of engines have main wait for them, which shows."""
+        yield self.main
         yield from (link.beat for link in (*self.links, *self.pools.links))
         yield from (self.store.beat, self.outbox.beat, self.dispatcher.beat, self.preparation.beat)
         yield from (self.reporter.beat, self.provision.beat, self.pulls.beat, self.control.beat)

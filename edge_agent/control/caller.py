@@ -1,12 +1,13 @@
 """The asking end: a running agent through its socket, or the queue itself while no agent has it."""
 
 import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.control.desk import Desk
-from edge_agent.control.messages import Ask, Reply, decode_reply
+from edge_agent.control.messages import Ask, AskState, Reply, decode_reply
 from edge_agent.control.server import beside
 from edge_agent.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.jobs.database import DamagedError, LockedError, SchemaTooNewError, StorageError
@@ -14,7 +15,9 @@ from edge_agent.jobs.queue import Queue
 from edge_agent.state_dir import locked
 
 ANSWER_S = 30.0
-"""More than the agent takes at most."""
+"""More than the agent takes at most, which may have to wait for its disk."""
+STATE_S = 5.0
+"""The same for how it is: it waits for nothing then."""
 LOCK_S = 30.0
 """How long another program may hold the queue's lock before we give up."""
 PAUSE_S = 0.1
@@ -28,12 +31,14 @@ def _silent(_sentence: str) -> None:
 def ask_agent(folder: Path, ask: Ask) -> Reply | None:
     """Ask the agent that has a state folder; None when none listens there.
 
-    Raises EdgeAgentError when we may not ask or get no answer.
+    Raises EdgeAgentError when we may not ask or get no answer, with Code.TIMEOUT when that was waited for in vain.
     """
+    answer_s = STATE_S if isinstance(ask, AskState) else ANSWER_S
+    end_s = time.monotonic() + answer_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(ANSWER_S)
+        sock.settimeout(answer_s)
         try:
-            _connect(sock, folder)
+            _connect(sock, folder, end_s)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except PermissionError:
@@ -45,7 +50,9 @@ def ask_agent(folder: Path, ask: Ask) -> Reply | None:
             ) from None
         try:
             sock.sendall(ask.model_dump_json().encode() + b"\n")
-            line = _everything(sock)
+            line = _everything(sock, end_s)
+        except TimeoutError:
+            raise EdgeAgentError(Code.TIMEOUT, _frozen(sock, answer_s)) from None
         except OSError as error:
             raise EdgeAgentError(Code.INTERNAL, f"the agent did not answer ({error}); try again, see its log") from None
     if not line:
@@ -115,26 +122,32 @@ def reach(
     return asking
 
 
-def _connect(sock: socket.socket, folder: Path) -> None:
+def _connect(sock: socket.socket, folder: Path, end_s: float) -> None:
     """Connect, waiting for a place while others have them all. Raises OSError, EdgeAgentError when none gets free."""
-    end_s = time.monotonic() + ANSWER_S
     while True:
         try:
             with beside(folder) as address:
                 return sock.connect(address)
         except BlockingIOError:
             if time.monotonic() > end_s:
-                raise EdgeAgentError(Code.INTERNAL, "too many ask the agent at once; try again") from None
+                raise EdgeAgentError(Code.TIMEOUT, "too many ask the agent at once, or it is frozen; try again") from None
             time.sleep(PAUSE_S)
 
 
-def _everything(sock: socket.socket) -> bytes:
-    end_s, heard = time.monotonic() + ANSWER_S, bytearray()
+def _everything(sock: socket.socket, end_s: float) -> bytes:
+    heard = bytearray()
     while piece := sock.recv(65_536):
         heard += piece
         if len(heard) > REPLY_BYTES_MAX or time.monotonic() > end_s:
             raise EdgeAgentError(Code.INTERNAL, "the agent's answer has no end; ask for fewer jobs (--limit)")
     return bytes(heard)
+
+
+def _frozen(sock: socket.socket, answer_s: float) -> str:
+    """Return what is to be said of an agent that listens and does not answer."""
+    pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[0]
+    frozen = f"the agent (pid {pid}) did not answer within {answer_s:.0f} s: it is frozen"
+    return f"{frozen} (a stopped process, a paused container) or its disk is; see its log"
 
 
 def _not_ours(folder: Path) -> EdgeAgentError:

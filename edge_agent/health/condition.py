@@ -17,12 +17,13 @@ def condition(
     unwatched: tuple[str, ...] = (),
     blind: bool = False,
     strained: tuple[str, ...] = (),
+    stuck: tuple[str, ...] = (),
 ) -> Condition:
     """Return how the agent is.
 
     `storage` says why nothing can be stored, if so; `strained` why it holds back, and unloads models if it does;
     `deaf` what the broker does not let it hear, `unwatched` what it does not let it watch; `blind` whether the
-    connection that watches is refused or lost while the other is not.
+    connection that watches is refused or lost while the other is not. `stuck` are threads that do not come back.
     """
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
@@ -43,6 +44,9 @@ def condition(
     if blind:
         reasons.append("watched topics have no connection")
     reasons += strained
+    reasons += [f"its thread {each} does not come back" for each in stuck]
+    if stuck:
+        return Condition("unhealthy", tuple(reasons))
     if draining:
         return Condition("draining", tuple(reasons))
     if storage or not engines or all(engine.phase is Phase.FAILED for engine in engines):

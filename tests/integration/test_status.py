@@ -1,6 +1,7 @@
 """`edge-agent status`: what a person sees of a running agent, of a machine in trouble, and of none."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -66,6 +67,18 @@ def test_an_agent_that_takes_leave_says_so(broker, tmp_path, tiny_model):
         assert (state.health, state.telemetry.engines[0].running) == ("draining", 1)
         assert agent.stop() == 0
         assert ask_agent(agent.state_dir, AskState()) is None
+
+
+@pytest.mark.broker
+def test_a_frozen_agent_is_unhealthy_and_soon_told(broker, tmp_path):
+    """Nobody waits half a minute for a health check to say so."""
+    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=[]) as agent:
+        agent.wait_said("agent.started")
+        agent.process.send_signal(signal.SIGSTOP)
+        done = command(agent.state_dir)
+        assert (done.returncode, "frozen" in done.stderr, str(agent.pid) in done.stderr) == (1, True, True)
+        agent.process.send_signal(signal.SIGCONT)
+        assert command(agent.state_dir, "--json").returncode != 3
 
 
 def printed(state, width):

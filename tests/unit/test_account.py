@@ -14,6 +14,7 @@ def test_a_watching_connection_that_is_refused_is_said_and_costs_no_pool(trouble
     engine = EngineStatus("phi", "onnx", Phase.READY, reason="", starts=1)
     account = Account(
         Stand(
+            beats=(),
             supervisor=Stand(statuses=lambda: [engine]),
             restraint=Stand(reasons=(), in_pools=True),
             store=Stand(trouble=None),

@@ -45,6 +45,8 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
         ),
         ({"engines": [engine(Phase.UNLOADED)]}, "ready", None),
         ({"engines": [READY, replace(engine(Phase.STARTING), planned=True)]}, "ready", None),
+        ({"stuck": ("store",)}, "unhealthy", "its thread store does not come back"),
+        ({"stuck": ("store",), "draining": True}, "unhealthy", "its thread store does not come back"),
         ({"draining": True}, "draining", None),
         ({"draining": True, "storage": "the disk is full"}, "draining", "the disk is full"),
     ],

@@ -17,6 +17,7 @@ LAYERS = (
         "edge_agent.awake",
         "edge_agent.beat",
         "edge_agent.log",
+        "edge_agent.outlet",
         "edge_agent.retry",
         "edge_agent.settings",
         "edge_agent.upstream_settings",
