@@ -161,11 +161,11 @@ class Agent:
 
     def _await_rows(self) -> None:
         """Let what ended be committed, and announced; another program's lock is waited for, a full disk is not."""
-        written, begun_s = threading.Event(), time.monotonic()
+        written, begun_s = threading.Event(), awake_s()
         self._parts.store.do(lambda _queue: None, lambda _none: written.set())
         while not written.wait(TICK_S):
             locked_out = isinstance(self._parts.store.trouble, LockedError) and not self._hurry.is_set()
-            if time.monotonic() - begun_s > (LOCK_S if locked_out else SETTLE_S):
+            if awake_s() - begun_s > (LOCK_S if locked_out else SETTLE_S):
                 log.warning("agent.unwritten", next="what the disk did not take yet is run again after the next start")
                 return
             self._notifier.alive()

@@ -130,7 +130,7 @@ def _connect(sock: socket.socket, folder: Path, end_s: float) -> None:
                 return sock.connect(address)
         except BlockingIOError:
             if time.monotonic() > end_s:
-                raise EdgeAgentError(Code.TIMEOUT, "too many ask the agent at once, or it is frozen; try again") from None
+                raise EdgeAgentError(Code.TIMEOUT, "too many ask the agent at once, or it is frozen") from None
             time.sleep(PAUSE_S)
 
 
