@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -76,6 +76,10 @@ _PASSING: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_CANTOPEN: StorageError,
     sqlite3.SQLITE_PERM: StorageError,
 }
+LOG_BYTES = 4 * 2**20
+"""What the log keeps of the disk when it is begun anew, however long a transaction made it."""
+ERASING = frozenset({"remove", "erase", "forget", "prune_age", "prune_count"})
+"""The statements that delete text."""
 _DAMAGE = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA}
 )
@@ -113,10 +117,12 @@ class Database:
     """The statements of `queries.sql`, by name. One owner at a time; opened and closed by another thread than used.
 
     Opening creates the file or brings its schema up to date. Raises SchemaTooNewError, DamagedError or StorageError.
+    The log is emptied into the file by `Leftovers` alone. `erased`: text was deleted whose bytes may lie in the log.
     """
 
     def __init__(self, file: Path) -> None:
         self._changes: list[Job] = []
+        self.erased = False
         with translated():
             self.connection = sqlite3.connect(
                 file, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -132,6 +138,9 @@ class Database:
         self.connection.execute("PRAGMA synchronous = FULL")
         self.connection.execute("PRAGMA secure_delete = ON")
         self.connection.execute("PRAGMA cache_size = -2048")
+        self.connection.execute("PRAGMA temp_store = MEMORY")  # no text in files of which nobody knows
+        self.connection.execute("PRAGMA wal_autocheckpoint = 0")
+        self.connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         (found,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise DamagedError(found)
@@ -167,9 +176,24 @@ class Database:
                 yield self._changes
                 self.connection.execute("COMMIT")
             except BaseException:
+                self.erased = True  # what was written may stand in the log, and shall not
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def unhindered(self) -> Iterator[Callable[[str], Any]]:
+        """Give what asks SQLite for one row, outside a transaction; another program's lock is an error at once.
+
+        Raises StorageError, DamagedError.
+        """
+        with translated():
+            (patience_ms,) = self.connection.execute("PRAGMA busy_timeout").fetchone()
+            self.connection.execute("PRAGMA busy_timeout = 0")
+            try:
+                yield lambda sql: self.connection.execute(sql).fetchone()
+            finally:
+                self.connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -188,7 +212,9 @@ class Database:
 
     def row(self, name: str, **arguments: Any) -> Any:
         """Return the first row a statement gives; None when it gives none."""
-        return self.connection.execute(SQL[name], arguments).fetchone()
+        found = self.connection.execute(SQL[name], arguments).fetchone()
+        self._note(name, changed=found is not None)
+        return found
 
     def rows(self, name: str, **arguments: Any) -> list[Any]:
         """Return all rows a statement gives."""
@@ -196,7 +222,12 @@ class Database:
 
     def run(self, name: str, **arguments: Any) -> int:
         """Return how many rows a statement changed."""
-        return self.connection.execute(SQL[name], arguments).rowcount
+        changed = self.connection.execute(SQL[name], arguments).rowcount
+        self._note(name, changed=changed > 0)
+        return changed
+
+    def _note(self, name: str, *, changed: bool) -> None:
+        self.erased = self.erased or (changed and name in ERASING)
 
     def run_each(self, name: str, each: Iterable[Mapping[str, Any]]) -> None:
         """Run a statement once for each of the arguments."""

@@ -178,7 +178,8 @@ UPDATE jobs SET deliver_s = :now, deliver_tries = 0 WHERE row = :row AND finishe
 UPDATE jobs SET deliver_s = NULL WHERE row = :row AND deliver_s = :due_s
 
 -- name: erase
-UPDATE jobs SET request = NULL, outcome = :outcome, metadata = '{{}}' WHERE row = :row AND deliver_s IS NULL
+UPDATE jobs SET request = NULL, outcome = :outcome, metadata = '{{}}'
+ WHERE row = :row AND deliver_s IS NULL AND request IS NOT NULL
 
 -- name: defer
 UPDATE jobs SET deliver_s = :deliver_s, deliver_tries = deliver_tries + 1 WHERE row = :row AND deliver_s = :due_s

@@ -19,6 +19,7 @@ from edge_agent.jobs.backlog import Backlog, Ledger
 from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.database import Database, translated
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
+from edge_agent.jobs.leftovers import Leftovers
 from edge_agent.jobs.needed import NeededImages
 from edge_agent.jobs.overview import Overview
 from edge_agent.jobs.request import Request
@@ -51,8 +52,9 @@ class Envelope:
 
 
 class Queue:
-    """The jobs of one agent: how they come, run and end. `images`, `results` and `overview` are about the same jobs.
+    """The jobs of one agent: how they come, run and end.
 
+    `images`, `results` and `overview` are about the same jobs, `leftovers` about what was erased of them.
     `age_step_s` is how many seconds of waiting weigh as much as one step of priority; `clock` makes the queue's clock
     from what it showed at last. Opening creates the file or brings its schema up to date. Raises SchemaTooNewError,
     DamagedError or StorageError.
@@ -67,6 +69,7 @@ class Queue:
             with translated():
                 row = self._db.row("read_clock")
                 self._ledger = Ledger(self._db.rows("unfinished"))
+            self.leftovers = Leftovers(self._db, file)
         except BaseException:
             self._db.close()
             raise
@@ -76,8 +79,12 @@ class Queue:
         self.overview = Overview(self._db, self.clock, self._ledger)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; nothing of what was erased stays in it, unless another program has it open."""
+        if self._db.erased:
+            self.leftovers.clear(truncate=True)
+        self._db.erased = False
         self._db.close()
+        self.leftovers.close()
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.database import StorageError
 
 PARTS_MAX = 4096
 """A photo of 16 MiB in parts of 4 KiB."""
@@ -209,7 +210,16 @@ class Spool:
         return True
 
     def sweep(self, needed: Collection[tuple[str, str]], rows: Collection[int]) -> None:
-        """Remove what no job needs: images and parts of a client and hash, decoded images of a job not among these."""
+        """Remove what no job needs: images and parts of a client and hash, decoded images of a job not among these.
+
+        Raises StorageError when the disk does not let us.
+        """
+        try:
+            self._sweep(needed, rows)
+        except OSError as error:
+            raise StorageError(error.strerror) from error
+
+    def _sweep(self, needed: Collection[tuple[str, str]], rows: Collection[int]) -> None:
         self._give_out_shared(needed)
         names = {_named(client, sha256) for client, sha256 in needed}
         for name in self._sizes.keys() - names:
@@ -282,12 +292,16 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def _write(file: Path, pieces: Iterable[bytes]) -> int:
-    """Write a file and wait until the disk has it; return its size."""
+    """Write a file and wait until the disk has it; return its size. Of one that cannot be written nothing stays."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as opened:
-        size_bytes = sum(map(opened.write, pieces))
-        opened.flush()
-        os.fsync(opened.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as opened:
+            size_bytes = sum(map(opened.write, pieces))
+            opened.flush()
+            os.fsync(opened.fileno())
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
     return size_bytes
 
 

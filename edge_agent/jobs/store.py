@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from edge_agent.awake import result_awake
 from edge_agent.beat import Beat
 from edge_agent.errors import EdgeAgentError
+from edge_agent.jobs.cleaning import Cleaning
 from edge_agent.jobs.database import LockedError, StorageError
 from edge_agent.jobs.job import TERMINAL, Job
 from edge_agent.jobs.queue import ROWS_AT_ONCE, Queue
@@ -75,6 +76,7 @@ class Store:
         self._monotonic_s = monotonic_s
         self._inbox: stdlib_queue.SimpleQueue[Operation[Any] | None] = stdlib_queue.SimpleQueue()
         self._stop = threading.Event()
+        self._cleaning = Cleaning(queue.leftovers, now_s=monotonic_s)
         self._trouble: StorageError | None = None
         self._troubled_s = 0.0
         self._stopped_s = math.inf
@@ -146,12 +148,13 @@ class Store:
     def _run(self) -> None:
         held: list[Operation[Any]] = []
         while True:
+            self._cleaning.turn()
             group = held + self._take(wait=not held)
             held = []
             self.beat()
             if not group and self._stop.is_set():
                 break
-            if not group and self._patience_s() > 0:
+            if not group and self._idle_s() > 0:
                 continue
             try:
                 self._commit(group)
@@ -181,10 +184,15 @@ class Store:
             pass
         return group
 
-    def _patience_s(self) -> float:
-        """Return how long there is nothing to do of our own accord."""
+    def _idle_s(self) -> float:
+        """Return how long no job needs anything of our own accord."""
         due_s = min(self._next_housekeeping_s, self._next_due_s)
         return 0.0 if self._stop.is_set() else min(max(0.0, due_s - self.now_s()), HOUSEKEEPING_S)
+
+    def _patience_s(self) -> float:
+        """Return how long there is nothing to do of our own accord."""
+        clean_s = self._cleaning.wait_s
+        return self._idle_s() if clean_s is None else min(self._idle_s(), clean_s)
 
     def _commit(self, group: Sequence[Operation[Any]]) -> None:
         outcomes: list[Any] = []

@@ -1,0 +1,53 @@
+"""When what is left of erased text is removed: often enough to be gone in seconds, seldom enough to cost nothing."""
+
+from collections.abc import Callable
+
+from edge_agent.jobs.leftovers import Leftovers
+from edge_agent.log import get_logger
+
+ERASED_S = 1.0
+"""How long erased text may lie in the files: all that is erased meanwhile costs the disk one cleaning."""
+TOLD_S = 10.0
+"""A cleaning that another program has kept from being done for so long is told."""
+
+log = get_logger()
+
+
+class Cleaning:
+    """Calls for `leftovers.clear` in time. Call `turn` after every commit, and when `wait_s` is over."""
+
+    def __init__(self, leftovers: Leftovers, *, now_s: Callable[[], float]) -> None:
+        self._leftovers = leftovers
+        self._now_s = now_s
+        self._since_s: float | None = None
+        self._next_s = 0.0
+        self._told = False
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long there is nothing to do, if no more is written; None: for ever."""
+        return None if self._since_s is None else max(0.0, self._next_s - self._now_s())
+
+    def turn(self) -> None:
+        """Clean if it is time to."""
+        now_s = self._now_s()
+        if self._since_s is None and self._leftovers.pending:
+            self._since_s, self._next_s = now_s, now_s + ERASED_S
+        if now_s < self._next_s:
+            return
+        if self._since_s is not None or self._leftovers.long:
+            self._clean(now_s)
+
+    def _clean(self, now_s: float) -> None:
+        since_s = now_s if self._since_s is None else self._since_s
+        error = self._leftovers.clear(truncate=self._since_s is not None)
+        if error is not None:
+            self._since_s, self._next_s = since_s, now_s + ERASED_S
+            if not self._told and now_s - since_s >= TOLD_S:
+                stays = "until then queue.db-wal grows, and keeps what was erased"
+                log.warning("store.unerased", reason=str(error), next=f"{error.mend}; {stays}")
+                self._told = True
+            return
+        if self._told:
+            log.info("store.erased", after_s=round(now_s - since_s, 1))
+        self._since_s, self._told = None, False
