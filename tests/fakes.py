@@ -41,7 +41,7 @@ def counts(queue):
 class Time:
     """A machine's clocks, moved by hand: seconds since boot, the wall clock and the identity of the boot."""
 
-    def __init__(self, *, boottime_s=100.0, wall_s=1_000_000.0, boot="first"):
+    def __init__(self, *, boottime_s=100.0, wall_s=1_800_000_000.0, boot="first"):
         self.boottime_s, self.wall_s, self.boot = boottime_s, wall_s, boot
 
     def pass_s(self, seconds):

@@ -36,6 +36,7 @@ class Account:
             unwatched=self.unwatched,
             blind=self._blind(),
             strained=self._parts.restraint.reasons,
+            clock=self._parts.queue.clock.doubt,
         )
 
     def _condition(
@@ -45,6 +46,7 @@ class Account:
         unwatched: tuple[str, ...] = (),
         blind: bool = False,
         strained: tuple[str, ...] = (),
+        clock: str = "",
     ) -> Condition:
         parts, trouble = self._parts, self._parts.store.trouble
         return condition(
@@ -57,6 +59,7 @@ class Account:
             blind=blind,
             strained=strained,
             stuck=self.stuck(),
+            clock=clock,
         )
 
     def _blind(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from edge_agent import RELEASED
 from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
 from edge_agent.jobs import rules
 from edge_agent.mqtt import certificate, trouble, watcher
@@ -84,8 +85,11 @@ def _own_certificate(file: Path, agent: str, *, named: bool) -> Finding:
         return failed(about, f"{file}: {getattr(error, 'strerror', None) or error}", "name the agent's certificate")
     now = datetime.now(UTC)
     renew = f'openssl x509 -req … -out {file} for "/CN={agent}", as edge-agent acl --proof certificates prints it'
+    if now < RELEASED:
+        return unknown(about, f"nobody can say whether it is valid while the clock shows {now:%Y-%m-%d}")
     if not found.begins <= now <= found.ends:
-        return failed(about, f"is valid {found.begins:%Y-%m-%d} to {found.ends:%Y-%m-%d} only", renew)
+        said = f"is valid {found.begins:%Y-%m-%d} to {found.ends:%Y-%m-%d} only, and the clock shows {now:%Y-%m-%d}"
+        return failed(about, said, renew)
     if not named and found.common_name != agent:
         return failed(about, f"its common name is {found.common_name}, the agent's id {agent}", renew)
     if found.ends - now < SOON:

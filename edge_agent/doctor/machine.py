@@ -6,9 +6,10 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
+from edge_agent import RELEASED
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState
 from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
@@ -26,8 +27,6 @@ UNITS = (
     Path("/usr/lib/systemd/system"),
 )
 """Where systemd looks for units, first found first (systemd.unit(5))."""
-RELEASED = datetime(2026, 1, 1, tzinfo=UTC)
-"""A clock before this is wrong: there was no such program."""
 
 
 def agent(settings: Settings) -> Iterator[Finding]:

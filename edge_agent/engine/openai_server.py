@@ -101,5 +101,7 @@ async def _refused(response: Any) -> EdgeAgentError:
         if len(body) > LINE_BYTES_MAX:
             break
     error = refusal(response.status_code, body[:LINE_BYTES_MAX])
-    error.retry_after_s = retry_after_s(response.headers.get("Retry-After"), time.time())
+    error.retry_after_s = retry_after_s(
+        response.headers.get("Retry-After"), time.time(), sent=response.headers.get("Date")
+    )
     return error

@@ -18,12 +18,14 @@ def condition(
     blind: bool = False,
     strained: tuple[str, ...] = (),
     stuck: tuple[str, ...] = (),
+    clock: str = "",
 ) -> Condition:
     """Return how the agent is.
 
     `storage` says why nothing can be stored, if so; `strained` why it holds back, and unloads models if it does;
     `deaf` what the broker does not let it hear, `unwatched` what it does not let it watch; `blind` whether the
-    connection that watches is refused or lost while the other is not. `stuck` are threads that do not come back.
+    connection that watches is refused or lost while the other is not. `stuck` are threads that do not come back;
+    `clock` says why the wall clock is not believed.
     """
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
@@ -44,6 +46,8 @@ def condition(
     if blind:
         reasons.append("watched topics have no connection")
     reasons += strained
+    if clock:
+        reasons.append(f"{clock}: set it, until then no time that the machine is off is counted")
     reasons += [f"its thread {each} does not come back" for each in stuck]
     if stuck:
         return Condition("unhealthy", tuple(reasons))

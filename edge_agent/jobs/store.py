@@ -81,6 +81,7 @@ class Store:
         self._troubled_s = 0.0
         self._stopped_s = math.inf
         self._ended = 0
+        self._doubt = ""
         self._next_due_s = 0.0
         self._next_housekeeping_s = 0.0
         self.beat = Beat("store")
@@ -218,8 +219,20 @@ class Store:
         if now_s >= self._next_housekeeping_s or self._ended >= ROWS_AT_ONCE:
             self._ended = 0
             more = self._queue.prune(keep_s=self._keep_s, keep_jobs=self._keep_jobs)
+            self._watch_clock()
             self._next_housekeeping_s = now_s if more else now_s + HOUSEKEEPING_S
         return released > 0
+
+    def _watch_clock(self) -> None:
+        """Say when the wall clock is not believed, and when it is again."""
+        doubt = self._queue.clock.doubt
+        if doubt and doubt != self._doubt:
+            log.warning(
+                "clock.doubted", reason=doubt, next="set it; until then no time that the machine is off is counted"
+            )
+        elif self._doubt and not doubt:
+            log.info("clock.believed")
+        self._doubt = doubt
 
     def _note(self, error: StorageError) -> None:
         """Say what is wrong, once."""

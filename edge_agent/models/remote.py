@@ -110,7 +110,8 @@ class Remote:
     def _failed(self, status: int, headers: Mapping[str, str], what: str) -> Exception:
         """Return the exception for a status that is no success."""
         if status in {408, 425, 429} or status >= 500:
-            return PassingError(f"{what}: status {status}", retry_after_s(headers.get("Retry-After"), time.time()))
+            pause_s = retry_after_s(headers.get("Retry-After"), time.time(), sent=headers.get("Date"))
+            return PassingError(f"{what}: status {status}", pause_s)
         token = "the token in models.token_file" if self._token else "no token (see models.token_file)"
         sentences = {
             401: f"does not let us at {what} with {token}; or there is no {self._variant.repo}",

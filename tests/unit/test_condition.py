@@ -39,6 +39,11 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
         ({"blind": True}, "degraded", "watched topics have no connection"),
         ({"strained": ("heat: 78 °C",)}, "degraded", "heat: 78 °C"),
         (
+            {"clock": "the clock shows 1970-01-01"},
+            "degraded",
+            "the clock shows 1970-01-01: set it, until then no time that the machine is off is counted",
+        ),
+        (
             {"engines": [engine(Phase.UNLOADED)], "strained": ("models unloaded: heat",)},
             "degraded",
             "models unloaded: heat",

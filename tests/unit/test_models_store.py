@@ -296,3 +296,4 @@ def test_messages_show_a_hub_without_its_password():
 )
 def test_retry_after_is_read_as_seconds_or_a_date(header, pause_s):
     assert retry_after_s(header, now_s=10) == pause_s
+    assert retry_after_s(header, now_s=4e9, sent="Thu, 01 Jan 1970 00:00:10 GMT") == pause_s

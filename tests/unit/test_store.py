@@ -7,6 +7,7 @@ import threading
 import pytest
 from fakes import PATIENCE_S, FullDisk, Time, accept, claim, find, flush, request
 from running import wait_for
+from structlog.testing import capture_logs
 
 import edge_agent.jobs.store as store_module
 from edge_agent.errors import Code, EdgeAgentError
@@ -151,6 +152,21 @@ def test_waiting_jobs_expire_at_their_time_without_anybody_asking(store, told):
     store.do(lambda queue: queue.accept(request(), Envelope("line-3", 0.0), model="phi"))
     assert expired.wait(PATIENCE_S)
     assert [job.state for job in told] == [JobState.QUEUED, JobState.EXPIRED]
+
+
+def test_a_clock_that_is_not_believed_is_said_once_and_when_it_is_right_again(store, machine, monkeypatch):
+    monkeypatch.setattr(store_module, "HOUSEKEEPING_S", 0.01)
+    right_s, machine.wall_s = machine.wall_s, 60.0
+    with capture_logs() as said:
+        store.start()
+        for _ in range(3):
+            flush(store)
+            machine.pass_s(1)
+        assert [each["event"] for each in said] == ["clock.doubted"]
+        assert said[0]["reason"].startswith("the clock shows 1970-01-01")
+        machine.wall_s = right_s
+        wait_for(lambda: (flush(store), len(said) == 2)[1], "the clock to be believed")
+    assert said[1]["event"] == "clock.believed"
 
 
 def test_stop_does_everything_that_waits_and_remembers_the_clock(store, tmp_path, machine):
