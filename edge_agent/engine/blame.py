@@ -2,7 +2,9 @@
 
 | what is seen | whose |
 |---|---|
-| the engine died, or was killed for its silence | the device's: drivers crash and hang, prompts seldom do |
+| the engine died, or was killed, with one job in it, and had answered others since its start | the job's |
+| the engine died, or was killed, with one job in it, which was there too when it died the last time | the job's |
+| the engine died otherwise, or was killed for its silence | the device's: drivers crash and hang, prompts seldom do |
 | it took more memory than its reservation | the device's: what the next candidate needs is reckoned anew |
 | the model computed no numbers, a token that is none, or the library said that it failed | the device's |
 | memory ran out, said the library, and the job was alone | the device's: no neighbour can have taken it |
@@ -11,10 +13,11 @@
 
 That holds while there is a candidate to go to. The last one is never blamed: there the job's strikes count, so a job
 that kills every engine ends. And a job blames each candidate once: who fails on the same one again, or had a strike
-already, is the one to blame.
+already, is the one to blame. Nobody waits for what is a job's fault: the engine starts again at once, where it was.
 """
 
 from collections import OrderedDict
+from collections.abc import Collection
 
 from edge_agent.errors import Code
 
@@ -30,6 +33,15 @@ def is_the_devices(code: Code, *, lost: bool, alone: bool, strikes: int, fell_be
     """
     suspect = strikes > 1 or fell_before
     return not suspect and (lost or code is Code.MODEL_ERROR or (alone and code is Code.OUT_OF_MEMORY))
+
+
+def is_the_jobs(rows: Collection[str], *, served: bool, before: Collection[str]) -> bool:
+    """Return whether an engine's end is laid at the door of the job in it.
+
+    `rows` are those of the jobs that were in it, `before` of those in the last that ended so. `served`: it has brought
+    jobs to their end.
+    """
+    return len(rows) == 1 and (served or set(rows) <= set(before))
 
 
 class Falls:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from edge_agent.awake import awake_s
+from edge_agent.engine.blame import is_the_jobs
 from edge_agent.engine.life import Fate, Verdict
 from edge_agent.engine.messages import Event, LoadFailed, Ready, Rest
 from edge_agent.engine.plan import CLOSE_S, EXIT_S, Act, Action, Phase, plan
@@ -80,6 +81,7 @@ class Keeper:
         self._now_s = now_s
         self._stale = True
         self._rest_share = 0.0
+        self._fallen: frozenset[str] = frozenset()
 
     def hurry(self) -> None:
         """Let it be looked at now if it was waited for; what it needs may be another."""
@@ -208,10 +210,14 @@ class Keeper:
             self._put_off()
             return
         reason = action.reason if action.act is Act.KILL else f"{action.reason} ({process.exit_reason()})"
+        served = process.finished > 0
+        rows = process.held().rows
+        by_its_job = not record.condemned and is_the_jobs(rows, served=served, before=self._fallen)
+        self._fallen = rows
         record.leave(Phase.DOWN, reason, action.code)
-        moves = self._served.places.failed(process.spec, reason)
-        if moves:
-            retry_s = 0.0
+        moves = not by_its_job and self._served.places.failed(process.spec, reason)
+        retry_s = 0.0
+        if moves or by_its_job or served:
             self._renew()
             self._wake()
         else:

@@ -108,6 +108,11 @@ class Record:
 
     # For the main thread
 
+    @property
+    def condemned(self) -> bool:
+        """Whether the engine was to be ended for what it did, another place being there."""
+        return self._condemned is not None
+
     def view(self, *, unloads: str, rests: str, busy: bool) -> View:
         """Return what a decision about the engine rests on; `busy`: it has jobs, or gets some in a moment."""
         process = self.process

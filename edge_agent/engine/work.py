@@ -16,7 +16,7 @@ class Held:
 
     `busy`: it has jobs, or its trial. `silent_s`: how long it has said nothing of what it has to do, 0 when that is
     nothing. `idle_s`: how long it has had no jobs, 0 while it has some. `unprocessed_tokens`: of prompts, still to be
-    computed; an upper bound before it has counted them. `tried`: its trial is under way.
+    computed; an upper bound before it has counted them. `tried`: its trial is under way. `rows` are those of its jobs.
     """
 
     busy: bool
@@ -24,6 +24,7 @@ class Held:
     idle_s: float
     unprocessed_tokens: int
     tried: bool
+    rows: frozenset[str] = frozenset()
 
 
 class Work:
@@ -76,4 +77,5 @@ class Work:
                 idle_s=0.0 if busy else since_s,
                 unprocessed_tokens=sum(self._unprocessed.values()),
                 tried=TRIAL in self._unprocessed,
+                rows=frozenset(job_id.partition(".")[0] for job_id in self._unprocessed if job_id != TRIAL),
             )

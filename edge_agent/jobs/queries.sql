@@ -32,6 +32,9 @@ UPDATE jobs
  WHERE row = :row AND attempt = :attempt AND state IN ({to_queued}) AND NOT cancel_requested
 RETURNING {job}
 
+-- name: convict
+UPDATE jobs SET strikes = min(strikes + 1, max_attempts), alone = 1 WHERE row = :row AND alone > 1
+
 -- name: release
 UPDATE jobs SET not_before_s = NULL WHERE not_before_s <= :now
 

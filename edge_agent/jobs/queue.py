@@ -220,10 +220,17 @@ class Queue:
         return ended[0]
 
     def requeue(
-        self, job: Job, *, give_back: bool, alone: bool = False, not_before_s: float | None = None
+        self,
+        job: Job,
+        *,
+        give_back: bool,
+        alone: bool = False,
+        suspected: bool = False,
+        not_before_s: float | None = None,
     ) -> Job | None:
         """Put a running job back in its place; `give_back` returns the strike of this claim.
 
+        `alone`: from now on it runs by itself; `suspected`: for it may be it that ended an engine with others in it.
         Until `not_before_s`, on the queue's clock, nobody claims it and others pass. One that was asked to be canceled
         meanwhile ends so instead. None when something else moved it first.
         """
@@ -232,7 +239,7 @@ class Queue:
             row=job.row,
             attempt=job.attempt,
             given_back=int(give_back),
-            alone=int(alone),
+            alone=2 if suspected else int(alone),
             not_before_s=not_before_s,
         )
         if requeued:
@@ -260,8 +267,8 @@ class Queue:
         """Deal with the jobs that were in an engine when it died, beside `others` whose outcome was decided already.
 
         Of several nobody knows whose fault it was: each runs again alone and gets its strike back. One that was
-        alone keeps it, and fails when that was its last; before that it waits a while and others pass, but for
-        `at_once`.
+        alone keeps it, is taken to have ended that engine too, and gets that strike now: it fails with its last, and is
+        not begun more often than it may. Before that it waits a while and others pass, but for `at_once`.
         """
         several = len(jobs) + others > 1
         for job in jobs:
@@ -269,8 +276,11 @@ class Queue:
             if current is None or current.attempt != job.attempt or current.state is not JobState.RUNNING:
                 continue
             if several or current.cancel_requested:
-                self.requeue(current, give_back=True, alone=True)
-            elif at_once and current.strikes < current.max_attempts:
+                self.requeue(current, give_back=True, alone=True, suspected=several and not at_once)
+                continue
+            if self._db.run("convict", row=job.row):
+                current = self._current(job) or current
+            if at_once and current.strikes < current.max_attempts:
                 self.requeue(current, give_back=False, alone=True)
             else:
                 timings = Timings(total_ms=self._age_ms(current))

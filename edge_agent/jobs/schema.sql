@@ -14,7 +14,7 @@ CREATE TABLE jobs (
     strikes          INTEGER NOT NULL DEFAULT 0,
     max_attempts     INTEGER NOT NULL,
     max_tokens       INTEGER NOT NULL DEFAULT 256,
-    alone            INTEGER NOT NULL DEFAULT 0,         -- an engine died with it and others: runs by itself now
+    alone            INTEGER NOT NULL DEFAULT 0,         -- 1: runs by itself; 2: an engine died with it and others
     cancel_requested INTEGER NOT NULL DEFAULT 0,
     stream           INTEGER NOT NULL,
     priority         INTEGER NOT NULL,

@@ -151,9 +151,10 @@ def test_a_device_that_is_well_again_is_taken_back_when_nothing_runs(frail, brok
         (tmp_path / "models" / "later.well").touch()
         wait_for(well, "the device to be taken back")
         assert (answer("Hello").device, answer("Hello").fallback_from) == ("npu", None)
+        asides = len(agent.said("device.set_aside"))
         killed = answer("kill", max_attempts=2)
-        assert (killed.state, killed.error.code) == ("failed", "engine_died")
-        assert killed.attempt <= 2 + 2
+        assert (killed.state, killed.error.code, killed.attempt) == ("failed", "engine_died", 2)
+        assert len(agent.said("device.set_aside")) == asides  # it has served others: the job is to blame
         wait_for(well, "the device to be taken back again")
         assert answer("Hello").device == "npu"
         assert agent.stop() == 0

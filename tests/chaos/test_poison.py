@@ -51,7 +51,28 @@ def test_a_poisonous_prompt_fails_alone_and_costs_its_neighbours_no_strike(agent
     strikes = {row["job_id"]: row["strikes"] for row in rows(agent.state_dir)}
     assert strikes.pop(poisoned.job_id) == max_attempts
     assert set(strikes.values()) == {1}
-    assert len(agent.said("engine.lost")) == 1 + max_attempts
+    # Beside others it costs no strike until it is found out alone, which takes a second time.
+    assert result.attempt == len(agent.said("engine.lost")) == max(2, max_attempts)
+
+
+def test_a_poison_alone_makes_nobody_wait(agent, broker):
+    """An engine that has served is there again at once, and the poison runs no more often than it may."""
+    with requester(broker) as client, requester(broker, name="other") as other:
+        for number in range(3):
+            assert other.submit(AGENT, prompt=f"Number {number}", max_tokens=3).result(PATIENCE_S).state == "succeeded"
+            poisoned = client.submit(AGENT, prompt="kill@start", max_tokens=3, priority=9)
+            assert [each.result(PATIENCE_S).state for each in asked(other, poisoned)] == ["succeeded"] * 2
+            result = poisoned.result(PATIENCE_S)
+            assert (result.state, result.error.code, result.attempt) == ("failed", "engine_died", 3)
+    assert agent.stop() == 0
+    assert [each["retry_s"] for each in agent.said("engine.lost")] == [0.0] * 9
+
+
+def asked(other, poisoned):
+    """Ask twice while a poison waits to be tried again."""
+    for number in range(2):
+        wait_for(lambda: poisoned.status and poisoned.status.state == "queued" and begun(poisoned), "it to wait")
+        yield other.submit(AGENT, prompt=f"Meanwhile {number}", max_tokens=3)
 
 
 def begun(handle):

@@ -201,6 +201,26 @@ def test_one_alone_keeps_its_strike_until_the_last_fails_it(queue, machine):
     assert [each.job.job_id for each in owed(queue)] == ["job-1"]
 
 
+def test_who_was_beside_others_is_begun_no_more_often_than_it_may(queue, machine):
+    """Found out alone, it is taken to have ended the first engine too; one that was not, has its strike back."""
+    for name in ("killer", "innocent"):
+        accept(queue, name, max_attempts=3)
+    jobs = [claim(queue), claim(queue)]
+    with queue.transaction():
+        queue.bereave(jobs, ENGINE_DIED)
+    for attempt in (2, 3):
+        machine.pass_s(60)
+        with queue.transaction():
+            queue.release()
+        job = claim(queue, idle=True)
+        assert (job.job_id, job.attempt) == ("killer", attempt)
+        with queue.transaction() as changes:
+            queue.bereave([job], ENGINE_DIED)
+    assert (changes[-1].state, changes[-1].attempt) == (JobState.FAILED, 3)
+    innocent = claim(queue, idle=True)
+    assert (innocent.job_id, innocent.strikes) == ("innocent", 1)
+
+
 def test_the_bereaved_keep_their_place(queue, machine):
     accept(queue, "first")
     job = claim(queue)
