@@ -153,6 +153,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         sources=sources(settings, parts.root),
         changed=news.decided,
         images_bytes=bound_bytes(settings.images.pixels),
+        apart=settings.privacy.share_prefixes == "client",
         loaded=lambda: parts.supervisor.loaded(),  # noqa: PLW0108 - made later
     )
     parts.dispatcher = Dispatcher(

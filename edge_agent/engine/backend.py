@@ -29,6 +29,7 @@ class ModelSpec:
     backend's own lower-case name (`cpu`, `cuda`, `gpu`, `npu`); `options` are settings of the library for that
     device, in its own spelling, as the decision and the calibration say. `variant` and `revision` name the build in
     results; None when it is nobody's. `canary` is what the model is asked before it is ready; None: no trial.
+    `apart`: what it computes for one owner must serve no other, see Generation.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class ModelSpec:
     revision: str | None = None
     host: str | None = None
     canary: Canary | None = None
+    apart: bool = False
 
 
 class LoadedModel(Protocol):

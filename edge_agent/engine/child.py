@@ -142,7 +142,14 @@ def load_tried(load: Load, tell: Callable[[Trying], None]) -> tuple[LoadedModel,
     if not elsewhere:
         backend_of(path)  # says best what is wrong with a folder
     spec = ModelSpec(
-        path, load.backend, load.context_tokens, load.parallel, load.threads, load.device, dict(load.options)
+        path,
+        load.backend,
+        load.context_tokens,
+        load.parallel,
+        load.threads,
+        load.device,
+        dict(load.options),
+        apart=load.apart,
     )
     model = find(load.backend, load.device)(spec)
     if elsewhere:

@@ -141,6 +141,7 @@ class Load:
     device: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
     canary: Canary | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,15 @@ from typing import Any
 
 import openvino_genai as genai
 
-from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.backend import LoadedModel, ModelSpec
 from edge_agent.engine.messages import Limits
+from edge_agent.engine.openvino_first import OpenvinoFirst
 from edge_agent.engine.openvino_model import Cache, OpenvinoModel, library
+from edge_agent.engine.openvino_owners import alike
 from edge_agent.engine.openvino_prompt import Reader
 from edge_agent.engine.openvino_vision import Eyes
 from edge_agent.engine.openvino_vocabulary import tokenizer
-from edge_agent.engine.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MIN
+from edge_agent.engine.openvino_whole import OpenvinoWhole
 from edge_agent.engine.prompt import SpecialTokens
 from edge_agent.engine.words import Vocabulary
 from edge_agent.errors import Code, EdgeAgentError
@@ -44,7 +46,7 @@ BLOCK_TOKENS: Mapping[str, int] = {"cpu": 32, "gpu": 16}
 """Tokens whose keys and values the library keeps together, by device: constants of its kv_cache_manager.hpp."""
 
 
-def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> OpenvinoModel:
+def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> LoadedModel:
     """Load the folder of a text model or of Phi-3.5-vision.
 
     Raises EdgeAgentError: MODEL_ERROR when the folder cannot be loaded, OUT_OF_MEMORY, UNSUPPORTED for a device.
@@ -64,34 +66,48 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     device, told = spec.device.upper(), properties(spec, graph=DECODER if sees else TEXT_GRAPH)
     # The library hands it on to the models that see, which do not know it (2026.4).
     sampler = {} if sees else {"sampler_num_threads": spec.threads}
-    try:
-        with library():
-            pipeline = genai.ContinuousBatchingPipeline(
-                spec.path,
-                tokenizer(spec.path, vocabulary),
-                _scheduler(limits, cache),
-                device,
-                **{**told, **sampler},
-            )
-            eyes = Eyes(spec.path, device=device, properties=told, kept_tokens=context_tokens) if sees else None
-    except EdgeAgentError as error:
-        raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
-    return OpenvinoModel(
-        pipeline=pipeline,
-        reader=Reader(
+
+    eyes: Eyes | None = None
+
+    def opened(kind: type[OpenvinoModel]) -> Any:
+        words, scheduler = tokenizer(spec.path, vocabulary), _scheduler(limits, cache, kind)
+        return genai.ContinuousBatchingPipeline(spec.path, words, scheduler, device, **told, **sampler)
+
+    def model(kind: type[OpenvinoModel], pipeline: Any) -> OpenvinoModel:
+        reader = Reader(
             pipeline.get_tokenizer(),
             special_tokens,
             vocab_size=vocab_size,
             eyes=eyes,
             images_most=limits.images_per_prompt,
-        ),
-        vocabulary=vocabulary,
-        vocab_size=vocab_size,
-        limits=limits,
-        cache=cache,
-        device=spec.device,
-        now_s=now_s,
-    )
+        )
+        return kind(
+            pipeline=pipeline,
+            reader=reader,
+            vocabulary=vocabulary,
+            vocab_size=vocab_size,
+            limits=limits,
+            cache=cache,
+            device=spec.device,
+            now_s=now_s,
+        )
+
+    def whole() -> OpenvinoModel:
+        with library():
+            return model(OpenvinoWhole, opened(OpenvinoWhole))
+
+    try:
+        with library():
+            pipeline = opened(OpenvinoModel)
+            if sees:
+                eyes = Eyes(spec.path, device=device, properties=told, kept_tokens=context_tokens)
+            elif spec.apart and not alike(pipeline, vocab_size):
+                del pipeline  # there is no room for two
+                return whole()
+    except EdgeAgentError as error:
+        raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
+    first = model(OpenvinoModel, pipeline)
+    return OpenvinoFirst(first, whole) if spec.apart and sees else first
 
 
 def properties(spec: ModelSpec, *, graph: str) -> dict[str, Any]:
@@ -144,13 +160,15 @@ def known_context_tokens(config: Mapping[str, Any]) -> int:
     return min(most, int(original)) if original else most
 
 
-def _scheduler(limits: Limits, cache: Cache) -> Any:
-    """Return the library's settings: room for every sequence at its longest, and no cutting of prompts on its own."""
+def _scheduler(limits: Limits, cache: Cache, kind: type[OpenvinoModel]) -> Any:
+    """Return the library's settings: room for every sequence at its longest, and of a prompt as much as one call has.
+
+    Where it keeps what it computed, it never cuts prompts on its own.
+    """
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = cache.blocks
-    # The largest piece of a prompt, with its short rest, and a token of every other sequence.
-    scheduler.max_num_batched_tokens = PIECE_TOKENS_MAX + PIECE_TOKENS_MIN + limits.parallel
+    scheduler.max_num_batched_tokens = kind.call_tokens + limits.parallel  # and a token of every other sequence
     scheduler.max_num_seqs = limits.parallel
     scheduler.dynamic_split_fuse = True  # prompts and tokens in one step
-    scheduler.enable_prefix_caching = True
+    scheduler.enable_prefix_caching = kind.keeps
     return scheduler

@@ -26,7 +26,7 @@ from edge_agent.engine.openvino_guide import GuideTrial
 from edge_agent.engine.openvino_owners import Owners
 from edge_agent.engine.openvino_prompt import Prompt, Reader
 from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
-from edge_agent.engine.prefill import PIECE_TOKENS_MIN, even_tokens, piece_tokens, shared_tokens
+from edge_agent.engine.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MIN, even_tokens, piece_tokens, shared_tokens
 from edge_agent.engine.prompt import answer_room
 from edge_agent.engine.turns import Turns
 from edge_agent.engine.words import Vocabulary, Words
@@ -66,7 +66,13 @@ class OpenvinoModel:
     A model that sees is given what its decoder reads in place of token ids. Its images are encoded here, one tile per
     step. The library finds blocks in its cache by up to ten numbers of each token, bit by bit, and all tokens before:
     another image is another prompt from the tile on that differs.
+
+    `keeps` tells whether the library shall keep what it computed; `call_tokens` are those of prompts in one call at
+    most, the largest piece with its short rest.
     """
+
+    keeps = True
+    call_tokens = PIECE_TOKENS_MAX + PIECE_TOKENS_MIN
 
     def __init__(
         self,
@@ -96,6 +102,11 @@ class OpenvinoModel:
         self.library = f"openvino-genai {genai.__version__.partition('-')[0]}"
         self.device = device
 
+    @property
+    def busy(self) -> bool:
+        """Whether generations are under way."""
+        return bool(self._sequences)
+
     def start(self, generation: Generation) -> None:
         """Count the prompt's tokens and compile the guide.
 
@@ -106,9 +117,8 @@ class OpenvinoModel:
             self._sequences[generation.job_id] = self._sequence(generation)
 
     def _sequence(self, generation: Generation) -> OpenvinoSequence:
-        owner = self._owners.number(generation)
         with library():
-            prompt = self._reader.read(generation.turns, owner)
+            prompt = self._reader.read(generation.turns, self._owner(generation))
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         return OpenvinoSequence(
             generation=generation,
@@ -126,7 +136,7 @@ class OpenvinoModel:
         """
         generating = [each for each in self._sequences.values() if each.prefilled]
         pieces: list[Piece] = []
-        for sequence in self._turns.order([each for each in self._sequences.values() if not each.prefilled]):
+        for sequence in self._order([each for each in self._sequences.values() if not each.prefilled]):
             if pieces and not self._may_join(sequence, pieces, alone=not generating):
                 continue
             looks = sequence.prompt.unseen
@@ -196,6 +206,14 @@ class OpenvinoModel:
             yield Text(sequence.job_id, held, 0)
         yield self._finish(sequence, FinishReason.CANCELED)
 
+    def _owner(self, generation: Generation) -> int:
+        """Return the number by which the prompts of an owner are told apart. Raises EdgeAgentError as Owners does."""
+        return self._owners.number(generation)
+
+    def _order(self, unfilled: Sequence[OpenvinoSequence]) -> Sequence[OpenvinoSequence]:
+        """Return the prompts of which a piece may be computed now, in the order of their turns."""
+        return self._turns.order(unfilled)
+
     def _announce(self, sequence: OpenvinoSequence) -> Progress:
         """Tell how much of a prompt is to be computed."""
         sequence.begun_s = self._now_s() if sequence.begun_s is None else sequence.begun_s
@@ -231,11 +249,15 @@ class OpenvinoModel:
             end = end // self._cache.block_tokens * self._cache.block_tokens
             sequence.handle = self._request(sequence.prompt.tensor(end), genai.GenerationConfig(max_new_tokens=1))
         else:
-            config = genai.GenerationConfig(**sampling(sequence.generation), max_new_tokens=sequence.max_tokens)
-            config.structured_output_config = sequence.guide
-            sequence.handle = self._request(sequence.prompt.tensor(total), config)
+            self._request_whole(sequence)
             sequence.prompt.forget()
         return Piece(sequence, end - sequence.position)
+
+    def _request_whole(self, sequence: OpenvinoSequence) -> None:
+        """Ask for the answer to a prompt."""
+        config = genai.GenerationConfig(**sampling(sequence.generation), max_new_tokens=sequence.max_tokens)
+        config.structured_output_config = sequence.guide
+        sequence.handle = self._request(sequence.prompt.tensor(len(sequence.prompt.tokens)), config)
 
     def _pieced(self, pieces: Sequence[Piece], took_s: float) -> Iterator[Event]:
         """Tell of the pieces that were computed, and of first tokens; each gets its share of the time."""

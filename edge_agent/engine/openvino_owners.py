@@ -8,9 +8,12 @@ other name. So prompts of two owners differ before the end of the cache's first 
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import openvino_genai as genai
+from openvino import Tensor
 
 from edge_agent.engine.messages import Generation
 from edge_agent.errors import Code, EdgeAgentError
@@ -64,3 +67,24 @@ def named(tokens: Sequence[int], number: int, vocab_size: int) -> npt.NDArray[np
     digits = number >> np.arange(min(_DIGITS, ids.size)) & 1
     ids[0, : digits.size] -= digits * vocab_size
     return ids
+
+
+def alike(pipeline: Any, vocab_size: int) -> bool:
+    """Return whether a model takes tokens by their other names for the same, to the last bit of a probability.
+
+    Nothing else may run. When the library fails instead, the pipeline is of no use any more.
+    """
+    tokens = range(0, vocab_size, -(-vocab_size // _DIGITS))
+
+    def heard(number: int) -> tuple[list[int], list[float]]:
+        config = genai.GenerationConfig(max_new_tokens=1, do_sample=False, logprobs=1)
+        handle = pipeline.add_request(PLAIN, Tensor(named(tokens, number, vocab_size)), config)
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+        (output,) = handle.read_all()
+        return output.generated_ids, output.generated_log_probs
+
+    try:
+        return heard(PLAIN) == heard(2**_DIGITS - 1)
+    except RuntimeError:
+        return False

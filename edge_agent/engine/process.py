@@ -98,6 +98,7 @@ class EngineProcess:
                     spec.device,
                     spec.options,
                     spec.canary,
+                    spec.apart,
                 )
             )
         )

@@ -102,7 +102,8 @@ class Provision:
     """Brings a build for every served model, and knows where it can run. `changed` is called on any thread.
 
     `images_bytes` are left free from the first load of a model that sees: for the child that decodes its images.
-    `loaded` tells what engines have loaded, by served model.
+    `apart`: whether clients' prompts are kept apart, see ModelSpec. `loaded` tells what engines have loaded, by served
+    model.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Provision:
         sources: Sources,
         changed: Callable[[], None],
         images_bytes: int = 0,
+        apart: bool = False,
         loaded: Callable[[], Mapping[str, ModelSpec]] = dict,
         retry_s: float = RETRY_S,
     ) -> None:
@@ -120,6 +122,7 @@ class Provision:
         self._sources = sources
         self._changed = changed
         self._images_bytes = images_bytes
+        self._apart = apart
         self._loaded = loaded
         self._sees = False
         self._retry_s = retry_s
@@ -242,7 +245,7 @@ class Provision:
             return spec
         self._sees = self._sees or _sees(place)
         spec = keeping(spec, self._sources.compiled, bytes_max=self._sources.compiled_bytes)
-        return replace(spec, canary=self._canary(serve, place))
+        return replace(spec, canary=self._canary(serve, place), apart=self._apart)
 
     def _canary(self, serve: ServeSection, place: Placed) -> Canary | None:
         if self._sources.known is None:

@@ -240,11 +240,10 @@ class Subject:
             return None
         return f"{self.module} is not installed; install it with: pip install -e '.[{self.extra}]'"
 
-    def load(self, folder, *, context_tokens, parallel, options=None, **told):
+    def load(self, folder, *, context_tokens, parallel, options=None, apart=False, **told):
         """Load a folder."""
-        spec = ModelSpec(
-            folder, self.backend, context_tokens, parallel, threads=1, options={**self.options, **(options or {})}
-        )
+        asked = {**self.options, **(options or {})}
+        spec = ModelSpec(folder, self.backend, context_tokens, parallel, threads=1, options=asked, apart=apart)
         return backend.find(self.backend, self.device)(spec, **told)
 
 
@@ -333,8 +332,10 @@ def load(subject):
     """Load a folder with this backend; closed at the end of the session."""
     models = []
 
-    def load(folder, *, context_tokens=8192, parallel=4, **options):
-        models.append(subject.load(folder, context_tokens=context_tokens, parallel=parallel, options=options))
+    def load(folder, *, context_tokens=8192, parallel=4, apart=False, **options):
+        models.append(
+            subject.load(folder, context_tokens=context_tokens, parallel=parallel, options=options, apart=apart)
+        )
         return models[-1]
 
     yield load
@@ -375,11 +376,17 @@ def sees(subject):
 
 
 @pytest.fixture(scope="session")
-def seeing(sees, load, subject, tmp_path_factory):
+def seeing_folder(sees, subject, tmp_path_factory):
     """The tiny model with eyes: random weights whose next token depends on every image."""
     from edge_agent.synth import TINY_VISION, build_text
 
-    return load(build_text(tmp_path_factory.mktemp("vision") / "tiny", backend=subject.folders, shape=TINY_VISION))
+    return build_text(tmp_path_factory.mktemp("vision") / "tiny", backend=subject.folders, shape=TINY_VISION)
+
+
+@pytest.fixture(scope="session")
+def seeing(load, seeing_folder):
+    """The tiny model with eyes, used by one test after the other."""
+    return load(seeing_folder)
 
 
 @pytest.fixture(scope="session")

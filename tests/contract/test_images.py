@@ -233,3 +233,41 @@ def test_an_image_that_is_gone_fails_its_job_alone(seeing, four, ask, tmp_path):
         assert str(path) not in bad.end.message
         assert other.text == good
     assert outcome(bad.events, bad.end.job_id).text == ""
+
+
+def test_what_was_seen_for_one_owner_serves_no_other(load, seeing_folder, seeing, gallery, ask):
+    """Not a token of it, nor what was seen; the first to ask finds their own, for as long as they are alone."""
+    model, image = load(seeing_folder, apart=True), gallery.draw("red", tiles=1)
+    own = {owner: replace(image, sha256=owner * 8) for owner in ("01234567", "89abcdef")}  # as an attempt does
+    texts, looks, cached = [], [], []
+    for owner in ("01234567", "01234567", "89abcdef", "01234567", "89abcdef"):
+        (said,) = drive(model, replace(ask(own[owner]), owner=owner))
+        texts.append(said.text)
+        cached.append(said.end.usage.cached_tokens)
+        told = [event for event in said.events if isinstance(event, Progress)]
+        computed = sum(event.prefill_tokens for event in told)
+        assert computed == said.end.usage.prompt_tokens - cached[-1]
+        looks.append(sum(not event.prefill_tokens for event in told))
+    assert set(texts) == {text_of(seeing, ask(image))}
+    assert cached[0] == cached[2] == 0
+    assert cached[1] > said.end.usage.prompt_tokens / 2
+    assert looks[0] <= looks[2]
+
+
+def test_owners_who_come_at_once_are_all_answered(load, seeing_folder, seeing, four, ask):
+    """Beside each other or one after the other, whatever a model does to keep them apart; who is cancelled hears so."""
+    model = load(seeing_folder, apart=True)
+    asked = [replace(ask(image, most=12), owner=owner) for image, owner in zip(four, ("a", "b", "c", "a"), strict=True)]
+    model.start(asked[0])
+    events = list(model.step())
+    for each in asked[1:]:
+        model.start(each)
+    events += [*model.step(), *model.cancel(asked[2].job_id)]
+    while sum(isinstance(event, Finished) for event in events) < len(asked):
+        events += model.step()
+    for each in asked:
+        said = outcome(events, each.job_id)
+        if each is asked[2]:
+            assert said.end.reason is FinishReason.CANCELED
+        else:
+            assert said.text == text_of(seeing, replace(each, owner="", job_id=ask().job_id))

@@ -394,3 +394,50 @@ def test_no_two_owners_go_by_the_same_names(openvino_genai, ask, asking, length)
     seen = {owner: named(tokens, owners.number(ask(owner=owner)), 512) for owner in asking}
     assert all((ids % 512 == [tokens]).all() for ids in seen.values())
     assert len({ids[0, :6].tobytes() for ids in seen.values()}) == len(seen)
+
+
+def _filled(step, job_id):
+    """Return whether the last of a prompt was computed in a step."""
+    told = [event for event in step if isinstance(event, Progress) and event.job_id == job_id]
+    return any(event.prefill_tokens and not event.unprocessed_tokens for event in told)
+
+
+def test_what_cannot_be_told_apart_is_not_kept(load, tiny_openvino, model, ask, monkeypatch):
+    """Where tokens have no other names each prompt is computed whole, for everybody: the texts are the same."""
+    from edge_agent.engine import openvino
+
+    monkeypatch.setattr(openvino, "alike", lambda _pipeline, _vocab_size: False)
+    whole = load(ModelSpec(tiny_openvino, "openvino", 4096, 4, threads=1, apart=True))
+    long, short = (Turn("system", "The pump in hall one is off. " * 60), *QUESTION), QUESTION
+    asked = [ask(turns, 40, owner=owner) for turns, owner in ((long, "line-3"), (short, "line-4"), (long, "line-3"))]
+    canceled = ask((Turn("user", "Why? " * 300),))
+    for each in (*asked[:2], canceled, asked[2]):
+        whole.start(each)
+    events, ended = [], 0
+    while ended < 3:
+        events.append(list(whole.step()))
+        ended += sum(isinstance(event, Finished) for event in events[-1])
+        if any(event.job_id == canceled.job_id and event.prefill_tokens for event in events[-1]):
+            list(whole.cancel(canceled.job_id))
+    for each in asked:
+        own = [event for step in events for event in step if event.job_id == each.job_id]
+        text = "".join(event.text for event in own if isinstance(event, Text))
+        assert text == drive(model, ask(each.turns, 40))[0]
+        computed = [event.prefill_tokens for event in own if isinstance(event, Progress)]
+        assert sum(computed) == own[-1].usage.prompt_tokens
+        assert max(computed) <= whole.call_tokens + 4
+        assert own[-1].usage.cached_tokens == 0
+        filled = next(step for step in events if _filled(step, each.job_id))
+        assert any(isinstance(event, Text) and event.job_id == each.job_id for event in filled)
+    whole.close()
+
+
+def test_other_names_are_tried_where_owners_are_kept_apart(load, tiny_openvino):
+    """A model that took them for something else would answer something else."""
+    from edge_agent.engine.openvino_owners import alike
+
+    model = load(ModelSpec(tiny_openvino, "openvino", 4096, 4, threads=1, apart=True))
+    assert model.keeps
+    assert alike(model._pipeline, 512)
+    assert not alike(model._pipeline, 511)
+    model.close()
