@@ -20,6 +20,7 @@ from edge_agent.jobs.database import LockedError, StorageError
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
+from edge_agent.mqtt import former
 from edge_agent.outlet import drain
 from edge_agent.settings import Settings
 from edge_agent.state_dir import locked, open_queue
@@ -64,10 +65,10 @@ class Agent:
         self._install_hooks()
         keep_time()
         with locked(self._settings.agent.state_dir) as state_dir:
-            queue = self._open_queue(state_dir)
-            if queue is None:
+            opened = self._open_queue(state_dir)
+            if opened is None:
                 return 0
-            self._account = build.complete(self._parts, queue)
+            self._account = build.complete(self._parts, opened[0], secret=opened[1])
             try:
                 self._start()
                 self._attend_until(self._stopping)
@@ -109,6 +110,7 @@ class Agent:
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
         parts.provision.stop()
         parts.pulls.stop()
+        parts.former.stop()
         if parts.watch_link:
             parts.watch_link.stop()
         parts.preparation.stop()
@@ -198,6 +200,7 @@ class Agent:
             for link in self._parts.links:
                 link.attend()
             self._parts.pools.attend()
+            self._parts.former.attend(connected=self._parts.link.connected)
             self._feed()
             self._wake.wait(TICK_S)
             self._wake.clear()
@@ -240,13 +243,17 @@ class Agent:
         self._wake.set()
         log.error("thread.crashed", thread=thread, error=type(error).__name__, frames=frames)
 
-    def _open_queue(self, folder: Path) -> Queue | None:
-        """Open the queue and the folder of images, waiting for room on the disk; None when told to stop meanwhile."""
+    def _open_queue(self, folder: Path) -> tuple[Queue, str] | None:
+        """Open the queue and the folder of images, waiting for room on the disk; None when told to stop meanwhile.
+
+        With the queue comes what the ids of our connections are made with.
+        """
         while not self._stopping.is_set():
             self._notifier.extend(OPEN_S)
             try:
                 self._parts.spool.open()
-                return open_queue(folder, age_step_s=self._settings.queue.age_step_s)
+                secret = former.secret(folder)
+                return open_queue(folder, age_step_s=self._settings.queue.age_step_s), secret
             except (StorageError, EdgeAgentError) as error:
                 mend = error.mend if isinstance(error, LockedError) else "free disk space or mend the folder's rights"
                 log.error("queue.unwritable", reason=str(error), next=mend)

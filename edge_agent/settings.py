@@ -55,7 +55,10 @@ class Section(BaseModel):
 class AgentSection(Section):
     """Who this agent is and where it keeps its state."""
 
-    id: Id = Field(default_factory=default_id, description="name of this agent, also its MQTT client id")
+    id: Id = Field(
+        default_factory=default_id,
+        description="name of this agent, in topics and at the beginning of its MQTT client ids",
+    )
     state_dir: Path = Field(Path("/var/lib/edge-agent"), description="folder of the queue; must survive reboots")
     cache_dir: Path | None = Field(
         None, description="folder of what can be made again, as compiled models; `state_dir` when unset"

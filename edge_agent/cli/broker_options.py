@@ -4,7 +4,6 @@ import functools
 import inspect
 import os
 import re
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,12 +134,7 @@ def unreachable(section: MqttSection, trouble: str | None) -> Text:
 
 def access(section: MqttSection, name: str) -> Access:
     """Return how a command reaches the broker: a session of its own, so that two commands never collide."""
-    found = Access.of(
-        section,
-        client_id=f"{name[:50]}-{secrets.token_hex(4)}",
-        session_expiry_s=0,
-        clean_start=True,
-    )
+    found = Access.of(section, client_id=name, session_expiry_s=0, clean_start=True)
     try:
         found.check()
     except CredentialError as error:

@@ -19,7 +19,7 @@ from edge_agent.engine.supervisor import Supervisor
 from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import free_bytes
 from edge_agent.health.tally import Tally
-from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers
+from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers, config_topic, status_topic
 from edge_agent.jobs import rules
 from edge_agent.jobs.darkroom import Darkroom, bound_bytes
 from edge_agent.jobs.pace import Pace
@@ -32,16 +32,17 @@ from edge_agent.models.fetch import Hub, fetch
 from edge_agent.models.pins import Pins
 from edge_agent.models.provision import Provision, sources
 from edge_agent.models.pulls import Pulls
-from edge_agent.mqtt import watcher
+from edge_agent.mqtt import session, watcher
+from edge_agent.mqtt.former import Former
 from edge_agent.mqtt.intake import Intake
-from edge_agent.mqtt.link import Link
+from edge_agent.mqtt.link import Link, Receipt
 from edge_agent.mqtt.orders import SUBJECT, OrderIntake
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.pool import Pools
-from edge_agent.mqtt.presence import Announcer
+from edge_agent.mqtt.presence import TAG_CHARACTERS, Announcer
 from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.subscriptions import Subscription
-from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.topics import KEPT, Topics
 from edge_agent.mqtt.watcher import Watcher
 from edge_agent.orders import Orders
 from edge_agent.preparation import Preparation
@@ -73,9 +74,13 @@ def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
     return parts
 
 
-def complete(parts: Parts, queue: Queue) -> Account:
-    """Make the rest, each after what it holds on to; return what the agent says of itself."""
+def complete(parts: Parts, queue: Queue, *, secret: str) -> Account:
+    """Make the rest, each after what it holds on to; return what the agent says of itself.
+
+    `secret` is what the ids of its connections are made with.
+    """
     parts.queue = queue
+    parts.access = replace(parts.access, session=session.derived(secret, "main"))
     account = Account(parts)
     news = News(parts, account)
     _rows_and_broker(parts, account, news)
@@ -99,8 +104,10 @@ def _rows_and_broker(parts: Parts, account: Account, news: News) -> None:
             Subscription(topics.commands),
             Subscription(topics.admin("+", SUBJECT)),
             Subscription(topics.event("presence"), retained="always"),
+            # Rights that agents did not need before: on old ones they do without.
+            *(Subscription(topics.event(leaf), retained="always", needed=False) for leaf in KEPT),
             *(Subscription(topics.pool_cancels(name)) for name in settings.agent.pools),
-            *((Subscription(f"{settings.homeassistant.prefix}/status"),) if settings.homeassistant.enabled else ()),
+            *_of_home(settings),
         ),
         callbacks=news.of_link(),
     )
@@ -116,6 +123,7 @@ def _rows_and_broker(parts: Parts, account: Account, news: News) -> None:
     parts.announcer = Announcer(
         topics,
         boot_id=parts.boot_id,
+        tag=session.derived(parts.access.session, "tag")[:TAG_CHARACTERS],
         condition=account.condition,
         describe=account.describe,
         decided=account.decisions,
@@ -134,6 +142,15 @@ def _rows_and_broker(parts: Parts, account: Account, news: News) -> None:
         mark=settings.agent.state_dir / "homeassistant",
         say=parts.outbox.say,
     )
+
+
+def _of_home(settings: Settings) -> tuple[Subscription, ...]:
+    """Return what there is to hear of Home Assistant, and of what it was told."""
+    if not settings.homeassistant.enabled:
+        return ()
+    prefix = settings.homeassistant.prefix
+    announced = Subscription(config_topic(prefix, settings.agent.id), retained="always", needed=False)
+    return (Subscription(status_topic(prefix)), announced)
 
 
 def _engines_and_jobs(parts: Parts, news: News) -> None:
@@ -244,19 +261,30 @@ def _arrivals(parts: Parts, account: Account, news: News) -> None:
         store=parts.store,
         spool=parts.spool,
         admit=parts.intake.admit,
-        ack=lambda receipt: parts.watch_link.ack(receipt) if parts.watch_link else None,
+        ack=Receipt.acknowledge,
         now_s=time.monotonic,
         job_id=lambda: uuid.uuid4().hex,
     )
-    parts.watch_link = _watch_link(parts, news) if parts.rules else None
-
-
-def _watch_link(parts: Parts, news: News) -> Link:
     wanted = watcher.subscriptions(parts.rules)
+    parts.watch_link = _watch_link(parts, news, wanted) if wanted else None
+    sessions = {settings.agent.id: news.receive}
+    if wanted:
+        sessions[f"{settings.agent.id}.{watcher.session(wanted)}"] = parts.watcher.receive
+    parts.former = Former(
+        parts.access,
+        folder=settings.agent.state_dir,
+        sessions=sessions,
+        presence=topics.event("presence"),
+        boot_id=parts.boot_id,
+    )
+
+
+def _watch_link(parts: Parts, news: News, wanted: tuple[Subscription, ...]) -> Link:
     return Link(
         replace(
             parts.access,
-            client_id=watcher.session(parts.settings.agent.id, wanted),
+            client_id=f"{parts.settings.agent.id}.watch",
+            session=session.derived(parts.access.session, watcher.session(wanted)),
             session_expiry_s=watcher.SESSION_S,
             receive_max=watcher.RECEIVE_MAX,
         ),

@@ -1,7 +1,6 @@
 """What the parts of an agent tell each other: for each piece of news, everybody whom it concerns."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from edge_agent.composition.account import Account
 from edge_agent.composition.parts import Parts
@@ -88,7 +87,7 @@ class News:
     def of_link(self) -> Callbacks:
         """Return whom the agent's own connection tells."""
         return Callbacks(
-            receive=self._receive,
+            receive=self.receive,
             up=self._up,
             down=self._down,
             answered=lambda mid, reason: self._parts.outbox.answered(mid, reason),  # noqa: PLW0108 - made later
@@ -104,14 +103,13 @@ class News:
             down=lambda _reason: self._parts.announcer.refresh(),
         )
 
-    def _receive(self, inbound: Inbound, receipt: Receipt) -> None:
+    def receive(self, inbound: Inbound, receipt: Receipt) -> None:
+        """A message came for the agent."""
         parts = self._parts
-        acknowledge = partial(parts.link.ack, receipt)
-        if inbound.topic in (parts.topics.event("presence"), parts.home.status_topic):
-            if inbound.topic == parts.home.status_topic:
-                parts.home.heard(inbound.payload)
-            else:
-                parts.announcer.seen(inbound)
+        acknowledge = receipt.acknowledge
+        home = inbound.topic in parts.home.topics
+        if home or parts.announcer.owns(inbound.topic):
+            (parts.home if home else parts.announcer).seen(inbound)
             # Nothing to store, but acknowledged in its turn: MQTT 5 wants the order of arrival.
             parts.store.put(
                 Operation(lambda _queue: None, lambda _none: acknowledge(), refuse=lambda _error: acknowledge())

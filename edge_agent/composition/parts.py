@@ -20,6 +20,7 @@ from edge_agent.jobs.watch import Rule
 from edge_agent.models.provision import Provision
 from edge_agent.models.pulls import Pulls
 from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.former import Former
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.orders import OrderIntake
@@ -75,6 +76,7 @@ class Parts:
     pools: Pools
     watcher: Watcher
     watch_link: Link | None
+    former: Former
     reporter: Reporter
     control: ControlServer
     http: "HttpServer | None"
@@ -88,7 +90,7 @@ class Parts:
     def beats(self) -> Iterator[Beat]:
         """What the threads say of themselves; those of engines have main wait for them, which shows."""
         yield self.main
-        yield from (link.beat for link in (*self.links, *self.pools.links))
+        yield from (link.beat for link in (*self.links, *self.pools.links, *self.former.links))
         yield from (self.store.beat, self.outbox.beat, self.dispatcher.beat, self.preparation.beat)
         yield from (self.reporter.beat, self.provision.beat, self.pulls.beat, self.control.beat)
         if self.http is not None:

@@ -42,7 +42,7 @@ def reports(parts: Parts, account: Account, news: News) -> None:
         connections=lambda: parts.link.connections,
         look=parts.restraint.look,
         restraint=lambda: parts.restraint.level,
-        refresh=parts.announcer.refresh,
+        refresh=partial(_refresh, parts),
         watches=parts.watcher.readings,
         say=news.report,
     )
@@ -59,6 +59,11 @@ def reports(parts: Parts, account: Account, news: News) -> None:
         order=partial(parts.orders.take, LOCAL),
     )
     parts.http = _http(parts, account)
+
+
+def _refresh(parts: Parts) -> None:
+    parts.announcer.refresh()
+    parts.home.refresh()
 
 
 def _http(parts: Parts, account: Account) -> "HttpServer | None":

@@ -18,6 +18,7 @@ from edge_agent.jobs import rules
 from edge_agent.mqtt import certificate, trouble, watcher
 from edge_agent.mqtt.access import Access, CredentialError, located
 from edge_agent.mqtt.link import Callbacks, Link, Welcome
+from edge_agent.mqtt.session import new
 from edge_agent.mqtt.subscriptions import FILTERS_AT_ONCE, Subscription
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Publication
@@ -168,8 +169,7 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
         yield _subscriptions(refused, answers=-(-len(wanted) // FILTERS_AT_ONCE))
         yield from _rights(topics, _Talk(link, answers))
     finally:
-        link.stop()
-    _end_session(access)
+        link.stop(forget=True)
     if access.username is not None:
         yield _anonymous(access)
 
@@ -243,7 +243,7 @@ def _rights(topics: Topics, talk: _Talk) -> Iterator[Finding]:
 
 def _anonymous(access: Access) -> Finding:
     link = Link(
-        replace(access, username=None, password=None, password_file=None, client_id=f"{access.client_id}-2"),
+        replace(access, username=None, password=None, password_file=None, session=new()),
         subscriptions=(),
         callbacks=Callbacks(receive=lambda _inbound, _receipt: None),
     )
@@ -263,15 +263,3 @@ def _welcomed(link: Link, access: Access) -> bool:
         if link.trouble is not None and link.connections >= len(access.addresses):
             break
     return link.connected
-
-
-def _end_session(access: Access) -> None:
-    """Leave no session at the broker: one that begins clean and ends with its connection takes the other's place."""
-    link = Link(
-        replace(access, clean_start=True, session_expiry_s=0),
-        subscriptions=(),
-        callbacks=Callbacks(receive=lambda _inbound, _receipt: None),
-    )
-    link.start()
-    link.wait_connected(ANSWER_S)
-    link.stop()

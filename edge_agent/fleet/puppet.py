@@ -13,10 +13,11 @@ from edge_agent.fleet.pretence import SERVE, Pretence, decided
 from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import condition
 from edge_agent.health.reporter import JITTER
+from edge_agent.mqtt import session
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link, Receipt
 from edge_agent.mqtt.payloads import Info, Telemetry
-from edge_agent.mqtt.presence import Announcer, Condition
+from edge_agent.mqtt.presence import TAG_CHARACTERS, Announcer, Condition
 from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.topics import CLIENT, Topics
@@ -68,6 +69,7 @@ class Puppet:
         self._announcer = Announcer(
             self._topics,
             boot_id=self._boot_id,
+            tag=session.derived(access.session, self.name)[:TAG_CHARACTERS],
             condition=self._condition,
             describe=self._describe,
             decided=lambda: decision_report(

@@ -12,7 +12,7 @@ def condition(
     engines: Sequence[EngineStatus],
     draining: bool,
     storage: str,
-    duplicate: bool,
+    duplicate: str,
     deaf: tuple[str, ...] = (),
     unwatched: tuple[str, ...] = (),
     blind: bool = False,
@@ -25,7 +25,7 @@ def condition(
     `storage` says why nothing can be stored, if so; `strained` why it holds back, and unloads models if it does;
     `deaf` what the broker does not let it hear, `unwatched` what it does not let it watch; `blind` whether the
     connection that watches is refused or lost while the other is not. `stuck` are threads that do not come back;
-    `clock` says why the wall clock is not believed.
+    `clock` says why the wall clock is not believed, `duplicate` why another agent of this name lives.
     """
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
@@ -40,7 +40,7 @@ def condition(
     if storage:
         reasons.append(storage)
     if duplicate:
-        reasons.append("another agent has this id")
+        reasons.append(duplicate)
     reasons += [f"the broker refuses {topic}" for topic in deaf]
     reasons += [f"the broker refuses the watched topic {topic}" for topic in unwatched]
     if blind:

@@ -5,6 +5,7 @@ agent publishes anyway. What was announced is noted in a file, so that it is tak
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 from edge_agent import __version__
 from edge_agent.log import get_logger
+from edge_agent.mqtt.kept import Kept
 from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import TELEMETRY_PERIODS, Publication
+from edge_agent.mqtt.wire import TELEMETRY_PERIODS, Inbound, Publication
 
 log = get_logger()
 
@@ -105,15 +107,24 @@ class HomeAssistant:
         watches: Sequence[WatchAnswers],
         mark: Path,
         say: Callable[[Publication], None],
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._topic = f"{prefix}/device/{topics.agent}/config" if prefix else None
-        self.status_topic = f"{prefix}/status" if prefix else None
+        self._topic = config_topic(prefix, topics.agent) if prefix else None
+        self.status_topic = status_topic(prefix) if prefix else None
         """Where Home Assistant says that it is up; None when nothing is announced."""
         self._body = json.dumps(
             device(topics, model=model, period_s=period_s, watches=watches), ensure_ascii=False, separators=(",", ":")
         ).encode()
         self._mark = mark
         self._say = say
+        self._now_s = now_s
+        self._kept = Kept()
+        self._overwritten = False
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What there is to hear: Home Assistant's status, and what the broker keeps as our announcement."""
+        return (self.status_topic, self._topic) if self.status_topic and self._topic else ()
 
     def announce(self) -> None:
         """Say what we are, and take back what we said elsewhere; nothing while the disk takes no note of it."""
@@ -128,17 +139,39 @@ class HomeAssistant:
         except OSError as error:
             log.warning("homeassistant.unnoted", reason=error.strerror, next=f"it is tried again; see {self._mark}")
             return
+        self._overwritten = False
+        self._kept.said(self._body)
         self._say(_retained(self._topic, self._body))
 
-    def heard(self, payload: bytes) -> None:
-        """Take in what Home Assistant says of itself."""
-        if payload == ONLINE:
+    def seen(self, inbound: Inbound) -> None:
+        """Take in what Home Assistant says of itself, or what somebody said in our place."""
+        if inbound.topic == self.status_topic:
+            if inbound.payload == ONLINE:
+                self.announce()
+        elif self._kept.foreign(bytes(inbound.payload)):
+            log.warning("homeassistant.overwritten", topic=self._topic)
+            self._overwritten = True
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Say again what was overwritten, unless that was done just now. Call it now and then."""
+        if self._overwritten and self._kept.may_mend(self._now_s()):
             self.announce()
 
     def settled(self) -> None:
         """Forget what was taken back, now that the broker has heard of it."""
         if self._topic is None:
             self._mark.unlink(missing_ok=True)
+
+
+def status_topic(prefix: str) -> str:
+    """Where Home Assistant says that it is up."""
+    return f"{prefix}/status"
+
+
+def config_topic(prefix: str, agent: str) -> str:
+    """Where an agent is announced."""
+    return f"{prefix}/device/{agent}/config"
 
 
 def device(topics: Topics, *, model: str | None, period_s: float, watches: Sequence[WatchAnswers]) -> dict[str, Any]:

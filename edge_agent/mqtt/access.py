@@ -5,10 +5,11 @@ Files are read anew for every connection, so that a renewed certificate or passw
 
 import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from edge_agent.mqtt import session
 from edge_agent.settings import MqttSection
 
 RECEIVE_MAX = 256
@@ -33,6 +34,8 @@ class CredentialError(OSError):
 class Access:
     """How to reach and convince the broker. `session_expiry_s` 0 asks for a session that ends with the connection.
 
+    client_id: who we are, for people who look at the broker; `session` follows it, see session.py. Another one each
+    time, unless it is given: to find the broker's session again, keep it. Empty: the name is all, anybody can guess it.
     fallbacks: further addresses (host, port), tried in order when those before do not answer.
     password_file: its first line is the password, instead of `password`; read anew for every connection.
     websocket_path: where in `websockets` transport the broker answers.
@@ -41,6 +44,7 @@ class Access:
     host: str
     port: int
     client_id: str
+    session: str = field(default_factory=session.new, kw_only=True, repr=False)
     username: str | None = None
     password: str | None = None
     password_file: Path | None = None
@@ -76,6 +80,11 @@ class Access:
             "session_expiry_s": section.session_expiry_s,
         }
         return cls(client_id=client_id, **(fields | changes))
+
+    @property
+    def identity(self) -> str:
+        """The client id that the broker is told."""
+        return f"{self.client_id}.{self.session}" if self.session else self.client_id
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:

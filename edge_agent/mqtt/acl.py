@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_agent.mqtt.topics import Command, Topics
+from edge_agent.mqtt.topics import KEPT, Command, Topics
 
 REQUESTER_COMMANDS = (*Command, "image")
 POOL_COMMANDS = (Command.JOB, Command.CANCEL)
@@ -69,7 +69,8 @@ def _agent(root: str, agent: AgentRole) -> Iterator[Right]:
     for pool in agent.pools:
         for command in POOL_COMMANDS:
             yield Right("read", f"{root}/pools/{pool}/{command}/+")
-    yield Right("read", topics.event("presence"))
+    for leaf in ("presence", *KEPT):
+        yield Right("read", topics.event(leaf))
     yield Right("write", topics.event("#"))
     yield Right("write", topics.inbox("+", "+", "+"))
     if agent.reads:

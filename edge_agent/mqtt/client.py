@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.request import Request
-from edge_agent.mqtt import pictures
+from edge_agent.mqtt import pictures, session
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.handle import Handle
 from edge_agent.mqtt.hearing import hear
@@ -63,7 +63,10 @@ class EdgeClient:
     """A requester. One client may have many jobs open with many agents; use it as a context manager.
 
     `name` is the requester's name in topics, the client id of `access` when absent; a broker with an ACL wants it to be
-    the user name. With `access.session_expiry_s` the broker keeps what comes while the connection is down.
+    the user name. With `access.session_expiry_s` the broker keeps what comes while the connection is down. For it to do
+    so over restarts of the program too, give `session_file`: the part of the client id that nobody can guess is kept
+    there, made with mode 0600 when there is none; one program at a time may use it. Raises OSError when it cannot be.
+    Without it keep `access.session` yourself, or let each EdgeClient have a session of its own.
     """
 
     def __init__(
@@ -72,8 +75,11 @@ class EdgeClient:
         *,
         name: str | None = None,
         root: str = "edge/v1",
+        session_file: Path | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        if session_file is not None:
+            access = replace(access, session=session.kept(session_file))
         self._client = name or access.client_id
         self._root = root
         self._now_s = now_s

@@ -4,12 +4,13 @@ Owns the facts paho hides: which connection a message came on (acknowledging on 
 else's), what the broker takes at most, and how long to stay away before the next try.
 """
 
+import logging
 import random
 import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -44,21 +45,31 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What the broker said of itself as it welcomed us; a session it keeps as long as we asked has no `expiry`."""
+    """What the broker said of itself as it welcomed us; a session it keeps as long as we asked has no `expiry`.
+
+    `resumed`: it had a session of ours.
+    """
 
     session_expiry_s: int | None
     retain: bool
     shared: bool
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What acknowledges a message, on the connection it came on; `size_bytes` is its payload's."""
+    """What acknowledges a message, on the connection of `link` it came on; `size_bytes` is its payload's."""
 
     epoch: int
     mid: int
     qos: int
     size_bytes: int = 0
+    link: "Link | None" = field(default=None, compare=False, repr=False)
+
+    def acknowledge(self) -> None:
+        """Acknowledge it; see `Link.ack`."""
+        assert self.link is not None  # noqa: S101 - whoever has a receipt of none asks for no acknowledgement
+        self.link.ack(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,10 @@ class Callbacks:
 
 
 class Link:
-    """One MQTT 5 connection that comes back by itself, with its subscriptions; `thread` is its thread's name to us."""
+    """One MQTT 5 connection that comes back by itself, with its subscriptions; `thread` is its thread's name to us.
+
+    How it fares is logged; of one that is not `aloud` only for whoever debugs.
+    """
 
     def __init__(
         self,
@@ -87,10 +101,12 @@ class Link:
         subscriptions: tuple[Subscription, ...],
         callbacks: Callbacks,
         thread: str = "mqtt",
+        aloud: bool = True,
         chance: Callable[[], float] = random.random,
         now_s: Callable[[], float] = awake_s,
     ) -> None:
         self.beat = Beat(thread)
+        self._level = None if aloud else logging.DEBUG
         self._access = access
         self._callbacks = callbacks
         self._chance = chance
@@ -139,6 +155,11 @@ class Link:
         """How many connections there were, the present one included."""
         return self._epoch
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything that came was dealt with."""
+        return self._held.count == 0
+
     def wait_connected(self, timeout_s: float) -> bool:
         """Wait for a connection; return whether there is one."""
         return self._connected.wait(timeout_s)
@@ -159,10 +180,11 @@ class Link:
             properties=packets.of_connect(self._access),
         )
 
-    def stop(self) -> None:
-        """Disconnect in order (the broker publishes no will) and end the thread."""
+    def stop(self, *, forget: bool = False) -> None:
+        """Disconnect in order (the broker publishes no will) and end the thread; `forget` ends the session too."""
         self._stopping = True
-        self._client.disconnect()
+        expiry_s = 0 if forget else None
+        self._client.disconnect(properties=packets.properties(PacketTypes.DISCONNECT, SessionExpiryInterval=expiry_s))
         self._client.loop_stop()
         self.beat.over()
         self._connected.clear()
@@ -251,7 +273,7 @@ class Link:
         plain(sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(
-        self, _client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Properties | None
+        self, _client: Client, _userdata: Any, flags: Any, reason: ReasonCode, properties: Properties | None
     ) -> None:
         if reason.is_failure:
             self._tell("link.refused", trouble.of_refusal(str(reason)))
@@ -264,11 +286,12 @@ class Link:
             session_expiry_s=getattr(properties, "SessionExpiryInterval", None),
             retain=bool(getattr(properties, "RetainAvailable", True)),
             shared=bool(getattr(properties, "SharedSubscriptionAvailable", True)),
+            resumed=flags.session_present,
         )
         self._resume(getattr(properties, "ReceiveMaximum", None))
         self._subscriptions.begin()
         self._connected.set()
-        log.info("link.up", **self._where(), connection=self._epoch)
+        log.log(self._level or logging.INFO, "link.up", **self._where(), connection=self._epoch)
         self._callbacks.up(self._epoch)
 
     def _resume(self, receive_max: int | None) -> None:
@@ -308,10 +331,12 @@ class Link:
         self._unsent.forget()
         taken_over = reason.value == SESSION_TAKEN_OVER
         if taken_over:
-            log.error(
+            log.log(
+                self._level or logging.ERROR,
                 "link.taken_over",
                 client_id=self._access.client_id,
-                next="another agent has this id: give one of them another",
+                next="somebody works from a copy of our state folder: give one of them another agent.id and an empty "
+                "folder; or the broker takes user names for client ids: let it not (use_username_as_clientid)",
             )
             wait_s = self._redial.taken_over(chance=self._chance())
         elif leaving == "renewed":
@@ -334,7 +359,7 @@ class Link:
 
     def _tell(self, event: str, found: Trouble) -> None:
         self.trouble, self._told = found, self._epoch
-        log.warning(event, **self._where(), reason=found.reason, next=found.next)
+        log.log(self._level or logging.WARNING, event, **self._where(), reason=found.reason, next=found.next)
 
     def _where(self) -> dict[str, Any]:
         host, port = self._access.addresses[self._redial.address]
@@ -355,7 +380,7 @@ class Link:
 
     def _on_message(self, client: Client, _userdata: Any, message: MQTTMessage) -> None:
         self.beat()
-        receipt = Receipt(self._epoch, message.mid, message.qos, len(message.payload))
+        receipt = Receipt(self._epoch, message.mid, message.qos, len(message.payload), self)
         try:
             inbound = packets.inbound(message)
         except UnicodeDecodeError:

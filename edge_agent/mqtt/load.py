@@ -20,17 +20,21 @@ class Held:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._bytes = 0
+        self.count = 0
+        """Messages."""
 
     def add(self, size_bytes: int) -> None:
         """Count a message in; wait a while when many large ones have not been dealt with: no more is read meanwhile."""
         with self._changed:
             self._bytes += size_bytes
+            self.count += 1
             self._changed.wait_for(lambda: self._bytes <= max(HELD_BYTES_MAX, size_bytes), HELD_S)
 
     def let_go(self, size_bytes: int) -> None:
         """Count a message out."""
         with self._changed:
             self._bytes -= size_bytes
+            self.count -= 1
             self._changed.notify_all()
 
 

@@ -97,7 +97,10 @@ class JobEvent(Payload):
 
 
 class Presence(Payload):
-    """Whether the agent is there. `offline` counts only when `boot_id` and `conn_seq` equal the last birth's."""
+    """Whether the agent is there. `offline` counts only when `boot_id` and `conn_seq` equal the last birth's.
+
+    `session`: two agents of one name that say the same here work from copies of one state folder.
+    """
 
     agent: str
     state: str
@@ -105,6 +108,7 @@ class Presence(Payload):
     conn_seq: int
     health: str | None = None
     reason: str | None = None
+    session: str | None = None
 
 
 class ServedModel(Payload):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edge_agent.log import get_logger
+from edge_agent.mqtt import session
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
@@ -71,6 +72,7 @@ class Pools:
         self._access = replace(
             access,
             client_id=f"{access.client_id}.pool",
+            session=session.derived(access.session, "pool"),
             clean_start=True,
             session_expiry_s=0,
             receive_max=1,

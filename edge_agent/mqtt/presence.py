@@ -8,12 +8,20 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from edge_agent.log import get_logger
+from edge_agent.mqtt.kept import Kept
 from edge_agent.mqtt.payloads import DecisionReport, Info, Payload, Presence
-from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.topics import KEPT, Topics
 from edge_agent.mqtt.wire import Inbound, Publication
 
 DUPLICATE_S = 7200.0
-"""Another agent of our name is believed to live on for so long: twice the longest time the link stays away for it."""
+"""Another agent of our name is believed to live on for so long at most: twice the longest time a link stays away."""
+CLONE_S = 300.0
+"""One that works from a copy of our state folder takes our session, and we take it back: what the broker says of it
+proves nothing. It is believed to live on for so long, or for three times the time between the last two signs of it."""
+TAG_CHARACTERS = 8
+ANOTHER = "another agent has this id"
+CLONE = "another agent has this id and a copy of our state folder"
+MEND = "give one of them another agent.id; one that was copied with its state folder gets an empty one, too"
 VANISHED = "connection lost"
 """What the broker says of one that did not leave in order; of two that push each other off it says it every time."""
 
@@ -31,6 +39,7 @@ class Condition:
 class Announcer:
     """Publishes presence, info and decision, and mends what overwrote them.
 
+    `tag` tells our session from those of others, and nothing of how it is called; see `Presence.session`.
     `describe` returns the birth certificate for a connection; `decided` what runs where and why; `condition` how the
     agent is now.
     """
@@ -40,6 +49,7 @@ class Announcer:
         topics: Topics,
         *,
         boot_id: str,
+        tag: str,
         condition: Callable[[], Condition],
         describe: Callable[[int], Info],
         decided: Callable[[], DecisionReport],
@@ -48,6 +58,7 @@ class Announcer:
     ) -> None:
         self._topics = topics
         self._boot_id = boot_id
+        self._tag = tag
         self._condition = condition
         self._describe = describe
         self._decided = decided
@@ -58,16 +69,27 @@ class Announcer:
         self._last: dict[str, Payload] = {}
         self._gone = False
         self._echoed_seq = 0
-        self._foreign_s = float("-inf")
+        self._kept = {topics.event(leaf): Kept() for leaf in KEPT}
+        self._twin: Presence | None = None
+        self._twin_s: float | None = None
+        self._twin_until_s = float("-inf")
 
     @property
-    def duplicate(self) -> bool:
-        """Whether another agent of our name showed itself in the last DUPLICATE_S and has not said farewell since."""
-        return self._now_s() - self._foreign_s < DUPLICATE_S
+    def duplicate(self) -> str:
+        """Why another agent of our name is believed to live, in words; empty when none is."""
+        if self._now_s() >= self._twin_until_s:
+            return ""
+        return CLONE if self._cloned(self._twin) else ANOTHER
 
-    def note_duplicate(self) -> None:
-        """Remember that another agent of our name showed itself."""
-        self._foreign_s = self._now_s()
+    def note_duplicate(self, twin: Presence | None = None) -> None:
+        """Remember that another agent of our name showed itself: by its presence, or by taking our session."""
+        now_s = self._now_s()
+        if self._cloned(twin):
+            between_s = 0.0 if self._twin_s is None else now_s - self._twin_s
+            self._twin_until_s = now_s + min(DUPLICATE_S, max(CLONE_S, 3 * between_s))
+        else:
+            self._twin_until_s = now_s + DUPLICATE_S
+        self._twin, self._twin_s = twin, now_s
 
     def will(self, conn_seq: int) -> Publication:
         """Return what the broker says of us when we vanish from this connection."""
@@ -78,6 +100,8 @@ class Announcer:
         with self._lock:
             self._conn_seq = conn_seq
             self._last = {}
+            for kept in self._kept.values():
+                kept.begin()
         self.refresh()
 
     def refresh(self) -> None:
@@ -93,7 +117,10 @@ class Announcer:
             # Said under the lock: or an older condition, or one from before the farewell, could be said last.
             for leaf, body in now.items():
                 if self._last.get(leaf) != body:
-                    self._say(self._retained(leaf, body.encode()))
+                    publication = self._retained(leaf, body.encode())
+                    if publication.topic in self._kept:
+                        self._kept[publication.topic].said(publication.payload)
+                    self._say(publication)
             self._last = now
 
     def farewell(self, reason: str) -> None:
@@ -102,8 +129,29 @@ class Announcer:
             self._gone = True
             self._say(self._presence("offline", self._conn_seq, reason=reason))
 
+    def owns(self, topic: str) -> bool:
+        """Return whether a topic is one of those that are ours alone."""
+        return topic in self._kept or topic == self._topics.event("presence")
+
     def seen(self, inbound: Inbound) -> None:
-        """Take in what the broker now holds as our presence; runs on the network thread."""
+        """Take in what the broker now holds on such a topic; runs on the network thread."""
+        if inbound.topic in self._kept:
+            self._seen_kept(inbound.topic, bytes(inbound.payload))
+        else:
+            self._seen_presence(inbound)
+
+    def _seen_kept(self, topic: str, payload: bytes) -> None:
+        with self._lock:
+            kept = self._kept[topic]
+            if not kept.foreign(payload) or self._gone or self.duplicate:
+                return  # another agent of our name would overwrite it again: said already
+            self._last.pop(topic.rsplit("/", 1)[1], None)
+            mend = kept.may_mend(self._now_s())
+        log.warning("presence.overwritten", agent=self._topics.agent, topic=topic)
+        if mend:
+            self.refresh()
+
+    def _seen_presence(self, inbound: Inbound) -> None:
         try:
             presence = Presence.model_validate_json(inbound.payload)
         except ValidationError:
@@ -116,25 +164,37 @@ class Announcer:
         online = presence is not None and presence.state == "online"
         # Who was born after a birth of ours came back lives beside us; before the first it may be our own last life.
         other = online and not ours and self._echoed_seq > 0
-        if self._echoed_seq > 0 and not ours and _said_farewell(presence):
-            self._foreign_s = float("-inf")  # also before our birth comes back: it left while we were away
+        if self._echoed_seq > 0 and not ours and presence is not None and self._left(presence):
+            self._twin_until_s = float("-inf")  # also before our birth comes back: it left while we were away
         if self._gone or (self._echoed_seq != self._conn_seq and not other):
             return  # what comes before our birth does was kept for us from an earlier connection: history
         if ours and online:
             return
         if other:
-            self.note_duplicate()
-            log.error(
-                "presence.duplicate",
-                agent=self._topics.agent,
-                next="another agent has this id: give one of them another",
-            )
+            known = self.duplicate
+            self.note_duplicate(presence)
+            if self.duplicate != known:
+                log.error("presence.duplicate", agent=self._topics.agent, reason=self.duplicate, next=MEND)
             self.refresh()
             return
-        log.warning("presence.overwritten", agent=self._topics.agent)
+        log.warning("presence.overwritten", agent=self._topics.agent, topic=inbound.topic)
         with self._lock:
-            self._last = {}
+            self._last.pop("presence", None)
         self.refresh()
+
+    def _cloned(self, twin: Presence | None) -> bool:
+        """Return whether one works from a copy of our state folder, for all that is known; one of old says nothing."""
+        return twin is None or twin.session in (None, self._tag)
+
+    def _left(self, presence: Presence) -> bool:
+        """Return whether another agent of our name is gone, from the last that was said of it."""
+        if presence.state != "offline":
+            return False
+        if presence.reason not in (None, VANISHED):
+            return True  # it said farewell
+        twin = self._twin
+        vanished = twin is not None and (twin.boot_id, twin.conn_seq) == (presence.boot_id, presence.conn_seq)
+        return vanished and not self._cloned(twin)
 
     def _body(self, state: str, conn_seq: int, condition: Condition) -> Presence:
         return Presence(
@@ -144,17 +204,19 @@ class Announcer:
             conn_seq=conn_seq,
             health=condition.health,
             reason="; ".join(condition.reasons) or None,
+            session=self._tag,
         )
 
     def _presence(self, state: str, conn_seq: int, *, reason: str) -> Publication:
         presence = Presence(
-            agent=self._topics.agent, state=state, boot_id=self._boot_id, conn_seq=conn_seq, reason=reason
+            agent=self._topics.agent,
+            state=state,
+            boot_id=self._boot_id,
+            conn_seq=conn_seq,
+            reason=reason,
+            session=self._tag,
         )
         return self._retained("presence", presence.encode())
 
     def _retained(self, leaf: str, payload: bytes) -> Publication:
         return Publication(self._topics.event(leaf), payload, qos=1, retain=True)
-
-
-def _said_farewell(presence: Presence | None) -> bool:
-    return presence is not None and presence.state == "offline" and presence.reason not in (None, VANISHED)

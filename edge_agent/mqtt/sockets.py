@@ -56,7 +56,7 @@ class Paho(Client):
     def __init__(self, access: Access, *, beat: Beat) -> None:
         super().__init__(
             CallbackAPIVersion.VERSION2,
-            client_id=access.client_id,
+            client_id=access.identity,
             protocol=MQTTv5,
             transport=access.transport,
             manual_ack=True,

@@ -19,13 +19,14 @@ class Subscription:
 
     `retained`: when the broker sends what it retains there: never, once the subscription is new to the broker, or on
     every connection. `as_published`: whether `Inbound.retained` means that it was published so; else, that it is such
-    a kept message and not news.
+    a kept message and not news. `needed`: whether we miss something without it.
     """
 
     topic: str
     qos: int = 1
     retained: Literal["never", "new", "always"] = "never"
     as_published: bool = True
+    needed: bool = True
 
 
 class Subscriptions:
@@ -72,7 +73,7 @@ class Subscriptions:
         """Take in, of one SUBSCRIBE, which filters the broker refuses."""
         with self._lock:
             asked = self._asked.pop(mid, ())
-        refused = tuple(each.topic for each, failed in zip(asked, failures, strict=False) if failed)
+        refused = tuple(each.topic for each, failed in zip(asked, failures, strict=False) if failed and each.needed)
         self.refused += refused
         if refused:
             log.error(

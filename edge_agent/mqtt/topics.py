@@ -19,6 +19,9 @@ def check_name(field: str, name: str) -> None:
         raise EdgeAgentError(Code.BAD_REQUEST, f"{field}: a-z 0-9 _ -, a letter or digit first, at most 63 of them")
 
 
+KEPT = ("info", "decision")
+"""What an agent tells of itself that is retained, beside its presence."""
+
 _WATCH = "watch:"
 """Begins the name of the client whose jobs a watch makes; no requester's name has a colon."""
 

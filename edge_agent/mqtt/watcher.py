@@ -57,12 +57,12 @@ def subscriptions(rules: Sequence[Rule]) -> tuple[Subscription, ...]:
     return tuple(found)
 
 
-def session(agent: str, wanted: Sequence[Subscription]) -> str:
-    """Return the client id of the watching connection.
+def session(wanted: Sequence[Subscription]) -> str:
+    """Return what the session of the watching connection is called.
 
     Other filters make another session: what an earlier one subscribed to ends with it, and nothing of it comes here.
     """
-    return f"{agent}.watch-{hashlib.sha256(repr(sorted(each.topic for each in wanted)).encode()).hexdigest()[:8]}"
+    return f"watch-{hashlib.sha256(repr(sorted(each.topic for each in wanted)).encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Two agents of one id on one broker: each says so, they do not wear the broker out, and jobs are answered."""
+"""Two agents of one id on one broker, or of one state folder: each says so, the broker is not worn out."""
 
 import pytest
 from running import AgentProcess, Listener, requester, wait_for
@@ -36,13 +36,16 @@ def test_two_agents_of_one_id_both_say_so_and_jobs_are_answered(broker, tmp_path
         assert "another agent has this id" in monitor.of("telemetry")[-1]["reasons"]
 
 
-def test_two_agents_of_one_id_take_turns_less_and_less_often(broker, tmp_path):
-    """In the first ten seconds two agents with one id make a handful of connections, not hundreds."""
+def test_copies_of_one_state_folder_take_turns_less_and_less_often(broker, tmp_path):
+    """In the first ten seconds two agents with one session make a handful of connections, not hundreds."""
     agents = [AgentProcess(folder=tmp_path / name, broker=broker, models=[]) for name in ("one", "two")]
+    for agent in agents:
+        agent.state_dir.mkdir(parents=True)
+        (agent.state_dir / "session").write_text(f"{'a' * 26}\n")
     with Listener(broker, TELEMETRY) as monitor, agents[0] as one, agents[1] as two:
         for agent in (one, two):
             agent.wait_said("link.up")
         # One report a second, from whoever is connected, is the clock of this test.
         wait_for(lambda: len(monitor.of("telemetry")) >= WATCHED_S, "ten reports")
-        assert broker.log.read_text().count("as edge-01 (") <= CONNECTIONS_MAX
+        assert broker.log.read_text().count("as edge-01.") <= CONNECTIONS_MAX
         assert len(one.said("link.up")) > 1 < len(two.said("link.up"))

@@ -269,7 +269,7 @@ def test_a_rule_that_is_gone_leaves_its_topic_silent(tmp_path, demo_model):
         mosquitto_pub(broker, "stays/a", "fan")
         answers.wait_on("answers/stays")
         assert [inbound.topic for inbound, _ in answers.messages] == ["answers/gone", "answers/stays"]
-        sent = [line for line in broker.log.read_text().splitlines() if "Sending PUBLISH to edge-01.watch-" in line]
+        sent = [line for line in broker.log.read_text().splitlines() if "Sending PUBLISH to edge-01.watch." in line]
         assert [line for line in sent if "'stays/a'" in line]
         assert not [line for line in sent if "'gone/away'" in line or "'gone/later'" in line]
 

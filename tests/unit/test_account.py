@@ -19,7 +19,7 @@ def test_a_watching_connection_that_is_refused_is_said_and_costs_no_pool(trouble
             restraint=Stand(reasons=(), in_pools=True),
             store=Stand(trouble=None),
             queue=Stand(clock=Stand(doubt="")),
-            announcer=Stand(duplicate=False),
+            announcer=Stand(duplicate=""),
             pools=Stand(refused=()),
             link=Stand(connected=True),
             watch_link=Stand(trouble=trouble),

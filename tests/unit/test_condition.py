@@ -33,7 +33,7 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
         ({"engines": [READY, engine(Phase.FAILED, model="vision")]}, "degraded", "vision: is failed"),
         ({"engines": []}, "unhealthy", "no model is served"),
         ({"storage": "the disk is full"}, "unhealthy", "the disk is full"),
-        ({"duplicate": True}, "degraded", "another agent has this id"),
+        ({"duplicate": "another agent has this id"}, "degraded", "another agent has this id"),
         ({"deaf": ("edge/v1/x",)}, "degraded", "the broker refuses edge/v1/x"),
         ({"unwatched": ("cams/+",)}, "degraded", "the broker refuses the watched topic cams/+"),
         ({"blind": True}, "degraded", "watched topics have no connection"),
@@ -57,5 +57,5 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
     ],
 )
 def test_the_worst_that_is_true_with_its_reason(seen, health, reason):
-    found = condition(**{"engines": [READY], "draining": False, "storage": "", "duplicate": False} | seen)
+    found = condition(**{"engines": [READY], "draining": False, "storage": "", "duplicate": ""} | seen)
     assert (found.health, found.reasons) == (health, () if reason is None else (reason,))

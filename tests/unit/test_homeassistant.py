@@ -9,6 +9,7 @@ import pytest
 from edge_agent.integrations.homeassistant import STATE_CHARACTERS_MAX, HomeAssistant, WatchAnswers, device
 from edge_agent.mqtt.payloads import EngineReading, Presence, Telemetry
 from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.wire import Inbound
 
 TOPICS = Topics("edge/v1", "edge-01")
 WATCHES = (
@@ -204,9 +205,9 @@ CONFIG = "homeassistant/device/edge-01/config"
 def test_it_is_announced_retained_and_again_when_home_assistant_is_back(made):
     one, said = made("homeassistant")
     one.announce()
-    one.heard(b"offline")
+    one.seen(Inbound("homeassistant/status", b"offline"))
     assert said == [(CONFIG, True, True)]
-    one.heard(b"online")
+    one.seen(Inbound("homeassistant/status", b"online"))
     assert said == [(CONFIG, True, True)] * 2
     assert one.status_topic == "homeassistant/status"
 

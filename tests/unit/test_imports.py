@@ -58,6 +58,8 @@ LAYERS = (
         "edge_agent.mqtt.chunks",
         "edge_agent.mqtt.placement",
         "edge_agent.mqtt.presence",
+        "edge_agent.mqtt.kept",
+        "edge_agent.mqtt.session",
     ),
     (
         "edge_agent.attempt",
@@ -78,6 +80,7 @@ LAYERS = (
         "edge_agent.mqtt.job_book",
         "edge_agent.mqtt.pictures",
         "edge_agent.mqtt.pool",
+        "edge_agent.mqtt.former",
         "edge_agent.health.reporter",
         "edge_agent.integrations",
     ),

@@ -46,7 +46,7 @@ class Peer:
         self.ups, self.downs, self.refused = [], [], queue.Queue()
         self.ack = ack
         self.link = Link(
-            Access(host=broker.host, port=broker.port, client_id=name, session_expiry_s=3600),
+            Access(host=broker.host, port=broker.port, client_id=name, session="kept", session_expiry_s=3600),
             subscriptions=tuple(map(Subscription, filters)),
             callbacks=Callbacks(
                 receive=self._receive,
@@ -419,7 +419,7 @@ def test_many_subscriptions_are_asked_for_eight_at_a_time_and_refusals_add_up(mo
         callbacks=Callbacks(receive=lambda *_: None, subscribed=told.append),
     )
     monkeypatch.setattr(link._client, "subscribe", lambda topics: asked.append(topics) or (0, len(asked)))
-    link._on_connect(link._client, None, None, ReasonCode(PacketTypes.CONNACK), None)
+    link._on_connect(link._client, None, SimpleNamespace(session_present=False), ReasonCode(PacketTypes.CONNACK), None)
     assert [len(topics) for topics in asked] == [8, 8, 4]
     granted, refused = (ReasonCode(PacketTypes.SUBACK, identifier=code) for code in (0x01, 0x87))
     for mid, reasons in ((2, [refused] + [granted] * 7), (1, [granted] * 8), (3, [granted] * 3 + [refused])):

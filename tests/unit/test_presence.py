@@ -6,8 +6,9 @@ import threading
 import pytest
 from fakes import PATIENCE_S
 
-from edge_agent.mqtt.payloads import DecisionReport, Info, Limits, MachineInfo, Presence
-from edge_agent.mqtt.presence import DUPLICATE_S, Announcer, Condition
+from edge_agent.mqtt.kept import MEND_S
+from edge_agent.mqtt.payloads import DecisionReport, Info, Limits, MachineInfo, ModelDecision, Presence
+from edge_agent.mqtt.presence import ANOTHER, CLONE, CLONE_S, DUPLICATE_S, VANISHED, Announcer, Condition
 from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.wire import Inbound
 
@@ -25,6 +26,7 @@ class Desk:
         self.announcer = Announcer(
             TOPICS,
             boot_id="ours",
+            tag="our tag",
             condition=lambda: self.condition,
             describe=self.describe,
             decided=lambda: DecisionReport(agent="edge-01", boot_id="ours", models=self.models),
@@ -50,8 +52,10 @@ class Desk:
         bodies = [json.loads(each.payload) for each in self.said if each.topic.endswith("/presence")]
         return [(body["state"], body["conn_seq"], body.get("health")) for body in bodies]
 
-    def see(self, state, *, boot_id="ours", conn_seq=1, reason=None):
-        presence = Presence(agent="edge-01", state=state, boot_id=boot_id, conn_seq=conn_seq, reason=reason)
+    def see(self, state, *, boot_id="ours", conn_seq=1, reason=None, session=None):
+        presence = Presence(
+            agent="edge-01", state=state, boot_id=boot_id, conn_seq=conn_seq, reason=reason, session=session
+        )
         self.announcer.seen(Inbound(TOPICS.event("presence"), presence.encode()))
 
     def born(self, conn_seq=1):
@@ -172,3 +176,90 @@ def test_what_was_kept_from_our_last_life_is_history(desk, state):
     desk.see("online")
     assert not desk.announcer.duplicate
     assert len(desk.presences()) == 1
+
+
+def test_agents_with_a_session_each_and_a_session_together_are_told_apart(desk):
+    """Of copies of one state folder the broker lets only one be there, and what it says of the other proves nothing."""
+    desk.born()
+    desk.see("online", boot_id="theirs", session="another")
+    assert desk.announcer.duplicate == ANOTHER
+    desk.see("offline", boot_id="theirs", conn_seq=0, reason=VANISHED, session="another")  # of an earlier connection
+    assert desk.announcer.duplicate == ANOTHER
+    desk.see("offline", boot_id="theirs", reason=VANISHED, session="another")
+    assert not desk.announcer.duplicate
+    desk.see("online", boot_id="theirs", session="our tag")
+    desk.see("offline", boot_id="theirs", reason=VANISHED, session="our tag")
+    assert desk.announcer.duplicate == CLONE
+
+
+def test_a_copy_that_broke_is_soon_forgotten_and_one_that_comes_back_is_not(desk):
+    """It may stay away for an hour, after it was thrown out again and again."""
+    desk.born()
+    desk.see("online", boot_id="theirs", session="our tag")
+    desk.now_s += CLONE_S
+    assert not desk.announcer.duplicate
+    desk.see("online", boot_id="theirs", conn_seq=2, session="our tag")
+    desk.now_s += 2.9 * CLONE_S
+    assert desk.announcer.duplicate == CLONE
+    desk.see("online", boot_id="theirs", conn_seq=3, session="our tag")
+    desk.now_s += DUPLICATE_S
+    assert not desk.announcer.duplicate
+
+
+KEPT = [TOPICS.event("info"), TOPICS.event("decision")]
+
+
+def echo(desk, begin=0):
+    """Let the broker tell what was said."""
+    for each in desk.said[begin:]:
+        desk.announcer.seen(Inbound(each.topic, each.payload, retained=True))
+
+
+@pytest.mark.parametrize("topic", KEPT)
+@pytest.mark.parametrize("garbage", [b"", b"\xff", b"{}", b"gone", b"[1, 2]"])
+def test_what_somebody_else_says_on_a_topic_of_ours_is_overwritten(desk, topic, garbage):
+    """On each that is retained, at once, and then at most so often."""
+    desk.announcer.birth(1)
+    echo(desk)
+    begin = len(desk.said)
+    for expected in (1, 1):
+        desk.announcer.seen(Inbound(topic, garbage, retained=True))
+        assert [each.topic for each in desk.said[begin:]] == [topic] * expected
+        echo(desk, begin)
+    desk.now_s += MEND_S
+    desk.announcer.refresh()
+    assert [each.topic for each in desk.said[begin:]] == [topic] * 2
+    echo(desk, begin + 1)
+    desk.announcer.refresh()
+    assert len(desk.said) == begin + 2
+
+
+def test_what_the_broker_kept_of_an_earlier_connection_is_overwritten_by_the_birth_alone(desk):
+    desk.announcer.birth(1)
+    for topic in KEPT:
+        desk.announcer.seen(Inbound(topic, b"of old", retained=True))
+    assert len(desk.said) == 3
+
+
+def test_an_older_word_of_ours_said_by_somebody_else_is_overwritten(desk):
+    desk.announcer.birth(1)
+    echo(desk)
+    before = len(desk.said)
+    desk.models = (ModelDecision(name="phi", context_tokens=1, parallel=1),)
+    desk.announcer.refresh()
+    echo(desk, before)
+    old = next(each for each in desk.said if each.topic == KEPT[1])
+    desk.announcer.seen(Inbound(old.topic, old.payload, retained=True))
+    assert desk.said[-1] == desk.said[before]
+    assert len(desk.said) == before + 2
+
+
+def test_two_agents_of_one_name_do_not_overwrite_each_other_for_ever(desk):
+    desk.born()
+    echo(desk)
+    desk.see("online", boot_id="theirs", session="another")
+    before = len(desk.said)
+    for _ in range(9):
+        desk.now_s += MEND_S
+        desk.announcer.seen(Inbound(KEPT[0], b"theirs", retained=True))
+    assert len(desk.said) == before

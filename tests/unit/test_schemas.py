@@ -119,6 +119,7 @@ def test_what_is_said_of_the_agent_validates():
     announcer = Announcer(
         Topics("edge/v1", "edge-01"),
         boot_id="b",
+        tag="tag",
         condition=lambda: Condition("degraded", ("the disk is full",)),
         describe=lambda _conn_seq: info,
         decided=lambda: decision,
