@@ -245,10 +245,13 @@ class QueueSection(Section):
     """The durable queue and its bounds."""
 
     high_water_jobs: int = Field(
-        10_000, ge=1, le=1_000_000, description="unfinished jobs at which new ones are refused"
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="unfinished jobs of requesters at which new ones are refused; those of watch rules count apart",
     )
     high_water_bytes: int = Field(
-        256 * 2**20, ge=2**20, description="bytes of unfinished requests at which new ones are refused"
+        256 * 2**20, ge=2**20, description="bytes of unfinished requests at which new ones are refused; likewise"
     )
     min_free_bytes: int = Field(
         64 * 2**20, ge=0, description="free disk below which new jobs are refused with storage_full"
@@ -283,7 +286,10 @@ class ImagesSection(Section):
         description="largest message taken from the broker; what is no image must be smaller all the same",
     )
     quota_bytes: int = Field(
-        256 * 2**20, ge=2**20, description="what the images of unfinished jobs may take of the disk together"
+        256 * 2**20,
+        ge=2**20,
+        description="what the images of requesters' unfinished jobs may take of the disk together; those of watch "
+        "rules may take as much again",
     )
     requester_quota_bytes: int = Field(
         64 * 2**20, ge=1024, description="what those of one requester, or of one watch rule, may take of it"

@@ -83,6 +83,17 @@ class WatchSection(BaseModel):
     pending: int = Field(
         1, ge=1, le=100, description="jobs of one topic that may wait; a newer message takes the oldest one's place"
     )
+    waiting_jobs: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="jobs of the rule that may wait, over all its topics; a newer message takes the oldest one's place",
+    )
+    waiting_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="what their images may take of the disk; `images.requester_quota_bytes` when unset",
+    )
     qos: Literal[0, 1] = Field(1, description="best quality of service at which messages come")
     retained: Literal["skip", "once"] = Field(
         "skip", description="what was published before we subscribed and the broker retains: skip it, or take it once"

@@ -252,7 +252,7 @@ def _arrivals(parts: Parts, account: Account, news: News) -> None:
         receive=parts.intake.receive,
         connected=lambda: parts.link.connected,
         healthy=account.welcoming,
-        unfinished=lambda: parts.queue.backlog.jobs,
+        unfinished=lambda: parts.queue.asked.jobs,  # those go before what is watched
         lanes=account.lanes,
         wake=parts.wake,
     )

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edge_agent.mqtt.topics import watch_of
+
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
@@ -17,13 +19,14 @@ class Backlog:
 
 
 class Ledger:
-    """Counts beside the table, so that nobody asks it for every new job.
+    """Counts beside the table, so that nobody asks it for every new job: `total`, and what of it watch rules made.
 
     Follows a transaction: `begin`, `undo`, and `undo` back to a `mark` in the middle of it.
     """
 
     def __init__(self, clients: Iterable[tuple[str, int, int]]) -> None:
         self.total = Backlog()
+        self.watched = Backlog()
         self._clients: dict[str, Backlog] = {}
         self._entries: list[tuple[str, int, int]] = []
         for client, jobs, request_bytes in clients:
@@ -33,6 +36,11 @@ class Ledger:
         """Return what one requester has unfinished."""
         return self._clients.get(client, Backlog())
 
+    @property
+    def asked(self) -> Backlog:
+        """What requesters have unfinished, all together."""
+        return self.total.plus(-self.watched.jobs, -self.watched.request_bytes)
+
     def begin(self) -> None:
         """Remember where a transaction began."""
         self._entries.clear()
@@ -41,6 +49,8 @@ class Ledger:
         """Count so many jobs more, or fewer."""
         self._entries.append((client, jobs, request_bytes))
         self.total = self.total.plus(jobs, request_bytes)
+        if watch_of(client):
+            self.watched = self.watched.plus(jobs, request_bytes)
         theirs = self.of(client).plus(jobs, request_bytes)
         if theirs.jobs:
             self._clients[client] = theirs

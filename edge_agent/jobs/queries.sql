@@ -162,7 +162,7 @@ SELECT name, count FROM totals ORDER BY name
 
 -- name: supersedable
 SELECT {job} FROM jobs
- WHERE client = :client AND source = :source AND state = 'queued'
+ WHERE client = :client AND source IS NOT NULL AND source = coalesce(:source, source) AND state = 'queued'
  ORDER BY row DESC LIMIT -1 OFFSET :keep
 
 -- name: remove

@@ -126,6 +126,16 @@ class Queue:
         """Unfinished jobs and their bytes."""
         return self._ledger.total
 
+    @property
+    def asked(self) -> Backlog:
+        """What of it requesters asked for."""
+        return self._ledger.asked
+
+    @property
+    def watched(self) -> Backlog:
+        """What of it watch rules made."""
+        return self._ledger.watched
+
     def backlog_of(self, client: str) -> Backlog:
         """Return what one requester has unfinished."""
         return self._ledger.of(client)
@@ -349,8 +359,8 @@ class Queue:
             self._db.run("request_cancel", row=job.row)
         return job
 
-    def supersede(self, client: str, source: str, *, keep: int) -> int:
-        """Cancel the waiting jobs of a watch on a topic, but for the newest ones; return how many."""
+    def supersede(self, client: str, source: str | None, *, keep: int) -> int:
+        """Cancel the waiting jobs of a watch, on a topic or on all, but for the newest ones; return how many."""
         older = self._db.jobs("supersedable", client=client, source=source, keep=keep)
         for job in older:
             failure = Failure.because(Code.CANCELED, "a newer message took its place")

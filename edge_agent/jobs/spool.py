@@ -4,7 +4,8 @@ An image belongs to who sent its bytes. Another who sends the same has a file of
 waits for or removes what is another's, and neither an answer nor its time tells what others have sent.
 
 `FOLDER/{owner}.{sha256}` is an image as it was sent, `FOLDER/{owner}.{sha256}.{parts}/{part}` a part of one that comes
-in parts, `FOLDER/prepared/{row}/` what was decoded for a job; `owner` is made of the client's name. Belongs to the
+in parts, `FOLDER/prepared/{row}/` what was decoded for a job; `owner` is made of the client's name, `w` first for a
+watch and `r` for a requester. Belongs to the
 store's thread; what is here when a method returns is on the disk, so that a row may speak of it.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.database import StorageError
+from edge_agent.mqtt.topics import watch_of
 
 PARTS_MAX = 4096
 """A photo of 16 MiB in parts of 4 KiB."""
@@ -26,8 +28,8 @@ PIECE_BYTES = 2**20
 PREPARED = "prepared"
 _NEW = ".new"
 _OWNER_DIGITS = 32
-_IMAGE = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{64}")
-_PARTS = re.compile(r"([0-9a-f]{32}\.[0-9a-f]{64})\.([1-9][0-9]{0,3})")
+_IMAGE = re.compile(r"[rw][0-9a-f]{32}\.[0-9a-f]{64}")
+_PARTS = re.compile(r"([rw][0-9a-f]{32}\.[0-9a-f]{64})\.([1-9][0-9]{0,3})")
 """Our files and folders; others' that somebody put there are left alone."""
 _SHARED = re.compile(r"[0-9a-f]{64}(\.[1-9][0-9]{0,3})?")
 """An image or the parts of one as version 0.1.0 kept them: without an owner."""
@@ -35,19 +37,22 @@ _SHARED = re.compile(r"[0-9a-f]{64}(\.[1-9][0-9]{0,3})?")
 
 def _named(client: str, sha256: str) -> str:
     """Return the name of the file that holds an image of a client, whatever the client's name is made of."""
-    return f"{hashlib.sha256(client.encode()).hexdigest()[:_OWNER_DIGITS]}.{sha256}"
+    kind = "w" if watch_of(client) else "r"
+    return f"{kind}{hashlib.sha256(client.encode()).hexdigest()[:_OWNER_DIGITS]}.{sha256}"
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Who sends an image: their name, the hashes of all their unfinished jobs need, what names the image to them.
 
-    An image counts once, however many of their jobs need it.
+    An image counts once, however many of their jobs need it. `most_bytes` is what theirs may take, where that is not
+    what a requester's may.
     """
 
     client: str
     hashes: set[str]
     field: str
+    most_bytes: int | None = None
 
     def named(self, sha256: str) -> str:
         """Return the name of the file that holds an image of theirs."""
@@ -57,8 +62,8 @@ class Holder:
 class Spool:
     """The images of one agent. `open` it before use.
 
-    `quota_bytes` bounds what images and parts take together, `requester_quota_bytes` what those that one requester
-    needs do, `image_bytes` one of them.
+    `quota_bytes` bounds what images and parts of all requesters take together, and apart from them those of all
+    watches; `requester_quota_bytes` what those that one needs do, `image_bytes` one of them.
     """
 
     def __init__(self, folder: Path, *, quota_bytes: int, requester_quota_bytes: int, image_bytes: int) -> None:
@@ -99,7 +104,11 @@ class Spool:
     @property
     def used_bytes(self) -> int:
         """What images and parts take of the disk."""
-        return sum(self._sizes.values()) + sum(size for sizes in self._parts.values() for size in sizes.values())
+        return self._used_bytes("r") + self._used_bytes("w")
+
+    def _used_bytes(self, kind: str) -> int:
+        images_bytes = sum(size for name, size in self._sizes.items() if name[0] == kind)
+        return images_bytes + sum(sum(sizes.values()) for (name, _), sizes in self._parts.items() if name[0] == kind)
 
     def has(self, client: str, sha256: str) -> bool:
         """Return whether an image that this client sent is here, whole."""
@@ -130,7 +139,7 @@ class Spool:
         if self.has(holder.client, sha256):
             self.share(sha256, holder)
             return sha256
-        self._make_room(len(content), replaced_bytes=0)
+        self._make_room(len(content), holder)
         self._check_share(len(content), holder)
         new = self._folder / f"image{_NEW}"
         with _storing():
@@ -142,7 +151,7 @@ class Spool:
 
         Only when it is written its hash is known, and whether its requester had it already.
         """
-        self._make_room(size_bytes, replaced_bytes=0)
+        self._make_room(size_bytes, holder)
         digest = hashlib.sha256()
         new = self._folder / f"image{_NEW}"
         with _storing():
@@ -178,7 +187,7 @@ class Spool:
         name = holder.named(sha256)
         have = self._parts.get((name, parts), {})
         others_bytes = sum(size for number, size in have.items() if number != part)
-        self._make_room(others_bytes + len(content), replaced_bytes=others_bytes)
+        self._make_room(others_bytes + len(content), holder, replaced_bytes=others_bytes)
         self._check_share(len(content) - have.get(part, 0), holder)
         folder = self._folder / f"{name}.{parts}"
         with _storing():
@@ -253,17 +262,18 @@ class Spool:
         names = {holder.named(each) for each in holder.hashes}
         held_bytes = sum(self._sizes.get(each, 0) for each in names)
         held_bytes += sum(sum(sizes.values()) for (each, _), sizes in self._parts.items() if each in names)
-        if held_bytes + more_bytes > self._requester_quota_bytes:
-            most = f"the images of your unfinished jobs may take {self._requester_quota_bytes} bytes here"
+        most_bytes = holder.most_bytes or self._requester_quota_bytes
+        if held_bytes + more_bytes > most_bytes:
+            most = f"the images of your unfinished jobs may take {most_bytes} bytes here"
             sentence = f"{holder.field}: {most}; send it again when one has ended"
             raise EdgeAgentError(Code.QUOTA_EXCEEDED, sentence, retry_after_s=30.0)
 
-    def _make_room(self, size_bytes: int, *, replaced_bytes: int) -> None:
+    def _make_room(self, size_bytes: int, holder: Holder, *, replaced_bytes: int = 0) -> None:
         if size_bytes > self._image_bytes:
             raise EdgeAgentError(
                 Code.PAYLOAD_TOO_LARGE, f"the image is over {self._image_bytes} bytes; send a smaller one"
             )
-        if self.used_bytes - replaced_bytes + size_bytes > self._quota_bytes:
+        if self._used_bytes(holder.named("")[0]) - replaced_bytes + size_bytes > self._quota_bytes:
             raise EdgeAgentError(
                 Code.STORAGE_FULL, "the images of waiting jobs take all room there is for them", retry_after_s=30.0
             )

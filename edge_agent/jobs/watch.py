@@ -44,6 +44,8 @@ class Reason(StrEnum):
     ANSWER_TOPIC = "answer_topic"
     BEHIND = "behind"
     HOPS = "hops"
+    RULE_FULL = "rule_full"
+    """It had made one, which gave way to that of another topic: the rule has as many waiting as it may."""
 
 
 WANTED = frozenset({Reason.RETAINED, Reason.WHEN, Reason.UNCHANGED, Reason.EVERY})
@@ -110,22 +112,25 @@ class Rule:
 
 @dataclass(slots=True)
 class Memory:
-    """What one rule remembers of its topics: when a job was made last, and how `changed` was; bounded."""
+    """What one rule remembers of its topics: when a job was made last, and how `changed` was.
 
-    taken_s: OrderedDict[str, float] = field(default_factory=OrderedDict)
-    before: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    Bounded in number, and in bytes too: topics are remembered by 32 bytes each, for they may have 65,535.
+    """
+
+    taken_s: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
+    before: OrderedDict[bytes, bytes] = field(default_factory=OrderedDict)
 
     def note(self, rule: Rule, seen: Seen, decision: Take | Drop, now_s: float) -> None:
         """Take in what was decided. What came too soon is forgotten, so that a change in it is seen yet."""
         if isinstance(decision, Take):
-            _put(self.taken_s, _scope(rule, seen), now_s)
+            _put(self.taken_s, _scope(rule, seen.topic), now_s)
         if rule.changed is not None and decision != Drop(Reason.EVERY):
-            _put(self.before, seen.topic, _identity(lookup(rule.changed, seen)))
+            _put(self.before, _identity(seen.topic), _identity(lookup(rule.changed, seen)))
 
     def forget(self, rule: Rule, topic: str) -> None:
         """Act as if nothing had come on a topic: its job could not be stored."""
-        self.taken_s.pop(topic if rule.section.every == "topic" else "", None)
-        self.before.pop(topic, None)
+        self.taken_s.pop(_scope(rule, topic), None)
+        self.before.pop(_identity(topic), None)
 
 
 def decide(rule: Rule, seen: Seen, memory: Memory, *, retained: bool, now_s: float) -> Take | Drop:
@@ -140,9 +145,9 @@ def decide(rule: Rule, seen: Seen, memory: Memory, *, retained: bool, now_s: flo
     for variable, wanted in rule.when.items():
         if not satisfies(lookup(variable, seen), wanted):
             return Drop(Reason.WHEN)
-    if rule.changed and memory.before.get(seen.topic) == _identity(lookup(rule.changed, seen)):
+    if rule.changed and memory.before.get(_identity(seen.topic)) == _identity(lookup(rule.changed, seen)):
         return Drop(Reason.UNCHANGED)
-    if now_s - memory.taken_s.get(_scope(rule, seen), -math.inf) < rule.section.every_s:
+    if now_s - memory.taken_s.get(_scope(rule, seen.topic), -math.inf) < rule.section.every_s:
         return Drop(Reason.EVERY)
     return _compose(rule, seen)
 
@@ -256,9 +261,9 @@ def _answer_topic(rule: Rule, seen: Seen) -> str | None:
     return topic if publishable(topic) else None
 
 
-def _scope(rule: Rule, seen: Seen) -> str:
+def _scope(rule: Rule, topic: str) -> bytes:
     """Return whose time `every_s` counts."""
-    return seen.topic if rule.section.every == "topic" else ""
+    return _identity(topic) if rule.section.every == "topic" else b""
 
 
 def _identity(value: Any) -> bytes:
@@ -266,7 +271,7 @@ def _identity(value: Any) -> bytes:
     return hashlib.sha256(to_json(value)).digest()
 
 
-def _put(known: OrderedDict[str, Any], key: str, value: Any) -> None:
+def _put(known: OrderedDict[bytes, Any], key: bytes, value: Any) -> None:
     known[key] = value
     known.move_to_end(key)
     if len(known) > TOPICS_REMEMBERED:

@@ -223,7 +223,8 @@ class Intake:
     def admit(self, queue: Queue, request: Request, client: str | None = None) -> str:
         """Return the model that shall run a request. Raises EdgeAgentError when none can or there is no room.
 
-        `client` is the requester whose share counts; nobody's does without.
+        `client` is the requester whose share counts; None for a watch: those count apart, so that neither watches nor
+        requesters take the others' room.
         """
         model = self._roster.resolve(request.model, images=len(request.images))
         if request.ttl_s > self._settings.ttl_max_s:
@@ -237,8 +238,8 @@ class Intake:
             raise EdgeAgentError(Code.STORAGE_FULL, "the device's disk is full; free space there", retry_after_s=60.0)
 
     def _find_room(self, queue: Queue, model: str, client: str | None) -> None:
-        """Raise EdgeAgentError when this requester, or all together, have as much unfinished as they may."""
-        all_, theirs = queue.backlog, queue.backlog_of(client) if client else Backlog()
+        """Raise EdgeAgentError when this requester, or all of its kind, have as much unfinished as they may."""
+        all_, theirs = (queue.asked, queue.backlog_of(client)) if client else (queue.watched, Backlog())
         jobs_max, bytes_max = self._requesters.max_jobs, self._requesters.max_bytes
         if (jobs_max is not None and theirs.jobs >= jobs_max) or (
             bytes_max is not None and theirs.request_bytes >= bytes_max

@@ -212,15 +212,19 @@ class Watcher:
 
     def _accept(self, queue: Queue, order: _Order) -> Job:
         """Store a job in the place of older ones, whose room is its own. Raises EdgeAgentError; they stay then."""
+        section, client = order.rule.section, order.envelope.client
         with queue.attempt():
-            superseded = queue.supersede(order.envelope.client, order.topic, keep=order.rule.section.pending - 1)
+            superseded = queue.supersede(client, order.topic, keep=section.pending - 1)
+            crowded = queue.supersede(client, None, keep=section.waiting_jobs - 1)
             model = self._admit(queue, order.request)
             here = {}
             if order.image is not None:
-                holder = Holder(order.envelope.client, queue.images.held(order.envelope.client), "payload")
+                holder = Holder(client, queue.images.held(client), "payload", section.waiting_bytes)
                 here[self._spool.add(order.image, holder)] = True
             job = queue.accept(order.request, order.envelope, model=model, attached=Attached(order.request, here))
-        if superseded and here:
+        for _ in range(crowded):
+            self._drop(order.rule, Drop(Reason.RULE_FULL))
+        if (superseded or crowded) and here:
             self._store.do(lambda queue: self._spool.sweep(*queue.images.needed()))
         return job
 

@@ -15,7 +15,8 @@ NEW = Holder("me", set(), "image")
 
 def lying(sha256, client="me"):
     """Return the name of the file with an image of a client."""
-    return f"{hashlib.sha256(client.encode()).hexdigest()[:32]}.{sha256}"
+    kind = "w" if client.startswith("watch:") else "r"
+    return f"{kind}{hashlib.sha256(client.encode()).hexdigest()[:32]}.{sha256}"
 
 
 def opened(folder, **bounds):
@@ -77,6 +78,20 @@ def test_what_is_over_the_quota_is_refused_until_there_is_room(tmp_path):
         spool.add_part("0" * 64, part=1, parts=9, content=bytes(1000), holder=NEW)
     spool.sweep((), ())
     assert spool.has("me", spool.add(PHOTO[::-1], NEW))
+
+
+def test_what_is_watched_and_what_is_asked_for_have_room_apart(tmp_path):
+    """Neither a camera nor a requester shuts the other out; and a rule may have a bound of its own."""
+    spool = opened(tmp_path, quota_bytes=3000)
+    watch = Holder("watch:yard", set(), "payload")
+    for holder in (NEW, watch):
+        spool.add(PHOTO, holder)
+        with pytest.raises(EdgeAgentError, match="take all room"):
+            spool.add_part("0" * 64, part=1, parts=2, content=bytes(1000), holder=holder)
+    spool.sweep({("me", SHA256)}, ())
+    assert opened(tmp_path, quota_bytes=3000).used_bytes == len(PHOTO)
+    with pytest.raises(EdgeAgentError, match="may take 2000 bytes"):
+        spool.add(PHOTO, Holder("watch:yard", set(), "payload", 2000))
 
 
 def pieces(content):
@@ -154,7 +169,7 @@ def test_a_sweep_removes_what_no_job_needs(spool, tmp_path):
         spool.prepared(row).mkdir()
         (spool.prepared(row) / "0").write_bytes(b"rgb")
     spool.sweep({("me", other)}, {8})
-    assert files(tmp_path) == [lying(other), "prepared/8/0"]
+    assert files(tmp_path) == ["prepared/8/0", lying(other)]
     (tmp_path / "images" / "image.new").write_bytes(b"half")
     opened(tmp_path)
     assert files(tmp_path) == [lying(other)]

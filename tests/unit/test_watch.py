@@ -206,6 +206,8 @@ def test_what_is_retained_is_skipped_or_taken():
 def test_any_number_of_topics_takes_a_bounded_memory():
     memory, (rule,) = Memory(), read(DOOR)
     for number in range(TOPICS_REMEMBERED + 100):
-        memory.note(rule, Seen(f"a/{number}", payload=b"x" * 1000, body="x" * 1000), Take("", None, ""), 0.0)
+        topic = f"a/{number}/" + "x" * 60_000  # whoever publishes chooses it
+        memory.note(rule, Seen(topic, payload=b"x" * 1000, body="x" * 1000), Take("", None, ""), 0.0)
     assert len(memory.taken_s) == len(memory.before) == TOPICS_REMEMBERED
     assert sum(map(len, memory.before.values())) == 32 * TOPICS_REMEMBERED
+    assert max(map(len, [*memory.taken_s, *memory.before])) == 32

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+from functools import partial
 
 import pytest
-from fakes import ANSWER, FakeLink, FakeRoster, FullDisk, Time, counts, flush
+from fakes import ANSWER, FakeLink, FakeRoster, FullDisk, Time, counts, flush, request
+from structlog.testing import capture_logs
 from test_intake import FakeOutbox
 from test_rules import TOPICS, read
 
+from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.backlog import Backlog
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.pace import Pace
+from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
 from edge_agent.mqtt import watcher as watcher_module
@@ -37,7 +41,7 @@ class Tower:
         )
         self.spool.open()
         self.store = Store(self.queue, tell=self._tell, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01)
-        intake = Intake(
+        self.intake = Intake(
             topics=TOPICS,
             speech=Speech(TOPICS),
             settings=QueueSection(**settings),
@@ -57,7 +61,7 @@ class Tower:
             read(*tables),
             store=self.store,
             spool=self.spool,
-            admit=intake.admit,
+            admit=self.intake.admit,
             ack=self.link.ack,
             now_s=self.machine.now_s,
             job_id=lambda: f"w-{next(ids)}",
@@ -129,6 +133,46 @@ def test_the_newest_takes_the_place_of_an_older_one_where_there_is_no_other_room
         tower.see("a/d", b"one more")
         assert (tower.reading().taken, tower.reading().dropped) == (6, {"queue_full": 1})
         assert counts(tower.queue) == {"queued": 2}
+
+
+def test_a_rule_has_no_more_waiting_than_it_may_over_all_its_topics(tmp_path):
+    """The newest stay; the others are counted and said; what waits for another rule stays too."""
+    rules = (
+        SENSOR | {"waiting_jobs": 3, "pending": 2},
+        {"name": "door", "topic": "door", "prompt": "open?", "image": "none"},
+    )
+    with Tower(tmp_path, *rules, high_water_jobs=5) as tower, capture_logs() as said:
+        tower.see("door", b"x")
+        running = tower.ask(lambda queue: queue.claim("phi", idle=True))
+        tower.see("door", b"x")
+        for number in range(50):
+            tower.see(f"a/{number}", b"%d" % number)
+        assert tower.waiting() == ["open?", "47", "48", "49"]
+        tower.see("a/49", b"newer")
+        assert tower.waiting() == ["open?", "48", "49", "newer"]
+        reading = tower.reading()
+        assert (reading.taken, reading.superseded, reading.dropped) == (51, 48, {"rule_full": 48})
+        assert tower.ask(lambda queue: queue.recall("watch:door", running.job_id)).state is JobState.RUNNING
+    counts_said = [each["count"] for each in said if each["event"] == "watch.dropped"]
+    assert counts_said == [1, 2, 4, 8, 16, 32]
+
+
+def test_what_watches_have_waiting_shuts_no_requester_out_nor_the_other_way_round(tmp_path):
+    """As many of one rule as the queue takes, then as many of requesters."""
+    with Tower(tmp_path, SENSOR, high_water_jobs=3) as tower:
+        for number in range(9):
+            tower.see(f"a/{number}", b"%d" % number)
+        assert tower.reading().dropped == {"queue_full": 6}
+
+        def ask(queue, number):
+            asked = request(f"asked-{number}")
+            model = tower.intake.admit(queue, asked, f"client-{number}")
+            return queue.accept(asked, Envelope(f"client-{number}", 60.0), model=model)
+
+        for number in range(3):
+            tower.ask(partial(ask, number=number))
+        with pytest.raises(EdgeAgentError, match="queue is full"):
+            tower.ask(partial(ask, number=3))
 
 
 def test_an_older_image_gives_way_in_a_rules_share_and_stays_where_that_is_not_enough(tmp_path):
