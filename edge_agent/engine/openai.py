@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import hmac
 import json
 import random
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,7 +28,7 @@ from edge_agent.engine.messages import (
     Usage,
 )
 from edge_agent.engine.openai_server import LIBRARY, Server
-from edge_agent.engine.openai_wire import Piece, request
+from edge_agent.engine.openai_wire import DIALECTS, Piece, request
 from edge_agent.engine.prompt import ROLES, images_of
 from edge_agent.engine.stops import StopStrings
 from edge_agent.errors import Code, EdgeAgentError
@@ -64,13 +66,14 @@ class _Asked:
     """A generation under way.
 
     `tokens` are the pieces that came, until the server tells how many tokens they were; `told_s` is when the parent
-    was last told of it.
+    was last told of it. `own`: whether what the server found of the prompt can be nobody's but the owner's.
     """
 
     generation: Generation
     body: bytes
     stops: StopStrings
     begun_s: float
+    own: bool
     told_s: float = 0.0
     first_s: float | None = None
     tokens: int = 0
@@ -90,7 +93,7 @@ class _Asked:
         return Finished(
             self.job_id,
             self.reason or FinishReason.STOP,
-            Usage(told.prompt_tokens, self.tokens, told.cached_tokens),
+            Usage(told.prompt_tokens, self.tokens, told.cached_tokens if self.own else 0),
             prompt_ms=(first_s - self.begun_s) * 1000,
             generate_ms=(now_s - first_s) * 1000,
         )
@@ -119,6 +122,7 @@ class OpenaiModel:
         self._now_s = now_s
         self._chance = chance
         self._backoff_s = backoff_s
+        self._secret = secrets.token_bytes()
         self._asked: dict[JobId, _Asked] = {}
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
@@ -144,12 +148,19 @@ class OpenaiModel:
             raise EdgeAgentError(Code.BAD_REQUEST, f"messages: role must be one of {', '.join(ROLES)}")
         images_of(generation.turns, most=self.limits.images_per_prompt)
         upstream = self._upstream
-        body = request(generation, model=upstream.model, server=upstream.server, data_url=_data_url)
+        body = request(
+            generation,
+            model=upstream.model,
+            server=upstream.server,
+            data_url=_data_url,
+            secret=self._secret_of(generation.owner),
+        )
         return _Asked(
             generation=generation,
             body=json.dumps(body, ensure_ascii=False).encode(),
             stops=StopStrings(generation.stop),
             begun_s=self._now_s(),
+            own=not generation.owner or DIALECTS[upstream.server].apart is not None,
         )
 
     def step(self) -> Iterator[Event]:
@@ -259,6 +270,10 @@ class OpenaiModel:
             self._arrived.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), WAIT_S)
+
+    def _secret_of(self, owner: str) -> str:
+        """Return what stands for an owner at the server, where nobody learns the name from it; empty for nobody."""
+        return hmac.new(self._secret, owner.encode(), "sha256").hexdigest() if owner else ""
 
     def _tell(self, asked: _Asked, event: Event) -> None:
         asked.told_s = self._now_s()

@@ -36,16 +36,25 @@ _FIELDS = frozenset({"messages", "max_tokens", "temperature", "top_p", "seed", "
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a server spells what OpenAI's API lacks; empty where it has no word for it."""
+    """How a server spells what OpenAI's API lacks; empty where it has no word for it.
+
+    `apart` is told a secret for each owner, whose prompts then do without what was computed for others.
+    """
 
     top_k: str = ""
     repetition_penalty: str = ""
     guides: Mapping[GuideKind, Callable[[str], dict[str, Any]]] | None = None
+    apart: Callable[[str], dict[str, Any]] | None = None
 
 
 DIALECTS: Mapping[str, Dialect] = {
     "openai": Dialect(),
-    "llama-server": Dialect("top_k", "repeat_penalty", {GuideKind.GRAMMAR: lambda text: {"grammar": text}}),
+    "llama-server": Dialect(
+        "top_k",
+        "repeat_penalty",
+        {GuideKind.GRAMMAR: lambda text: {"grammar": text}},
+        lambda _secret: {"cache_prompt": False},
+    ),
     "vllm": Dialect(
         "top_k",
         "repetition_penalty",
@@ -53,12 +62,18 @@ DIALECTS: Mapping[str, Dialect] = {
             GuideKind.GRAMMAR: lambda text: {"structured_outputs": {"grammar": text}},
             GuideKind.REGEX: lambda text: {"structured_outputs": {"regex": text}},
         },
+        lambda secret: {"cache_salt": secret},
     ),
 }
 
 
-def request(generation: Generation, *, model: str, server: str, data_url: Callable[[Image], str]) -> dict[str, Any]:
-    """Return the body of a request. Raises EdgeAgentError UNSUPPORTED for what the server has no word for."""
+def request(
+    generation: Generation, *, model: str, server: str, data_url: Callable[[Image], str], secret: str = ""
+) -> dict[str, Any]:
+    """Return the body of a request; `secret` is its owner's, empty where owners share.
+
+    Raises EdgeAgentError UNSUPPORTED for what the server has no word for.
+    """
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(turn, data_url) for turn in generation.turns],
@@ -80,6 +95,8 @@ def request(generation: Generation, *, model: str, server: str, data_url: Callab
         if not name:
             raise EdgeAgentError(Code.UNSUPPORTED, f"{field}: the upstream's API has no such thing; leave it out")
         body[name] = value
+    if secret and dialect.apart is not None:
+        body |= dialect.apart(secret)
     return body | ({} if generation.guide is None else _shape(generation.guide, dialect))
 
 

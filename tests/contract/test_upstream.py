@@ -362,6 +362,20 @@ def test_the_body_is_what_the_documents_say(connect, ask):
     )
 
 
+@pytest.mark.parametrize(("server", "told"), [("openai", 0), ("vllm", 64)])
+def test_what_a_server_found_is_told_to_its_owner_alone(connect, ask, server, told):
+    """A server that knows owners hears of each by a secret; what another found may have been anybody's."""
+    answer = Answer([chunk("x", reason="stop"), usage(70, 1, cached_tokens=64), DONE])
+    with Upstream(*[answer] * 4) as there:
+        model = connect(there, server=server)
+        ends = [drive(model, ask(owner=owner))[0].end for owner in ("", "line-3", "line-3", "line-4")]
+    assert [end.usage.cached_tokens for end in ends] == [64, told, told, told]
+    nobodys, one, again, other = (body.get("cache_salt") for body in there.bodies)
+    assert nobodys is None
+    assert one == again
+    assert (one != other and "line" not in one) if server == "vllm" else one is other is None
+
+
 @pytest.fixture(scope="module")
 def llama_server(tiny_folder):
     """llama.cpp's own server, with a tiny model whose next token depends on distant context."""
@@ -404,6 +418,16 @@ class TestLlamaServer:
         assert guided.text in {"the pump", "the fan"}
         (stopped,) = drive(model, ask(40, stop=(plain[11:15],)))
         assert (f" {stopped.text}", stopped.end.reason) == (plain[:11], FinishReason.STOP)
+
+    def test_it_finds_nothing_again_where_owners_are_kept_apart(self, model, ask):
+        """Not even their own: it has no word for whose a prompt is."""
+        turns = (Turn("system", "The pump in hall two is off. " * 5), *QUESTION)
+        cached = [
+            drive(model, ask(8, turns=turns, owner=owner))[0].end.usage.cached_tokens
+            for owner in ("", "", "line-3", "line-3", "guesser")
+        ]
+        assert cached[1] > 20
+        assert cached[2:] == [0, 0, 0]
 
     def test_its_refusals_are_understood(self, model, ask):
         (long,) = drive(model, ask(8, turns=(Turn("user", "0123456789" * 500),)))
