@@ -3,6 +3,7 @@
 What it is made of, and who tells whom what, stands in `composition`.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -14,9 +15,10 @@ from edge_agent import __version__
 from edge_agent.awake import awake_s, keep_time
 from edge_agent.composition import build
 from edge_agent.composition.account import Account
+from edge_agent.composition.parts import Parts
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.health.systemd import Notifier
-from edge_agent.jobs.database import LockedError, StorageError
+from edge_agent.jobs.database import LockedError
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
@@ -24,6 +26,7 @@ from edge_agent.mqtt import former
 from edge_agent.outlet import drain
 from edge_agent.settings import Settings
 from edge_agent.state_dir import locked, open_queue
+from edge_agent.waiting import awaited
 
 TICK_S = 1.0
 """How often the main thread looks after engines and feeds the watchdog when nothing wakes it."""
@@ -31,9 +34,6 @@ SETTLE_S = 5.0
 """How long the last results, states and the farewell may take to reach the broker."""
 LOCK_S = 60.0
 """How long what has ended waits, while we stop, for another program to let go of the queue's lock."""
-STORAGE_RETRY_S = 5.0
-OPEN_S = 600.0
-"""How long the service manager is asked to wait for a queue to be read through, or made over for a newer version."""
 GRACE_S = 60.0
 """How long it is asked to wait beyond what is done next, while we start or stop."""
 
@@ -57,15 +57,19 @@ class Agent:
         self._hurry = threading.Event()
         self._crashed = threading.Event()
         self._stuck: tuple[str, ...] = ()
-        self._parts = build.begin(settings, root=root, wake=self._wake.set)
+        self._root = root
+        self._parts: Parts
         self._account: Account
 
     def run(self) -> int:
-        """Work until SIGTERM or SIGINT; a second one hurries. Raises SettingsError when they cannot work here."""
+        """Work until SIGTERM or SIGINT; a second one hurries.
+
+        Raises SettingsError when the settings cannot work here until somebody mends them; what may pass is waited for.
+        """
         self._install_hooks()
         keep_time()
-        with locked(self._settings.agent.state_dir) as state_dir:
-            opened = self._open_queue(state_dir)
+        with contextlib.ExitStack() as held:
+            opened = awaited(lambda: self._begin(held), stopping=self._stopping, notifier=self._notifier)
             if opened is None:
                 return 0
             self._account = build.complete(self._parts, opened[0], secret=opened[1])
@@ -243,20 +247,17 @@ class Agent:
         self._wake.set()
         log.error("thread.crashed", thread=thread, error=type(error).__name__, frames=frames)
 
-    def _open_queue(self, folder: Path) -> tuple[Queue, str] | None:
-        """Open the queue and the folder of images, waiting for room on the disk; None when told to stop meanwhile.
+    def _begin(self, held: contextlib.ExitStack) -> tuple[Queue, str]:
+        """Return the queue, in a state folder that is ours alone as long as it is `held`.
 
         With the queue comes what the ids of our connections are made with.
         """
-        while not self._stopping.is_set():
-            self._notifier.extend(OPEN_S)
-            try:
-                self._parts.spool.open()
-                secret = former.secret(folder)
-                return open_queue(folder, age_step_s=self._settings.queue.age_step_s), secret
-            except (StorageError, EdgeAgentError) as error:
-                mend = error.mend if isinstance(error, LockedError) else "free disk space or mend the folder's rights"
-                log.error("queue.unwritable", reason=str(error), next=mend)
-                self._notifier.status(f"waits: the queue cannot be written ({error})")
-                self._stopping.wait(STORAGE_RETRY_S)
-        return None
+        settings = self._settings
+        self._parts = build.begin(settings, root=self._root, wake=self._wake.set)
+        with contextlib.ExitStack() as unless_open:
+            folder = unless_open.enter_context(locked(settings.agent.state_dir))
+            self._parts.spool.open()
+            secret = former.secret(folder)
+            queue = open_queue(folder, age_step_s=settings.queue.age_step_s)
+            held.push(unless_open.pop_all())
+        return queue, secret

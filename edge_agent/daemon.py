@@ -5,14 +5,17 @@ import sys
 from pathlib import Path
 
 from edge_agent import log, settings
-from edge_agent.errors import SettingsError
+from edge_agent.errors import PassingError, SettingsError
 from edge_agent.outlet import STDERR, standard_error
 
-EXIT_SETTINGS = 2
+EXIT_AGAIN, EXIT_SETTINGS = 1, 2
 
 
 def main(config: Path | None) -> int:
-    """Run the agent with a settings file; return the exit status: 0 after an orderly stop, 2 for unusable settings."""
+    """Run the agent with a settings file; return the exit status: 0 after an orderly stop, 2 for unusable settings.
+
+    1: it is to be started again.
+    """
     from edge_agent.agent import Agent  # noqa: PLC0415 - settings are judged before the rest is loaded
 
     with standard_error(lost=lambda lines: log.get_logger().warning("log.lost", lines=lines)):
@@ -22,6 +25,9 @@ def main(config: Path | None) -> int:
             loaded = settings.load(config)
             log.configure(format=loaded.log.format, level=loaded.log.level)
             return Agent(loaded).run()
+        except PassingError as error:  # of the settings' own file: the service manager starts us again
+            sys.stderr.write(f"edge-agent: the settings cannot be read:\n{error}\n")
+            return EXIT_AGAIN
         except SettingsError as error:
             sys.stderr.write(f"edge-agent: the settings cannot be used:\n{error}\n")
             return EXIT_SETTINGS

@@ -77,5 +77,9 @@ class SettingsError(Exception):
     """The settings cannot be used; the message names the key and says how to mend it."""
 
 
+class PassingError(SettingsError):
+    """What the settings name cannot be used now, and perhaps soon: a disk, a file, a lock. It is tried again."""
+
+
 class BackendMissingError(Exception):
     """A backend's library is not installed; the message carries the install line."""

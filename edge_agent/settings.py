@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from edge_agent.errors import SettingsError
+from edge_agent.errors import PassingError, SettingsError
 from edge_agent.log import Format, Level
 from edge_agent.upstream_settings import UpstreamSection
 from edge_agent.watch_settings import WatchSection
@@ -438,7 +438,7 @@ def _read(config: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"{config}: {error.strerror or type(error).__name__}") from error
+        raise PassingError(f"{config}: {error.strerror or type(error).__name__}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{config}: not valid TOML: {error}") from error
 

@@ -1,16 +1,20 @@
 """The agent's state folder: its alone, and the durable queue in it."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_agent.errors import SettingsError
+from edge_agent.errors import PassingError, SettingsError
 from edge_agent.jobs.database import DamagedError, SchemaTooNewError
 from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
+
+LASTING = frozenset({errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
+"""What keeps a folder from being one whatever is mounted, unlocked or mended."""
 
 log = get_logger()
 
@@ -19,23 +23,30 @@ log = get_logger()
 def locked(folder: Path) -> Iterator[Path]:
     """Make the folder if need be and keep other agents out of it.
 
-    Raises SettingsError when it cannot be used or another agent has it.
+    Raises SettingsError when it cannot be a folder, PassingError when it cannot be used now or another agent has it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise SettingsError(
+        raise (SettingsError if error.errno in LASTING else PassingError)(
             f"agent.state_dir: {folder} cannot be written: {error.strerror}; "
             "set it to a folder of this user (with --config), or run as the one it belongs to"
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, folder)
         yield folder
-    except BlockingIOError:
-        raise SettingsError(f"agent.state_dir: {folder} is in use by another agent; give each its own") from None
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PassingError(f"agent.state_dir: {folder} is in use by another agent; give each its own") from None
+    except OSError as error:
+        raise PassingError(f"agent.state_dir: {folder} cannot be locked: {error.strerror}") from error
 
 
 def open_queue(folder: Path, *, age_step_s: float) -> Queue:

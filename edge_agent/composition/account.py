@@ -37,6 +37,7 @@ class Account:
             blind=self._blind(),
             strained=self._parts.restraint.reasons,
             clock=self._parts.queue.clock.doubt,
+            unserved=self._parts.http.trouble if self._parts.http else "",
         )
 
     def _condition(
@@ -47,6 +48,7 @@ class Account:
         blind: bool = False,
         strained: tuple[str, ...] = (),
         clock: str = "",
+        unserved: str = "",
     ) -> Condition:
         parts, trouble = self._parts, self._parts.store.trouble
         return condition(
@@ -60,6 +62,7 @@ class Account:
             strained=strained,
             stuck=self.stuck(),
             clock=clock,
+            unserved=unserved,
         )
 
     def _blind(self) -> bool:

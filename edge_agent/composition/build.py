@@ -52,7 +52,10 @@ from hardware.probe import probe
 
 
 def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
-    """Return the parts that need no queue. Raises SettingsError when the settings cannot be used here."""
+    """Return the parts that need no queue.
+
+    Raises SettingsError when the settings cannot be used here, PassingError when that may pass by itself.
+    """
     parts = Parts()
     parts.settings = settings
     parts.root = root
@@ -63,6 +66,7 @@ def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
     parts.topics = Topics(settings.mqtt.root, settings.agent.id)
     parts.rules = rules.read(settings, parts.topics)
     parts.access = access(settings)
+    parts.catalogue = catalogue.read(settings.models.catalogue)
     parts.pace = Pace()
     parts.tally = Tally([serve.name for serve in settings.models.serve])
     parts.spool = Spool(
@@ -163,7 +167,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         reload_bytes=lambda: parts.supervisor.freed_bytes,
         changed=news.restrained,
     )
-    known, pins = catalogue.read(settings.models.catalogue), Pins(settings.agent.state_dir / "pinned")
+    known, pins = parts.catalogue, Pins(settings.agent.state_dir / "pinned")
     parts.provision = Provision(
         settings.models.serve,
         catalogue=known,

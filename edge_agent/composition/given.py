@@ -1,19 +1,13 @@
 """What the settings say, in the words of the parts that need it."""
 
-from edge_agent.errors import SettingsError
 from edge_agent.health.governor import Policy
-from edge_agent.mqtt.access import Access, CredentialError
+from edge_agent.mqtt.access import Access
 from edge_agent.settings import Settings
 
 
 def access(settings: Settings) -> Access:
-    """Return how an agent reaches its broker. Raises SettingsError when a file it needs for that cannot be used."""
-    found = Access.of(settings.mqtt, client_id=settings.agent.id, receive_bytes_max=settings.images.packet_bytes)
-    try:
-        found.check()
-    except CredentialError as error:
-        raise SettingsError(str(error)) from None
-    return found
+    """Return how an agent reaches its broker. Its files are read for each connection, and waited for."""
+    return Access.of(settings.mqtt, client_id=settings.agent.id, receive_bytes_max=settings.images.packet_bytes)
 
 
 def policy(settings: Settings) -> Policy | None:

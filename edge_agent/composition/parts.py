@@ -17,6 +17,7 @@ from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
 from edge_agent.jobs.watch import Rule
+from edge_agent.models.catalogue import Catalogue
 from edge_agent.models.provision import Provision
 from edge_agent.models.pulls import Pulls
 from edge_agent.mqtt.access import Access
@@ -55,6 +56,7 @@ class Parts:
     topics: Topics
     rules: tuple[Rule, ...]
     access: Access
+    catalogue: Catalogue
     pace: Pace
     tally: Tally
     spool: Spool

@@ -19,13 +19,15 @@ def condition(
     strained: tuple[str, ...] = (),
     stuck: tuple[str, ...] = (),
     clock: str = "",
+    unserved: str = "",
 ) -> Condition:
     """Return how the agent is.
 
     `storage` says why nothing can be stored, if so; `strained` why it holds back, and unloads models if it does;
     `deaf` what the broker does not let it hear, `unwatched` what it does not let it watch; `blind` whether the
     connection that watches is refused or lost while the other is not. `stuck` are threads that do not come back;
-    `clock` says why the wall clock is not believed, `duplicate` why another agent of this name lives.
+    `clock` says why the wall clock is not believed, `duplicate` why another agent of this name lives, `unserved` why
+    nobody can read the metrics.
     """
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
@@ -45,6 +47,8 @@ def condition(
     reasons += [f"the broker refuses the watched topic {topic}" for topic in unwatched]
     if blind:
         reasons.append("watched topics have no connection")
+    if unserved:
+        reasons.append(f"metrics: {unserved}")
     reasons += strained
     if clock:
         reasons.append(f"{clock}: set it, until then no time that the machine is off is counted")

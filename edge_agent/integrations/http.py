@@ -11,13 +11,20 @@ from typing import Any
 
 from edge_agent.awake import awake_s
 from edge_agent.beat import Beat
+from edge_agent.log import get_logger
 
-CONNECTIONS_MAX = 8
-"""Connections at once; a further one is closed unheard."""
+CONNECTIONS_MAX = 16
+"""Connections at once; for a further one the oldest is cut off."""
+THREADS_MAX = 64
+"""Threads of connections at once, cut off or not: who comes then is closed unheard."""
 CONNECTION_S = 10.0
 """How long a connection may live, whatever is said on it."""
 POLL_S = 0.5
 """How often that is looked after."""
+RETRY_S = 5.0
+"""How often an address that could not be had is tried again."""
+
+log = get_logger()
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -32,42 +39,87 @@ class Answer:
 
 
 class HttpServer:
-    """Answers below an address with what `routes` return, by path. Raises OSError when the address cannot be had."""
+    """Answers below an address with what `routes` return, by path; an address that cannot be had is waited for.
 
-    def __init__(self, host: str, port: int, *, routes: Mapping[str, Callable[[], Answer]]) -> None:
+    `trouble` says why nobody is answered, and is empty while they are.
+    """
+
+    def __init__(
+        self, host: str, port: int, *, routes: Mapping[str, Callable[[], Answer]], retry_s: float = RETRY_S
+    ) -> None:
         self.beat = Beat("http")
-        self._server = _Server((host, port), _handler(routes), beat=self.beat)
-        self.port: int = self._server.server_address[1]
-        """The port it listens on; chosen by the system when 0 was asked for."""
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="http")
+        self.trouble = ""
+        self._address = host, port
+        self._handler = _handler(routes)
+        self._retry_s = retry_s
+        self._server: _Server | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="http")
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, once it does; chosen by the system when 0 was asked for."""
+        return self._server.server_address[1] if self._server else self._address[1]
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer, at once if the address can be had."""
+        self._server = self._listen()
         self._thread.start()
 
     def stop(self) -> None:
         """Answer no more; what is being answered is cut off."""
+        self._stopping.set()
         if self._thread.is_alive():
-            self._server.shutdown()
             self._thread.join()
-            self.beat.over()
-        self._server.server_close()
-        self._server.cut(float("inf"))
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self.beat(POLL_S if self._server is not None else self._retry_s)
+            if self._server is not None:
+                self._server.handle_request()
+                self._server.cut(awake_s())
+            elif not self._stopping.wait(self._retry_s):
+                self._server = self._listen()
+        if self._server is not None:
+            self._server.server_close()
+            self._server.cut(float("inf"))
+        self.beat.over()
+
+    def _listen(self) -> "_Server | None":
+        host, port = self._address
+        try:
+            server = _Server(self._address, self._handler)
+        except OSError as error:
+            trouble = f"cannot listen on {host} port {port}: {error.strerror or error}"
+            if trouble != self.trouble:
+                log.error("metrics.unserved", reason=trouble, next="set an address of this machine and a free port")
+            self.trouble = trouble
+            return None
+        if self.trouble:
+            log.info("metrics.served", host=host, port=port)
+        self.trouble = ""
+        return server
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    timeout = POLL_S
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], *, beat: Beat) -> None:
-        self._beat = beat
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._ends_s: dict[Any, float] = {}
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, handler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the library's signature
-        return len(self._ends_s) < CONNECTIONS_MAX
+        """Make room for who comes: the oldest gives way. What is cut off and does not end bounds all of it."""
+        present = self._ends_s.copy()
+        waiting = [each for each, end_s in present.items() if end_s > 0]
+        if len(waiting) >= CONNECTIONS_MAX:
+            self._ends_s[waiting[0]] = 0.0
+            self.cut(0.0)
+        return len(present) < THREADS_MAX
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._ends_s[request] = awake_s() + CONNECTION_S
@@ -79,17 +131,13 @@ class _Server(ThreadingHTTPServer):
         self._ends_s.pop(request, None)
         super().shutdown_request(request)
 
-    def service_actions(self) -> None:
-        self._beat(POLL_S)
-        self.cut(awake_s())
-
     def cut(self, now_s: float) -> None:
         """End the connections whose time has passed; their threads see it as an end of what is said."""
         for request in [each for each, end_s in self._ends_s.copy().items() if end_s <= now_s]:
             try:
                 request.shutdown(socket.SHUT_RDWR)
             except OSError:  # it has ended meanwhile
-                continue
+                self._ends_s.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
         """Leave a broken connection to its end; any other fault is ours, and ends the agent as everywhere."""

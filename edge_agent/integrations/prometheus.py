@@ -12,7 +12,6 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from edge_agent.errors import SettingsError
 from edge_agent.health.tally import Counts, Distribution, ModelCounts
 from edge_agent.integrations.http import Answer, HttpServer
 from edge_agent.mqtt.payloads import EngineReading, Telemetry
@@ -88,17 +87,13 @@ class Sources:
 
 
 def server(host: str, port: int, sources: Sources) -> HttpServer:
-    """Return a server of /metrics, /healthz and /readyz. Raises SettingsError when it cannot have the port."""
+    """Return a server of /metrics, /healthz and /readyz."""
     routes = {
         "/metrics": lambda: Answer(metrics(sources), content_type=CONTENT_TYPE_PLAIN_0_0_4),
         "/healthz": lambda: _verdict("alive", tuple(f"{each} does not come back" for each in sources.stuck())),
         "/readyz": lambda: _readiness(sources),
     }
-    try:
-        return HttpServer(host, port, routes=routes)
-    except OSError as error:
-        said = f"cannot listen on {host} port {port}: {error.strerror or error}"
-        raise SettingsError(f"prometheus: {said}; set an address of this machine and a free port") from error
+    return HttpServer(host, port, routes=routes)
 
 
 def metrics(sources: Sources) -> bytes:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from edge_agent.errors import SettingsError
+from edge_agent.errors import PassingError, SettingsError
 
 SHIPPED = Path(__file__).with_name("catalogue.toml")
 
@@ -177,7 +177,7 @@ def _tables(file: Path) -> dict[str, Sequence[object]]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror or type(error).__name__}") from error
+        raise PassingError(f"{file}: {error.strerror or type(error).__name__}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: not valid TOML: {error}") from error
 

@@ -270,22 +270,29 @@ def test_a_folder_that_cannot_be_written_is_waited_for_and_used_once_mended(hind
     assert hindered.stop() == 0
 
 
-def test_a_folder_that_is_not_ours_ends_in_a_sentence(hindered):
-    """Where not even the lock can be made the daemon ends with the status of bad settings and names the key."""
+def test_a_folder_that_is_not_ours_yet_is_waited_for(hindered):
+    """Where not even the lock can be made, as before something is mounted there, it names the key and goes on later."""
     hindered.state_dir.chmod(0o500)
-    assert hindered.start().process.wait(60) == 2
-    assert "agent.state_dir" in hindered.log.read_text()
-    assert "cannot be written: Permission denied" in hindered.log.read_text()
+    hindered.start()
+    (said, *_) = hindered.wait_said("start.waits")
+    assert "agent.state_dir" in said["reason"]
+    assert "cannot be written: Permission denied" in said["reason"]
+    hindered.state_dir.chmod(0o700)
+    hindered.wait_said("agent.started")
+    assert hindered.stop() == 0
 
 
-def test_a_read_only_disk_ends_in_a_sentence(hindered):
-    """On a file system mounted read-only the daemon ends with the status of bad settings and names the key."""
+def test_a_read_only_disk_is_waited_for(hindered):
+    """A disk that an error made read-only is mounted anew by somebody, who need not know of the daemon."""
     hindered.state_dir.rmdir()
     with small_disk(hindered.state_dir) as folder:
         assert as_root("mount", "-o", "remount,ro", str(folder)).returncode == 0
-        assert hindered.start().process.wait(60) == 2
-    assert "agent.state_dir" in hindered.log.read_text()
-    assert "cannot be written: Read-only file system" in hindered.log.read_text()
+        hindered.start()
+        (said, *_) = hindered.wait_said("start.waits")
+        assert "cannot be written: Read-only file system" in said["reason"]
+        assert as_root("mount", "-o", "remount,rw", str(folder)).returncode == 0
+        hindered.wait_said("agent.started")
+        assert hindered.stop() == 0
 
 
 def scribble(file, offset, count):

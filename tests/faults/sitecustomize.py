@@ -1,8 +1,8 @@
 """Python reads this at the start of every program with this folder on its path: faults without hooks in the product.
 
-The daemon looks after its engines more often, starts them again sooner, stays away from its
-broker no longer than a second and is said to be gone after one, so that tests are short; `submit` looks no longer for a
-broker than that.
+The daemon looks after its engines more often, starts them again sooner, looks sooner for what a
+start waits for, stays away from its broker no longer than a second and is said to be gone after one, so that tests are
+short; `submit` looks no longer for a broker than that.
 FAULTS_SILENCE_S is how long the daemon waits for a silent engine; FAULTS_ASIDE_S how long it leaves a device alone that
 failed once; FAULTS_BACKEND (`module:function`) replaces the backend in engine children.
 FAULTS_CRASH lets the main thread fail in its first turn.
@@ -15,12 +15,13 @@ import sys
 from dataclasses import replace
 
 if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in sys.orig_argv[1:2]):
-    from edge_agent import agent
+    from edge_agent import agent, waiting
     from edge_agent.engine import plan, record, supervisor
     from edge_agent.models import ladder
     from edge_agent.mqtt import link, redial
 
     agent.TICK_S = 0.1
+    waiting.RETRY_S = 0.1
     redial.RETRY_MAX_S = 1.0
     link.WILL_DELAY_S = 1
     record.BACKOFF_MOST_S = 0.5

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from authority import Authority
-from running import AgentProcess, wait_for
+from running import AgentProcess, faulty, wait_for
 
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState
@@ -112,23 +112,17 @@ def test_a_wrong_password_is_said_in_the_log(guarded, certificates, tmp_path):
         assert "wrong" not in agent.log.read_text()
 
 
-def test_unusable_settings_end_the_daemon_with_status_2_and_a_sentence(tmp_path):
-    import sys
-
-    config = tmp_path / "edge-agent.toml"
-    config.write_text('[mqtt]\nhots = "x"\n')
-    command = [sys.executable, "-m", "edge_agent", "run", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert "mqtt.hots: unknown key; did you mean 'host'?" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_two_agents_cannot_share_a_state_folder(broker, tmp_path):
-    first = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[])
-    second = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[])
-    with first:
-        first.wait_said("agent.started")
-        second.start()
-        assert wait_for(second.process.poll, "the second to end") == 2
-        assert "in use by another agent" in first.log.read_text()
+def test_credentials_that_are_not_there_yet_are_waited_for(guarded, certificates, tmp_path):
+    """What brings the secrets may start after the agent does; until then it says which file it misses."""
+    agent = AgentProcess(folder=tmp_path / "agent", broker=guarded, models=[], environ=faulty())
+    mqtt = f'username = "edge-01"\npassword_file = "{tmp_path / "pw"}"\ntls_ca_file = "{tmp_path / "ca.pem"}"\n'
+    agent.config.write_text(agent.config.read_text().replace("[mqtt]\n", f"[mqtt]\n{mqtt}"))
+    with agent:
+        agent.wait_said("agent.started")
+        (said, *_) = agent.wait_said("link.unreachable")
+        assert f"{tmp_path / 'pw'} cannot be read: No such file or directory" in said["reason"]
+        (tmp_path / "pw").write_text("agent-pw\n")
+        wait_for(lambda: "ca.pem cannot be read" in agent.said("link.unreachable")[-1]["reason"], "the other file")
+        (tmp_path / "ca.pem").write_bytes((certificates / "ca.pem").read_bytes())
+        agent.wait_said("link.up")
+        assert agent.stop() == 0

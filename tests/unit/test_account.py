@@ -15,6 +15,7 @@ def test_a_watching_connection_that_is_refused_is_said_and_costs_no_pool(trouble
     account = Account(
         Stand(
             beats=(),
+            http=None,
             supervisor=Stand(statuses=lambda: [engine]),
             restraint=Stand(reasons=(), in_pools=True),
             store=Stand(trouble=None),

@@ -50,6 +50,7 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
         ),
         ({"engines": [engine(Phase.UNLOADED)]}, "ready", None),
         ({"engines": [READY, replace(engine(Phase.STARTING), planned=True)]}, "ready", None),
+        ({"unserved": "cannot listen"}, "degraded", "metrics: cannot listen"),
         ({"stuck": ("store",)}, "unhealthy", "its thread store does not come back"),
         ({"stuck": ("store",), "draining": True}, "unhealthy", "its thread store does not come back"),
         ({"draining": True}, "draining", None),

@@ -69,6 +69,7 @@ LAYERS = (
         "edge_agent.lanes",
         "edge_agent.orders",
         "edge_agent.preparation",
+        "edge_agent.waiting",
         "edge_agent.mqtt.intake",
         "edge_agent.mqtt.order_book",
         "edge_agent.mqtt.orders",

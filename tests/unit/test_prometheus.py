@@ -1,5 +1,6 @@
 """What Prometheus reads: every value of a telemetry under its name and unit, unknown ones not at all; the server."""
 
+import contextlib
 import socket
 import threading
 import urllib.error
@@ -14,7 +15,7 @@ pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 from running import wait_for
 
-from edge_agent.errors import Code, SettingsError
+from edge_agent.errors import Code
 from edge_agent.health.tally import Tally
 from edge_agent.integrations import http, prometheus
 from edge_agent.mqtt.payloads import AcceleratorReading, EngineReading, MachineReading, Telemetry
@@ -219,14 +220,12 @@ def test_health_and_readiness(made, path, status, body):
 
 def test_connections_are_few_and_end(monkeypatch):
     """Who says nothing, or a byte now and then, holds a connection no longer than anybody."""
-    monkeypatch.setattr(http, "CONNECTIONS_MAX", 2)
     monkeypatch.setattr(http, "CONNECTION_S", 60.0)
     with listening(sources()) as server:
         idle = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(2)]
         for each in idle:
             each.sendall(b"GET /metr")
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as third:
-            assert third.recv(1) == b""
+        wait_for(lambda: len(server._server._ends_s) == 2, "both to have a place")
         server._server.cut(float("inf"))
         for each in idle:
             assert each.recv(1) == b""
@@ -235,18 +234,43 @@ def test_connections_are_few_and_end(monkeypatch):
         assert get(server, "/healthz")[0] == 200
 
 
+SLOW = {
+    "silent": b"",
+    "half a question": b"GET /metrics HTTP/1.0\r\nX: ",
+    "reads nothing": b"GET /metrics HTTP/1.0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("said", SLOW.values(), ids=SLOW.keys())
+def test_slow_connections_shut_nobody_out(said):
+    """However many there are, and however often they come again: the oldest of them gives way to a probe."""
+    with listening(sources()) as server, contextlib.ExitStack() as held:
+        for _ in range(4 * http.CONNECTIONS_MAX):
+            slow = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            slow.sendall(said)
+            assert get(server, "/healthz")[0] == 200
+        wait_for(lambda: len(server._server._ends_s) <= http.CONNECTIONS_MAX, "those that were cut off to end")
+
+
 def test_only_reading_is_possible():
     with listening(sources()) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain:
         plain.sendall(b"POST /metrics HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
         assert plain.recv(100).split(b" ")[1] == b"501"
 
 
-def test_a_port_that_is_taken_is_said():
-    with (
-        listening(sources()) as server,
-        pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1 port {server.port}"),
-    ):
-        prometheus.server("127.0.0.1", server.port, sources())
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_cannot_be_had_is_said_and_waited_for(monkeypatch, host):
+    """Taken, not there yet, or without a name server: the agent starts all the same, and answers when it can."""
+    monkeypatch.setattr(http, "RETRY_S", 0.01)
+    with listening(sources()) as first:
+        port = first.port
+        second = http.HttpServer(host, port, routes={"/": lambda: http.Answer(b"there")}, retry_s=0.01)
+        second.start()
+        assert second.trouble.startswith(f"cannot listen on {host} port {port}")
+    second._address = "127.0.0.1", port  # it is there now
+    wait_for(lambda: not second.trouble, "the address")
+    assert get(second, "/") == (200, "there")
+    second.stop()
 
 
 def test_a_fault_of_ours_ends_the_agent_as_everywhere(monkeypatch):

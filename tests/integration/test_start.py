@@ -1,0 +1,67 @@
+"""What ends a start, which only a person mends, and what it waits for, which may pass by itself."""
+
+import subprocess
+import sys
+
+import pytest
+from running import AgentProcess, faulty
+
+from edge_agent.control.caller import ask_agent
+from edge_agent.control.messages import AskState
+
+pytestmark = pytest.mark.broker
+
+
+def test_unusable_settings_end_the_daemon_with_status_2_and_a_sentence(tmp_path):
+    config = tmp_path / "edge-agent.toml"
+    config.write_text('[mqtt]\nhots = "x"\n')
+    command = [sys.executable, "-m", "edge_agent", "run", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "mqtt.hots: unknown key; did you mean 'host'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_agents_cannot_share_a_state_folder_and_the_second_waits(broker, tmp_path):
+    """An agent that is just stopping has it for a moment longer than its service manager thinks."""
+    first = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[], environ=faulty())
+    second = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[], environ=faulty())
+    with first:
+        first.wait_said("agent.started")
+        with second:
+            (said, *_) = second.wait_said("start.waits")
+            assert "in use by another agent" in said["reason"]
+            assert first.stop() == 0
+            second.wait_said("agent.started", count=2)
+            assert second.stop() == 0
+
+
+def test_settings_that_are_not_there_are_tried_again_by_the_service_manager(tmp_path):
+    """Their folder may not be mounted yet: any status but 2 has the unit start it again."""
+    command = [sys.executable, "-m", "edge_agent", "run", "--config", str(tmp_path / "absent.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "absent.toml: No such file or directory" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_a_state_folder_that_can_be_none_ends_with_status_2(broker, tmp_path, name):
+    (tmp_path / "file").touch()
+    agent = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[], environ=faulty())
+    agent.config.write_text(agent.config.read_text().replace(str(agent.state_dir), str(tmp_path / name)))
+    assert agent.start().process.wait(60) == 2
+    assert "agent.state_dir" in agent.log.read_text()
+
+
+def test_a_catalogue_and_metrics_that_are_not_there_yet_hold_up_no_more_than_they_must(broker, tmp_path):
+    """The first is waited for; without the other the agent works, and says that it is degraded."""
+    more = tmp_path / "more.toml"
+    extra = f'[prometheus]\nport = 9464\nhost = "192.0.2.1"\n[models]\ncatalogue = ["{more}"]\n'
+    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=[], extra=extra, environ=faulty()) as agent:
+        (said, *_) = agent.wait_said("start.waits")
+        assert "more.toml: No such file or directory" in said["reason"]
+        more.touch()
+        agent.wait_said("agent.started")
+        agent.wait_said("metrics.unserved")
+        state = ask_agent(agent.state_dir, AskState()).state
+        assert any(reason.startswith("metrics: cannot listen on 192.0.2.1") for reason in state.reasons)
+        assert agent.stop() == 0
