@@ -37,21 +37,14 @@ def condition(
         for engine in engines
         if engine.fallback is not None and engine.phase is Phase.READY
     ]
-    if not engines:
-        reasons.append("no model is served")
-    if storage:
-        reasons.append(storage)
-    if duplicate:
-        reasons.append(duplicate)
+    reasons += [] if engines else ["no model is served"]
+    reasons += [each for each in (storage, duplicate) if each]
     reasons += [f"the broker refuses {topic}" for topic in deaf]
     reasons += [f"the broker refuses the watched topic {topic}" for topic in unwatched]
-    if blind:
-        reasons.append("watched topics have no connection")
-    if unserved:
-        reasons.append(f"metrics: {unserved}")
+    reasons += ["watched topics have no connection"] if blind else []
+    reasons += [f"metrics: {unserved}"] if unserved else []
     reasons += strained
-    if clock:
-        reasons.append(f"{clock}: set it, until then no time that the machine is off is counted")
+    reasons += [f"{clock}: set it, until then no time that the machine is off is counted"] if clock else []
     reasons += [f"its thread {each} does not come back" for each in stuck]
     if stuck:
         return Condition("unhealthy", tuple(reasons))
