@@ -62,7 +62,7 @@ class Agent:
         self._account: Account
 
     def run(self) -> int:
-        """Work until SIGTERM or SIGINT; a second one hurries.
+        """Work until SIGTERM, SIGINT or SIGHUP; a second one hurries.
 
         Raises SettingsError when the settings cannot work here until somebody mends them; what may pass is waited for.
         """
@@ -233,8 +233,10 @@ class Agent:
             if crash.exc_value is not None:
                 self._note_crash(crash.thread.name if crash.thread else "?", crash.exc_value)
 
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(signal.SIGHUP, on_signal)
         threading.excepthook = on_crash
 
     def _note_crash(self, thread: str, error: BaseException) -> None:

@@ -5,11 +5,11 @@ Whoever gives an order again, by its id, hears how far it is: that makes repeats
 
 import contextlib
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from edge_agent.awake import awake_s
 from edge_agent.engine.plan import Phase
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.engine.supervisor import Supervisor
@@ -104,7 +104,7 @@ class Orders:
         supervisor: Supervisor,
         pulls: Pulls,
         pins: Pins,
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._agent = agent
         self._models = models

@@ -15,5 +15,5 @@ def run(
         typer.Option(envvar="EDGE_AGENT_CONFIG", help="The settings file (TOML).", dir_okay=False),
     ] = None,
 ) -> None:
-    """Run the agent until SIGTERM or Ctrl-C."""
+    """Run the agent until SIGTERM, SIGHUP or Ctrl-C."""
     sys.exit(daemon(config))

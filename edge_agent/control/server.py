@@ -31,6 +31,8 @@ WAITING_MAX = 64
 """Connections the kernel keeps for us; it refuses more."""
 PATIENCE_S = 5.0
 """From connection to question, and from answer to its last byte."""
+HURRY_S = 0.5
+"""The same while all places are taken and others may wait for one."""
 STORE_S = 10.0
 """How long a full disk may keep a question; the asker is told then."""
 STEP_BYTES = 65_536
@@ -158,6 +160,8 @@ class ControlServer:
         self._selector.register(sock, selectors.EVENT_READ)
         if len(self._callers) == CONNECTIONS_MAX:
             self._selector.unregister(listener)
+            for each in self._callers.values():
+                each.ends_s = min(each.ends_s, self._now_s() + HURRY_S)
 
     def _attend(self, sock: socket.socket) -> None:
         caller = self._callers[sock]
@@ -183,7 +187,8 @@ class ControlServer:
             return
         reply = self._answer(line).encode() + b"\n"
         caller.reply = memoryview(reply)
-        caller.ends_s = self._now_s() + PATIENCE_S
+        full = len(self._callers) == CONNECTIONS_MAX
+        caller.ends_s = self._now_s() + (HURRY_S if full else PATIENCE_S)
         self._selector.modify(sock, selectors.EVENT_WRITE)
 
     def _answer(self, line: bytes) -> Reply:

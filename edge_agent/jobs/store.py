@@ -8,13 +8,12 @@ arrival.
 import math
 import queue as stdlib_queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from edge_agent.awake import result_awake
+from edge_agent.awake import awake_s, result_awake
 from edge_agent.beat import Beat
 from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.cleaning import Cleaning
@@ -65,7 +64,7 @@ class Store:
         keep_finished_jobs: int,
         retry_s: float = RETRY_S,
         lock_s: float = LOCK_S,
-        monotonic_s: Callable[[], float] = time.monotonic,
+        monotonic_s: Callable[[], float] = awake_s,
     ) -> None:
         self._queue = queue
         self._tell = tell

@@ -1,10 +1,11 @@
 """What ends a start, which only a person mends, and what it waits for, which may pass by itself."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
-from running import AgentProcess, faulty
+from running import AgentProcess, faulty, requester
 
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState
@@ -20,6 +21,21 @@ def test_unusable_settings_end_the_daemon_with_status_2_and_a_sentence(tmp_path)
     assert done.returncode == 2
     assert "mqtt.hots: unknown key; did you mean 'host'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_hang_up_lets_running_jobs_end(broker, tmp_path, tiny_model):
+    """A closed terminal, or a habit from servers that read their settings anew, costs no job an attempt."""
+    models = [{"name": "t", "path": str(tiny_model)}]
+    environ = faulty(FAULTS_BACKEND="metronome:load", METRONOME_S="0.05")
+    running = AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, environ=environ)
+    with running as agent, requester(broker) as client:
+        job = client.submit("edge-01", prompt="Tick.", max_tokens=20)
+        agent.wait_said("job.started")
+        agent.process.send_signal(signal.SIGHUP)
+        result = job.result(60)
+        assert (result.state, result.attempt) == ("succeeded", 1)
+        assert agent.process.wait(60) == 0
+        assert agent.said("agent.stopped")
 
 
 def test_two_agents_cannot_share_a_state_folder_and_the_second_waits(broker, tmp_path):

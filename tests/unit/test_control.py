@@ -33,8 +33,7 @@ from edge_agent.control.messages import (
     Standing,
     decode_ask,
 )
-from edge_agent.control.server import CONNECTIONS_MAX, NAME, ControlServer, allowed, beside
-from edge_agent.control.server import PATIENCE_S as CALLER_S
+from edge_agent.control.server import CONNECTIONS_MAX, HURRY_S, NAME, ControlServer, allowed, beside
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs import database as database_module
 from edge_agent.jobs.job import JobState, Outcome
@@ -365,7 +364,7 @@ def test_bytes_are_a_question_or_a_refusal(line):
 
 
 def test_who_is_silent_or_does_not_read_loses_their_place(tmp_path):
-    """All places taken by silent callers: they are hung up on when their time is over, and the next is heard."""
+    """All places taken by silent callers: they are hung up on soon, for others wait, and the next is heard."""
     clock = [0.0]
     with Running(tmp_path, now_s=lambda: clock[0]) as agent:
         silent = [connect(tmp_path) for _ in range(CONNECTIONS_MAX)]
@@ -375,7 +374,7 @@ def test_who_is_silent_or_does_not_read_loses_their_place(tmp_path):
         wait_for(lambda: any(caller.heard for caller in agent.server._callers.values()), "it to be read", PATIENCE_S)
         asked = connect(tmp_path)  # waits outside
         asked.sendall(b'{"op":"state"}\n')
-        clock[0] = CALLER_S
+        clock[0] = HURRY_S
         silent[1].close()  # wakes the thread; the clock of this test does not
         assert json.loads(everything(asked))["state"]["health"] == "ready"
         for sock in (silent[0], *silent[2:]):
