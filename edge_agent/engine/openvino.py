@@ -15,7 +15,7 @@ from edge_agent.engine.backend import LoadedModel, ModelSpec
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.openvino_first import OpenvinoFirst
 from edge_agent.engine.openvino_model import Cache, OpenvinoModel, library
-from edge_agent.engine.openvino_owners import alike
+from edge_agent.engine.openvino_owners import Owners, alike
 from edge_agent.engine.openvino_prompt import Reader
 from edge_agent.engine.openvino_vision import Eyes
 from edge_agent.engine.openvino_vocabulary import tokenizer
@@ -68,6 +68,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     sampler = {} if sees else {"sampler_num_threads": spec.threads}
 
     eyes: Eyes | None = None
+    named = not sees  # what stands for tokens there has no other names
 
     def opened(kind: type[OpenvinoModel]) -> Any:
         words, scheduler = tokenizer(spec.path, vocabulary), _scheduler(limits, cache, kind)
@@ -88,6 +89,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
             vocab_size=vocab_size,
             limits=limits,
             cache=cache,
+            owners=Owners(named=named),
             device=spec.device,
             now_s=now_s,
         )
@@ -102,12 +104,13 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
             if sees:
                 eyes = Eyes(spec.path, device=device, properties=told, kept_tokens=context_tokens)
             elif spec.apart and not alike(pipeline, vocab_size):
+                named = False
                 del pipeline  # there is no room for two
-                return whole()
+                pipeline = opened(OpenvinoModel)
     except EdgeAgentError as error:
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
     first = model(OpenvinoModel, pipeline)
-    return OpenvinoFirst(first, whole) if spec.apart and sees else first
+    return OpenvinoFirst(first, whole) if spec.apart else first
 
 
 def properties(spec: ModelSpec, *, graph: str) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class OpenvinoModel:
         vocab_size: int,
         limits: Limits,
         cache: Cache,
+        owners: Owners,
         device: str,
         now_s: Callable[[], float],
     ) -> None:
@@ -94,7 +95,7 @@ class OpenvinoModel:
         self._now_s = now_s
         self._sequences: dict[JobId, OpenvinoSequence] = {}
         self._turns = Turns()
-        self._owners = Owners()
+        self._owners = owners
         self._requests = 0
         self._written_tokens = 0
         self._tokens_per_s: float | None = None
@@ -106,6 +107,10 @@ class OpenvinoModel:
     def busy(self) -> bool:
         """Whether generations are under way."""
         return bool(self._sequences)
+
+    def admits(self, generation: Generation) -> bool:
+        """Return whether a generation finds nothing of other owners here; see Owners."""
+        return self._owners.admits(generation)
 
     def start(self, generation: Generation) -> None:
         """Count the prompt's tokens and compile the guide.
@@ -207,7 +212,7 @@ class OpenvinoModel:
         yield self._finish(sequence, FinishReason.CANCELED)
 
     def _owner(self, generation: Generation) -> int:
-        """Return the number by which the prompts of an owner are told apart. Raises EdgeAgentError as Owners does."""
+        """Return the number by which the prompts of an owner are told apart."""
         return self._owners.number(generation)
 
     def _order(self, unfilled: Sequence[OpenvinoSequence]) -> Sequence[OpenvinoSequence]:

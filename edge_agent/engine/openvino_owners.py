@@ -16,7 +16,6 @@ import openvino_genai as genai
 from openvino import Tensor
 
 from edge_agent.engine.messages import Generation
-from edge_agent.errors import Code, EdgeAgentError
 
 PLAIN = 0
 """The number of nobody: all tokens go by their own names."""
@@ -27,30 +26,29 @@ _DIGITS = 32
 
 
 class Owners:
-    """The owners' numbers, none of which is ever given twice."""
+    """The owners' numbers, none of which is ever given twice. `named`: whether tokens have other names.
 
-    def __init__(self) -> None:
+    Where they have none they go by their own, and so they do under a `repetition_penalty`, for which the library looks
+    a prompt's tokens up by these. Only one owner's prompts can: the first's who needs it.
+    """
+
+    def __init__(self, *, named: bool) -> None:
+        self._named = named
+        self._plain: str | None = None
         self._numbers: OrderedDict[str, int] = OrderedDict()
         self._given = PLAIN
-        self._penalised: str | None = None
+
+    def admits(self, generation: Generation) -> bool:
+        """Return whether a generation can be told apart from all that were admitted before; it counts as one then."""
+        if not generation.owner or self._other_names(generation):
+            return True
+        self._plain = self._plain or generation.owner
+        return self._plain == generation.owner
 
     def number(self, generation: Generation) -> int:
-        """Return the number of a generation's owner.
-
-        A `repetition_penalty` counts the prompt's tokens by their own names: only one owner can have it. Raises
-        EdgeAgentError UNSUPPORTED for any other.
-        """
+        """Return the number of a generation's owner, PLAIN for those whose tokens go by their own names."""
         owner = generation.owner
-        if not owner:
-            return PLAIN
-        if generation.repetition_penalty != 1.0:
-            self._penalised = self._penalised or owner
-            if owner != self._penalised:
-                sentence = (
-                    "repetition_penalty: OpenVINO takes it from one client only while it keeps clients apart, and "
-                    "another came first; leave it out, or set privacy.share_prefixes to all"
-                )
-                raise EdgeAgentError(Code.UNSUPPORTED, sentence)
+        if not owner or not self._other_names(generation):
             return PLAIN
         if owner not in self._numbers:
             self._given += 1
@@ -59,6 +57,9 @@ class Owners:
                 self._numbers.popitem(last=False)
         self._numbers.move_to_end(owner)
         return self._numbers[owner]
+
+    def _other_names(self, generation: Generation) -> bool:
+        return self._named and generation.repetition_penalty == 1.0
 
 
 def named(tokens: Sequence[int], number: int, vocab_size: int) -> npt.NDArray[np.int64]:

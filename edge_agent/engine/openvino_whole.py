@@ -11,7 +11,7 @@ from edge_agent.engine.openvino_sequence import OpenvinoSequence
 
 
 class OpenvinoWhole(OpenvinoModel):
-    """For models whose prompts cannot be told apart by their owners: nobody finds anything, see Owners.
+    """For owners whose prompts cannot be told apart: nobody finds anything.
 
     Each prompt is given to the library whole, which cuts it into calls that are all as long, and gives every
     generation a token first. Who was begun is computed to the end before the next.
@@ -19,6 +19,10 @@ class OpenvinoWhole(OpenvinoModel):
 
     keeps = False
     call_tokens = 256  # as long do streams stall, and a cancel is not heard: the library is told once and for all
+
+    def admits(self, generation: Generation) -> bool:  # noqa: ARG002 - as its base
+        """Whatever is asked: there is nothing to find."""
+        return True
 
     def _owner(self, generation: Generation) -> int:  # noqa: ARG002 - as its base
         return PLAIN

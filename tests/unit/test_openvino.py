@@ -374,15 +374,19 @@ def test_an_owners_tokens_are_found_by_that_owner_alone(model, ask):
     assert len(texts) == 1
 
 
-def test_a_repetition_penalty_is_one_owners_while_they_are_kept_apart(model, ask):
-    """The library counts what a prompt says by its tokens' own names, which only one of all owners can use."""
+def test_a_repetition_penalty_keeps_owners_apart_too(load, tiny_openvino, model, ask):
+    """The library looks a prompt's tokens up by their own names then, which only the first owner's can go by."""
     turns = (Turn("system", "The pump in hall two is off. " * 12), *QUESTION)
     text, _, _ = drive(model, ask(turns, repetition_penalty=1.5))
-    for owner in ("line-5", "line-5"):
-        assert drive(model, ask(turns, repetition_penalty=1.5, owner=owner))[0] == text
-    with pytest.raises(EdgeAgentError, match="one client only") as raised:
-        model.start(ask(turns, repetition_penalty=1.5, owner="guesser"))
-    assert raised.value.code is Code.UNSUPPORTED
+    apart = load(ModelSpec(tiny_openvino, "openvino", 4096, 4, threads=1, apart=True))
+    cached = []
+    for owner in ("line-5", "line-5", "guesser", "guesser", "line-5"):
+        said, end, _ = drive(apart, ask(turns, repetition_penalty=1.5, owner=owner))
+        assert said == text
+        cached.append(end.usage.cached_tokens)
+    assert cached[1] > 100
+    assert cached[0] == cached[2] == cached[3] == cached[4] == 0
+    apart.close()
 
 
 @given(st.lists(st.sampled_from([f"line-{number}" for number in range(1100)]), max_size=40), st.integers(6, 60))
@@ -390,7 +394,7 @@ def test_no_two_owners_go_by_the_same_names(openvino_genai, ask, asking, length)
     """With 40 of them six tokens tell all apart, which any prompt has; they are the tokens that they were."""
     from edge_agent.engine.openvino_owners import Owners, named
 
-    owners, tokens = Owners(), range(100, 100 + length)
+    owners, tokens = Owners(named=True), range(100, 100 + length)
     seen = {owner: named(tokens, owners.number(ask(owner=owner)), 512) for owner in asking}
     assert all((ids % 512 == [tokens]).all() for ids in seen.values())
     assert len({ids[0, :6].tobytes() for ids in seen.values()}) == len(seen)
@@ -403,12 +407,16 @@ def _filled(step, job_id):
 
 
 def test_what_cannot_be_told_apart_is_not_kept(load, tiny_openvino, model, ask, monkeypatch):
-    """Where tokens have no other names each prompt is computed whole, for everybody: the texts are the same."""
+    """Where tokens have no other names prompts are computed whole once a second owner asks: the texts are the same."""
     from edge_agent.engine import openvino
+    from edge_agent.engine.openvino_whole import OpenvinoWhole
 
     monkeypatch.setattr(openvino, "alike", lambda _pipeline, _vocab_size: False)
     whole = load(ModelSpec(tiny_openvino, "openvino", 4096, 4, threads=1, apart=True))
     long, short = (Turn("system", "The pump in hall one is off. " * 60), *QUESTION), QUESTION
+    for owner, found in (("line-3", False), ("line-3", True), ("guesser", False), ("line-3", False)):
+        _, end, _ = drive(whole, ask(long, owner=owner))
+        assert (end.usage.cached_tokens > 0) is found
     asked = [ask(turns, 40, owner=owner) for turns, owner in ((long, "line-3"), (short, "line-4"), (long, "line-3"))]
     canceled = ask((Turn("user", "Why? " * 300),))
     for each in (*asked[:2], canceled, asked[2]):
@@ -425,7 +433,7 @@ def test_what_cannot_be_told_apart_is_not_kept(load, tiny_openvino, model, ask, 
         assert text == drive(model, ask(each.turns, 40))[0]
         computed = [event.prefill_tokens for event in own if isinstance(event, Progress)]
         assert sum(computed) == own[-1].usage.prompt_tokens
-        assert max(computed) <= whole.call_tokens + 4
+        assert max(computed) <= OpenvinoWhole.call_tokens + 4
         assert own[-1].usage.cached_tokens == 0
         filled = next(step for step in events if _filled(step, each.job_id))
         assert any(isinstance(event, Text) and event.job_id == each.job_id for event in filled)
@@ -437,7 +445,7 @@ def test_other_names_are_tried_where_owners_are_kept_apart(load, tiny_openvino):
     from edge_agent.engine.openvino_owners import alike
 
     model = load(ModelSpec(tiny_openvino, "openvino", 4096, 4, threads=1, apart=True))
-    assert model.keeps
-    assert alike(model._pipeline, 512)
-    assert not alike(model._pipeline, 511)
+    pipeline = model._model._pipeline
+    assert alike(pipeline, 512)
+    assert not alike(pipeline, 511)
     model.close()
