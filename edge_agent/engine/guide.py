@@ -7,19 +7,17 @@ vocabulary of 32,064: a repetition of a wide character class costs 4 ms per coun
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from edge_agent.engine.grammar import circular, endless, pointed
+from edge_agent.engine.grammar import DEPTH_MAX, Body, endless, read
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs import json_schema
-from edge_agent.jobs.json_schema import COUNTS, NAMED, NUMBERS, SCHEMA, SCHEMAS
+from edge_agent.jobs.json_schema import COUNTS, NAMED, NUMBERS, SCHEMA, SCHEMAS, circular, pointed
 
 GUIDE_BYTES_MAX = 16_384
-DEPTH_MAX = 32
-"""Of schemas in schemas, and of groups in groups: compiling grows with its cube."""
 NODES_MAX = 2048
 """Schemas, property names and values of a JSON Schema together."""
 COUNT_MAX = 128
@@ -66,17 +64,35 @@ def _refuse(what: str, code: Code = Code.BAD_REQUEST) -> NoReturn:
 
 
 def _check_grammar(text: str) -> None:
-    rules = text.count("::=")
-    if not rules:
+    if "::=" not in text:
         _refuse(
             "grammars are written in EBNF (root ::= ...), as for llama.cpp; rewrite it, or send a regex",
             Code.UNSUPPORTED,
         )
-    if rules > RULES_MAX:
+    try:
+        rules, ends = read(text), not endless(text)
+    except ValueError as error:
+        raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {error}; mend it") from error
+    if len(rules) > RULES_MAX:
         _refuse(f"more than {RULES_MAX} rules; simplify it")
-    _check_expression(text, quotes=True)
-    if endless(text):
+    _settle(_measured(rules.values()))
+    if not ends:
         _refuse("a rule of the grammar never comes to an end, or is missing; mend it")
+
+
+def _measured(bodies: Iterable[Body]) -> "_Group":
+    """Return rules of a grammar as one group."""
+    measured = _Group()
+    for part in (part for body in bodies for sequence in body for part in sequence):
+        if part.group:
+            measured.add(_measured([part.group]))
+        else:
+            measured.atom(1, 0)
+        if (part.least, part.most) == (0, 1):
+            measured.optional += 1
+        elif (part.most is not None and part.most > 1) or part.least > 1:
+            measured.repeat(max(part.least, part.most or 0))
+    return measured
 
 
 def _check_schema(text: str) -> None:
@@ -86,7 +102,7 @@ def _check_schema(text: str) -> None:
     except (json.JSONDecodeError, RecursionError) as error:
         raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema is no JSON") from error
     except ValueError as error:
-        raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {error}") from error
+        raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {error}; mend it") from error
     budget, references, seen = _Budget(), set[str](), set[int]()
     waiting = [(schema, 1)]
     while waiting:
@@ -163,13 +179,13 @@ class _Budget:
             _refuse(f"different lengths and patterns add up to more than {EXPANDED_MAX} characters; use fewer")
 
 
-def _check_expression(text: str, *, quotes: bool = False) -> int:
-    """Check the repetitions of a regular expression or, with `quotes`, a grammar; return their size written out.
+def _check_expression(text: str) -> int:
+    """Check the repetitions of a regular expression; return their size written out.
 
     Whether it is well-formed otherwise is for the library to say.
     """
     groups = [_Group()]
-    position, optional = 0, 0
+    position = 0
     while position < len(text):
         character = text[position]
         group = groups[-1]
@@ -179,40 +195,41 @@ def _check_expression(text: str, *, quotes: bool = False) -> int:
                 _refuse(f"groups are nested deeper than {DEPTH_MAX}; flatten them")
         elif character == ")" and len(groups) > 1:
             groups.pop()
-            groups[-1].atom(group.size, group.expanded)
+            groups[-1].add(group)
         elif character == "?":
-            optional += 1
+            group.optional += 1
         elif found := _REPETITION.match(text, position):
-            group.repeat(_count(found))
+            low, _, high = found.groups()
+            group.repeat(max(int(low[:9] or 0), int(high[:9] or 0)))
             position = found.end()
             continue
         elif character not in "*+":
             group.atom(1, 0)
-            position = _atom_end(text, position, quotes=quotes)
+            position = _atom_end(text, position)
             continue
         position += 1
-    expanded = sum(group.expanded for group in groups)
-    if optional > OPTIONAL_MAX:
+    whole = groups[0]
+    for unclosed in groups[1:]:
+        whole.add(unclosed)
+    return _settle(whole)
+
+
+def _settle(group: "_Group") -> int:
+    """Return the size of an expression written out. Raises EdgeAgentError BAD_REQUEST when it is over the bounds."""
+    if group.optional > OPTIONAL_MAX:
         _refuse(f"more than {OPTIONAL_MAX} question marks in one expression; use fewer")
-    if expanded > EXPANDED_MAX:
+    if group.expanded > EXPANDED_MAX:
         _refuse(f"repetitions come to more than {EXPANDED_MAX} parts written out; use `+` or `*`, or smaller numbers")
-    return expanded
-
-
-def _count(repetition: re.Match[str]) -> int:
-    low, _, high = repetition.groups()
-    count = max(int(low[:9] or 0), int(high[:9] or 0))
-    if count > COUNT_MAX:
-        _refuse(f"a repetition of more than {COUNT_MAX}; use `+` or `*`, or a smaller number")
-    return count
+    return group.expanded
 
 
 @dataclass(slots=True)
 class _Group:
-    """Parts of an expression in sequence: how many there are, written out, and how many of those by repetition."""
+    """Parts of an expression in sequence: how many, written out, how many by repetition, how many question marks."""
 
     size: int = 0
     expanded: int = 0
+    optional: int = 0
     _last_size: int = 0
     _last_expanded: int = 0
 
@@ -221,8 +238,15 @@ class _Group:
         self.size += size
         self.expanded += expanded
 
+    def add(self, group: "_Group") -> None:
+        """Add a group as one part."""
+        self.atom(group.size, group.expanded)
+        self.optional += group.optional
+
     def repeat(self, count: int) -> None:
-        """Write the last part out so many times."""
+        """Write the last part out so many times. Raises EdgeAgentError BAD_REQUEST when that is too often."""
+        if count > COUNT_MAX:
+            _refuse(f"a repetition of more than {COUNT_MAX}; use `+` or `*`, or a smaller number")
         more = self._last_size * max(count - 1, 0)
         self.size += more
         self.expanded += self._last_size + more - self._last_expanded
@@ -230,13 +254,11 @@ class _Group:
         self._last_expanded = self._last_size
 
 
-def _atom_end(text: str, start: int, *, quotes: bool) -> int:
-    """Return the end of the character, escape, class or quoted text that begins at `start`."""
-    opening = text[start]
-    closing = "]" if opening == "[" else '"' if quotes and opening == '"' else ""
-    position = start + (2 if opening == "\\" else 1)
-    while closing and position < len(text):
-        if text[position] == closing:
+def _atom_end(text: str, start: int) -> int:
+    """Return the end of the character, escape or class that begins at `start`."""
+    position = start + (2 if text[start] == "\\" else 1)
+    while text[start] == "[" and position < len(text):
+        if text[position] == "]":
             return position + 1
         position += 2 if text[position] == "\\" else 1
     return position

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edge_agent.engine.grammar import pointed
 from edge_agent.engine.number_grammar import NUMBER_MAX, integers, numbers
 from edge_agent.engine.pattern_grammar import PLAIN, matching
+from edge_agent.jobs.json_schema import pointed
 
 RULES_MAX = 256
 """Translating a grammar looks through all rules once for each; the library's own way takes large schemas better."""

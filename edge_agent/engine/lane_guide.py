@@ -11,26 +11,19 @@ import numpy.typing as npt
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from edge_agent.engine import guide as bounds
+from edge_agent.engine.grammar import rewritten
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.errors import Code, EdgeAgentError
-
-_ESCAPED = re.compile(r"\\\\|\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})")
 
 
 def _from_ebnf(text: str) -> str:
     """Translate a grammar to the library's notation. Raises EdgeAgentError BAD_REQUEST with the reason."""
     try:
-        # Characters in place of their numbers: the library's translator drops leading zeros.
-        return llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(_ESCAPED.sub(_character, text)))
+        # Of a longer number the library's translator drops the leading zeros.
+        return llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(rewritten(text, "\\x{:02x}".format)))
     except Exception as error:  # it raises the class itself
         said = _QUOTED.sub("…", str(error).partition(" at line ")[0])
         raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {said[:_REASON_CHARACTERS]}; mend it") from error
-
-
-def _character(escaped: re.Match[str]) -> str:
-    number = int(escaped[1] or escaped[2] or "0", 16)
-    plain = 0xA0 <= number <= 0x10FFFF and not 0xD800 <= number <= 0xDFFF
-    return chr(number) if plain else f"\\x{number:02x}" if 0 < number < 0x80 else escaped[0]
 
 
 _GRAMMARS: Mapping[GuideKind, Callable[[str], str]] = {

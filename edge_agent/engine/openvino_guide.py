@@ -11,11 +11,12 @@ from openvino import opset6, opset13
 from openvino.op.util import Variable, VariableInfo
 
 from edge_agent.engine import guide as bounds
+from edge_agent.engine.grammar import rewritten
 from edge_agent.engine.json_grammar import translated
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.errors import Code, EdgeAgentError
 
-_FIELDS = {GuideKind.JSON_SCHEMA: "json_schema", GuideKind.REGEX: "regex", GuideKind.GRAMMAR: "grammar"}
+_FIELDS = {GuideKind.JSON_SCHEMA: "json_schema", GuideKind.REGEX: "regex"}
 _REASON_CHARACTERS = 200
 
 
@@ -57,6 +58,8 @@ def _asked(guide: Guide) -> Any:
     """Return what the library is told: of a JSON Schema our own grammar, where there is one, for its own has no end."""
     if guide.kind is GuideKind.JSON_SCHEMA and (grammar := translated(guide.text)) is not None:
         return genai.StructuredOutputConfig(grammar=grammar)
+    if guide.kind is GuideKind.GRAMMAR:  # it would take any number of digits for a shorter number
+        return genai.StructuredOutputConfig(grammar=rewritten(guide.text, "\\u{:04x}".format))
     return genai.StructuredOutputConfig(**{_FIELDS[guide.kind]: guide.text})
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 
-PLAIN = r'[^"\\\0-\x1f]'
+PLAIN = r'[^"\\\x00-\x1f]'
 """A character that stands for itself in a JSON string."""
 _PART = re.compile(
     r"""(?P<open>\((?:\?:)?)|(?P<close>\))|(?P<either>\|)|(?P<times>[*+?]|\{\d+(?:,\d*)?\})|(?P<any>\.)"""

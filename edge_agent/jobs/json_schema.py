@@ -6,7 +6,7 @@ else: so that is refused before. What a schema may ask for here is another quest
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 SCHEMA = frozenset({"items", "additionalProperties", "propertyNames"})
@@ -104,3 +104,36 @@ def _usual(number: float) -> bool:
     except OverflowError:
         return False
     return size == 0 or sys.float_info.min <= size <= sys.float_info.max
+
+
+def circular(schema: Any, references: Iterable[str]) -> bool:
+    """Return whether one of a JSON Schema's `$ref` leads to nothing but itself. What it does not find is left out."""
+    targets = {each: pointed(schema, each) for each in references}
+    ending: set[str] = set()
+    found = -1
+    while len(ending) > found:
+        found = len(ending)
+        ending |= {each for each, target in targets.items() if each not in ending and _says(target, ending)}
+    return len(ending) < len(targets)
+
+
+def _says(schema: Any, ending: Collection[str]) -> bool:
+    """Return whether a schema asks for something, when the references `ending` do."""
+    if not isinstance(schema, Mapping):
+        return True
+    if isinstance(reference := schema.get("$ref"), str):
+        return reference in ending
+    for some, keyword in ((any, "anyOf"), (any, "oneOf"), (all, "allOf")):
+        if isinstance(inner := schema.get(keyword), list):
+            return some(_says(each, ending) for each in inner)
+    return True
+
+
+def pointed(schema: Any, reference: str) -> Any:
+    """Return what a reference points to in a schema; None when that is not there, or elsewhere."""
+    base, *path = reference.split("/")
+    if base != "#":
+        return None
+    for step in path:
+        schema = schema.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(schema, Mapping) else None
+    return schema

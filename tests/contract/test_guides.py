@@ -28,6 +28,11 @@ def grammar(text, pattern):
     return Guide(GuideKind.GRAMMAR, text), pattern
 
 
+ODD = "\t\n\r !#$%&'()*+,-./:;<=>?@[]^_`{|}~\\\"\x7f\u00e9\u2028\u4e16\U0001f600"
+ODD_TEXT = '"' + ODD.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+"""Characters that mean something to somebody who reads a grammar."""
+
+
 @pytest.fixture
 def ask(job_id):
     return lambda max_tokens=200, **options: Generation(job_id(), QUESTION, max_tokens, **options)
@@ -47,6 +52,10 @@ def ask(job_id):
         grammar('# a list\nroot ::= item ("," item)? # of\nitem ::= [a-z]{2}', "[a-z]{2}(,[a-z]{2})?"),
         grammar('root ::= nested\nnested ::= "(" nested ")" | "x"', r"\(*x\)*"),
         grammar('root ::= "\\u4e16" "\\x41" [\\u00e0-\\u00ff] "\\"\\\\"', '\u4e16A[\u00e0-\u00ff]"\\\\'),
+        grammar('# it\'s a "\nroot ::= "(" a-b a_b # ) "\na-b ::= "#"\na_b ::=\n "\\n" |\n "/"', "\\(#[\n/]"),
+        grammar(f"root ::= {ODD_TEXT}", re.escape(ODD)),
+        grammar("root ::= " + " ".join(f"[\\x{ord(each):02x}]" for each in ODD if each < "\x80"), re.escape(ODD[:-4])),
+        grammar("root ::= [^\\x00-\\x1f a-zA-Z0-9]{3} . [&&x] [-a]", "(?s)[^a-zA-Z0-9]{3}.[&x][a-]"),
     ],
     ids=lambda value: getattr(value, "text", None),
 )

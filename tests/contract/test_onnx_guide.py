@@ -122,7 +122,7 @@ def test_a_cancel_ends_a_guided_text(model, ask):
 @pytest.mark.parametrize(
     ("guide", "reason"),
     [
-        (Guide(GuideKind.JSON_SCHEMA, '{"type": "SECRET"}'), "Invalid type"),
+        (Guide(GuideKind.JSON_SCHEMA, '{"type": "SECRET"}'), "type must be one of .*"),
         (Guide(GuideKind.JSON_SCHEMA, '{"$ref": "#/SECRET"}'), "Pointer … does not exist"),
         (Guide(GuideKind.JSON_SCHEMA, '{"$ref": "#"}'), "a .ref leads to nothing but itself"),
         (Guide(GuideKind.JSON_SCHEMA, '{"minimum": 5, "maximum": 3, "type": "integer"}'), "Unsatisfiable schema"),
