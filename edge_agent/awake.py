@@ -31,6 +31,11 @@ class Awake:
         self._pulse_s: float | None = None
         self._lost_s = 0.0
 
+    @property
+    def started(self) -> bool:
+        """Whether it has had a pulse."""
+        return self._pulse_s is not None
+
     def now_s(self) -> float:
         """Return the time on this clock."""
         with self._lock:
@@ -53,8 +58,9 @@ awake_s = _clock.now_s
 
 def keep_time() -> None:
     """Let the clock of this process see from now on when it stands still."""
-    _clock.pulse()
-    threading.Thread(target=_beat, name="pulse", daemon=True).start()
+    if not _clock.started:
+        _clock.pulse()
+        threading.Thread(target=_beat, name="pulse", daemon=True).start()
 
 
 def _beat() -> None:

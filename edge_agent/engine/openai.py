@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
+from edge_agent.awake import keep_time
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.contained import contained
 from edge_agent.engine.messages import (
@@ -27,7 +28,7 @@ from edge_agent.engine.messages import (
     Text,
     Usage,
 )
-from edge_agent.engine.openai_server import LIBRARY, Server
+from edge_agent.engine.openai_server import LIBRARY, AwakeLoop, Server
 from edge_agent.engine.openai_wire import DIALECTS, Piece, request
 from edge_agent.engine.prompt import ROLES, images_of
 from edge_agent.engine.stops import StopStrings
@@ -54,6 +55,7 @@ def load(
 
     Raises EdgeAgentError MODEL_ERROR when the key or the certificates cannot be read.
     """
+    keep_time()
     upstream = UpstreamSection.model_validate(dict(spec.options))
     limits = Limits(spec.context_tokens, spec.parallel, upstream.images)
     return OpenaiModel(
@@ -126,7 +128,7 @@ class OpenaiModel:
         self._asked: dict[JobId, _Asked] = {}
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
-        self._loop = asyncio.new_event_loop()
+        self._loop = AwakeLoop()
         self.limits = limits
         self.library = LIBRARY
         self.device = device

@@ -3,15 +3,17 @@
 Nobody is followed elsewhere, no proxy is asked, nothing is unpacked, and no word of a server's errors is repeated.
 """
 
+import asyncio
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from edge_agent.awake import awake_s
 from edge_agent.engine.openai_wire import LINE_BYTES_MAX, Lines, Piece, read, refusal
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.retry import retry_after_s
@@ -21,6 +23,18 @@ LIBRARY = f"httpx2 {httpx2.__version__}"
 WRITE_S = 60.0
 """How long a piece of the request may take to leave."""
 _KEY = re.compile(r"[!-~]{1,4096}")
+
+
+class AwakeLoop(asyncio.SelectorEventLoop):
+    """A loop whose time-outs stand still while this process does: frozen, it cannot hear the server."""
+
+    def __init__(self, now_s: Callable[[], float] = awake_s) -> None:
+        self._now_s = now_s
+        super().__init__()
+
+    def time(self) -> float:
+        """Return the time that time-outs are counted by."""
+        return self._now_s()
 
 
 class Server:

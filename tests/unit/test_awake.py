@@ -1,5 +1,6 @@
 """The clock of time-outs stands still while the process does."""
 
+import asyncio
 import threading
 from concurrent.futures import Future
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.awake import LAPSE_S, PULSE_S, Awake, result_awake, wait_awake
 from edge_agent.beat import STUCK_S, Beat, stuck
+from edge_agent.engine.openai_server import AwakeLoop
 
 GAPS = st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=30)
 
@@ -82,3 +84,30 @@ def test_the_outcome_of_something_is_waited_for_and_no_longer():
     assert result_awake(future, 60.0) == "done"
     with pytest.raises(TimeoutError):
         result_awake(Future(), 0.0)
+
+
+def test_a_server_elsewhere_is_not_given_up_for_what_was_said_while_we_were_frozen():
+    raw_s = 0.0
+    clock = Awake(raw_s=lambda: raw_s)
+    clock.pulse()
+    loop = AwakeLoop(clock.now_s)
+
+    async def hear():
+        nonlocal raw_s
+        async with asyncio.timeout(5.0):
+            raw_s += 1000.0
+            clock.pulse()
+            for _ in range(3):
+                await asyncio.sleep(0)
+        async with asyncio.timeout(5.0):
+            for _ in range(10):
+                raw_s += PULSE_S
+                clock.pulse()
+                await asyncio.sleep(0)
+
+    try:
+        with pytest.raises(TimeoutError):
+            loop.run_until_complete(hear())
+        assert raw_s < 1010.0
+    finally:
+        loop.close()
