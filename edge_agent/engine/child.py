@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from edge_agent.awake import keep_time
 from edge_agent.child import tie
 from edge_agent.engine.backend import NOWHERE, LoadedModel, ModelSpec, backend_of, find
 from edge_agent.engine.messages import (
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     options = parser.parse_args(arguments)
     settle(options.parent)
+    keep_time()
     with socket.socket(fileno=options.fd) as connection:
         try:
             return run(Channel(connection))

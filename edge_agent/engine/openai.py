@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-from edge_agent.awake import keep_time
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.contained import contained
 from edge_agent.engine.messages import (
@@ -55,7 +54,6 @@ def load(
 
     Raises EdgeAgentError MODEL_ERROR when the key or the certificates cannot be read.
     """
-    keep_time()
     upstream = UpstreamSection.model_validate(dict(spec.options))
     limits = Limits(spec.context_tokens, spec.parallel, upstream.images)
     return OpenaiModel(

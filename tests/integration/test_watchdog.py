@@ -3,8 +3,10 @@
 import socket
 
 import pytest
-from running import AgentProcess, faulty, requester
+from running import AgentProcess, faulty, requester, wait_for
 
+from edge_agent.control.caller import ask_agent
+from edge_agent.control.messages import AskState
 from edge_agent.control.server import beside
 from edge_agent.mqtt.broker import random_port
 
@@ -57,6 +59,14 @@ class Manager:
             self.hears(lambda said: said == "WATCHDOG=1")
 
 
+def stuck(agent):
+    """Return the threads that an agent says do not come back, which make it unhealthy."""
+    state = ask_agent(agent.state_dir, AskState()).state
+    found = {reason.removeprefix("its thread ").split()[0] for reason in state.reasons if "its thread" in reason}
+    assert (state.health == "unhealthy") == bool(found)
+    return found
+
+
 @pytest.fixture
 def manager(tmp_path):
     with Manager(tmp_path) as listening:
@@ -94,6 +104,7 @@ def test_a_thread_that_stands_still_ends_the_signs_of_life(manager, broker, tiny
 
         freeze("dispatcher", "outbox", by=lambda: client.submit("edge-01", prompt="Hello", model="t"))
         freeze("store", by=lambda: None)  # the reporter does
+        assert stuck(agent) == still
         freeze("control", "http", "images", "models", "mqtt-watch", "reporter", by=knock)
         assert manager.is_silent()
 
@@ -110,6 +121,7 @@ def test_so_do_the_network_the_main_thread_and_one_that_hears_an_engine(manager,
             client.submit("edge-01", prompt="Hello", max_tokens=1, model="t")
         assert manager.is_silent()
         assert agent.process.poll() is None
+        wait_for(lambda: thread in stuck(agent) or thread == "engine-in", "the thread to be told of")
 
 
 def test_the_agent_ends_when_its_main_thread_fails(broker, tmp_path, tiny_model):
