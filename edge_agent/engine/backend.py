@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_agent.engine.messages import Canary, Event, Generation, JobId, Limits
+from edge_agent.engine.model_folder import check
 from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
 
 NOWHERE = Path()
@@ -184,8 +185,9 @@ def gguf_file(path: Path) -> Path:
 def find(name: str, device: str = "cpu") -> Load:
     """Return the load function of a backend for a device, and import its library, with its telemetry off.
 
-    Raises BackendMissingError with the install line when its library is absent, EdgeAgentError UNSUPPORTED when there
-    is no such backend.
+    It refuses a folder that would have the library run or read what is not the model's, see model_folder.py. Raises
+    BackendMissingError with the install line when its library is absent, EdgeAgentError UNSUPPORTED when there is no
+    such backend.
     """
     entry = _BACKENDS.get(name)
     if entry is None:
@@ -204,4 +206,11 @@ def find(name: str, device: str = "cpu") -> Load:
             f"{library} is not installed; install it with: pip install 'edge-slm-agent[{entry.extra}]' "
             f"(from a checkout: pip install '.[{entry.extra}]')"
         ) from error
-    return load
+    if not entry.libraries:
+        return load
+
+    def checked(spec: ModelSpec) -> LoadedModel:
+        check(spec.path)
+        return load(spec)
+
+    return checked

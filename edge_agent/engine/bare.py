@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Self
 
 from edge_agent.engine.backend import ModelSpec, find, gguf_file
 from edge_agent.engine.child import settle
+from edge_agent.engine.model_folder import check
 from edge_agent.engine.plan import CLOSE_S, LOAD_S
 from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
 
@@ -135,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = ModelSpec(**asked | {"path": Path(asked["path"])})
         try:
             find(spec.backend)  # turns telemetry off, and says best that the library is not there
+            check(spec.path)
             loop = _LOOPS[spec.backend](spec)
             loop("Hello", 4)  # the first answer is slower; an engine has given its own when it is ready
             say({"ready": True})

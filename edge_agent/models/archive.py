@@ -31,11 +31,13 @@ from edge_agent.models.manifest import (
     matched,
 )
 from edge_agent.models.part import Part
+from edge_agent.models.programs import is_named_so, is_program, is_source
 from edge_agent.models.store import Store, in_words, sync, writing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _FILES = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE})
 _IMPORT = "import"
+_PROGRAM = "{} is a program or may hold one, and a build has none"
 
 Find = Callable[[str], Variant | None]
 """Returns what the catalogue knows of a name."""
@@ -82,8 +84,9 @@ def import_archive(
     with _opened(source) as archive:
         sent = _read_manifest(archive)
         files = tuple(file.model_copy(update={"vouched": "archive"}) for file in sent.files)
-        manifest = _imported(sent, _plain(name or sent.name), files, find)
-        left = {file.name: file for file in manifest.files}
+        kept = tuple(file for file in files if not is_source(file.name))
+        manifest = _imported(sent, _plain(name or sent.name), kept, find)
+        left = {file.name: file for file in files}
         done_bytes = 0
         with _incoming(store, manifest.name, manifest.size_bytes) as folder:
             while left:
@@ -94,9 +97,14 @@ def import_archive(
                 if header.size != file.size_bytes:
                     raise _refused(f"{file.name} has {header.size} bytes and not {file.size_bytes}")
                 told(file.name, done_bytes, manifest.size_bytes)
-                _copy(_pieces(archive, header.size, file.name), folder, _wanted(file))
+                pieces = _pieces(archive, header.size, file.name)
+                if is_source(file.name):
+                    for _ in pieces:
+                        pass
+                else:
+                    _copy(pieces, folder, _wanted(file))
+                    done_bytes += header.size
                 _exactly(archive, -header.size % BLOCK_BYTES)
-                done_bytes += header.size
             if any(_exactly(archive, BLOCK_BYTES)):
                 raise _refused("it goes on after the last file of its manifest")
             store.publish(folder, manifest)
@@ -114,7 +122,7 @@ def import_folder(
     name = _plain(name or (sent.name if sent else source.resolve().name))
     sizes_bytes = _sizes_bytes(source)
     stated = {file.name: file for file in sent.files} if sent else {}
-    if lost := sorted(stated.keys() - sizes_bytes.keys()):
+    if lost := sorted({name for name in stated if not is_source(name)} - sizes_bytes.keys()):
         raise _refused(f"it lacks {', '.join(lost)}, which its manifest names")
     total_bytes = sum(sizes_bytes.values())
     done_bytes = 0
@@ -135,6 +143,8 @@ def import_folder(
 
 def _imported(sent: Manifest | None, name: str, files: tuple[StoredFile, ...], find: Find) -> Manifest:
     """Return the manifest a build gets here, with the catalogue's word where that knows it."""
+    if found := next((file.name for file in files if is_named_so(file.name)), None):
+        raise _refused(_PROGRAM.format(found))
     variant = find(name)
     return Manifest(
         name=name,
@@ -170,11 +180,16 @@ def _copy(pieces: Iterator[bytes], folder: Path, wanted: Wanted) -> str:
             part.add(piece)
         if not part.is_right():
             raise _refused(f"{wanted.name} has another size or hash than its manifest says: it was spoilt on the way")
+        if is_program(folder / wanted.name):
+            raise _refused(_PROGRAM.format(wanted.name))
         return part.sha256
 
 
 def _sizes_bytes(folder: Path) -> dict[str, int]:
-    """Return the sizes of a folder's files by name, without hidden ones. Raises EdgeAgentError for what is no file."""
+    """Return the sizes of a folder's files by name, without hidden ones and Python's.
+
+    Raises EdgeAgentError for what is no file, and for programs.
+    """
     try:
         backend_of(folder)
         entries = sorted(folder.iterdir())
@@ -188,9 +203,11 @@ def _sizes_bytes(folder: Path) -> dict[str, int]:
             raise _refused(f"{name[:100]!r} is a link, a folder or a device; a build has files only")
         if not PLAIN.fullmatch(name):
             raise _refused(f"no file of a build is called {name[:100]!r}")
+        if is_named_so(name):
+            raise _refused(_PROGRAM.format(name))
     if len(sizes_bytes) > FILES_MAX:
         raise _refused(f"it holds more than {FILES_MAX} files")
-    return {name: found.st_size for name, found in sizes_bytes.items()}
+    return {name: found.st_size for name, found in sizes_bytes.items() if not is_source(name)}
 
 
 def _plain(name: str) -> str:

@@ -22,6 +22,7 @@ from edge_agent.models.fetch import ORDER, SAID, Done, Order, Progress, Refused,
 from edge_agent.models.listing import Wanted, select
 from edge_agent.models.manifest import Manifest, StoredFile
 from edge_agent.models.part import Part
+from edge_agent.models.programs import is_program
 from edge_agent.models.remote import PassingError, Remote
 from edge_agent.models.store import Store, writing
 
@@ -128,6 +129,9 @@ class Pull:
                 raise self._remote.refused(
                     f"sent {wanted.name} twice with another hash than {word}; try another mirror"
                 )
+            if is_program(folder / wanted.name):
+                part.restart()
+                raise self._remote.refused(f"has a program called {wanted.name} in this build; get it elsewhere")
             return StoredFile(
                 name=wanted.name, size_bytes=wanted.size_bytes, sha256=part.sha256, vouched=wanted.vouched
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.manifest import BUILD_BYTES_MAX, FILES_MAX, Vouched
+from edge_agent.models.programs import is_named_so, is_source
 
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 """A build's file."""
@@ -37,7 +38,7 @@ class Wanted:
 
 
 def select(variant: Variant, published: Iterable[Published]) -> tuple[Wanted, ...]:
-    """Return the files of a variant: those of its folder, without hidden ones and the folders below.
+    """Return the files of a variant: those of its folder, without hidden ones, Python's and the folders below.
 
     Raises EdgeAgentError MODEL_MISSING when the listing is not of this build, or names what no build holds.
     """
@@ -49,16 +50,16 @@ def select(variant: Variant, published: Iterable[Published]) -> tuple[Wanted, ..
         name = each.path.removeprefix(prefix)
         if any(part in {"", ".", ".."} for part in each.path.split("/")) or "\\" in name or not name.isprintable():
             raise _refused(variant, "lists a file outside its folder")
-        if "/" in name or name.startswith("."):
+        if "/" in name or name.startswith(".") or is_source(name):
             continue
-        if not PLAIN.fullmatch(name) or name in found:
+        if not PLAIN.fullmatch(name) or is_named_so(name) or name in found:
             raise _refused(variant, f"lists a file whose name no build has ({name[:40]!r})")
         found[name] = each
         if len(found) > FILES_MAX:
             raise _refused(variant, f"lists more than {FILES_MAX} files")
     if not found:
         raise _refused(variant, f"has no folder {variant.folder!r} at {variant.revision}")
-    if lost := sorted({each.name for each in variant.files} - found.keys()):
+    if lost := sorted({each.name for each in variant.files if not is_source(each.name)} - found.keys()):
         raise _refused(variant, f"lacks {', '.join(lost)}")
     wanted = tuple(_wanted(variant, name, each) for name, each in found.items())
     if sum(each.size_bytes for each in wanted) > BUILD_BYTES_MAX:

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import Name, RemoteFile, Sha256, Variant
+from edge_agent.models.programs import is_source
 
 MANIFEST = ".manifest.json"
 """Its name in a build's folder; no file of a build begins with a dot."""
@@ -111,7 +112,7 @@ def matched(variant: Variant | None, files: Iterable[StoredFile]) -> tuple[Store
     """
     known: dict[str, RemoteFile] = {each.name: each for each in variant.files} if variant else {}
     found = tuple(files)
-    if lost := sorted(known.keys() - {each.name for each in found}):
+    if lost := sorted({name for name in known if not is_source(name)} - {each.name for each in found}):
         raise EdgeAgentError(
             Code.BAD_REQUEST, f"{', '.join(lost)}: named in the catalogue and not here; copy the whole build"
         )

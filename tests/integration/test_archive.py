@@ -309,6 +309,57 @@ def test_a_folder_with_what_is_no_file_of_a_build_is_refused(store, folder, make
     refused(import_folder, store, folder, words.get(make, "is a link, a folder or a device"))
 
 
+NAMED_SO = ("a.so", "liba.so.1", "A.DLL", "a.dylib", "a.exe", "run.sh", "a.pkl", "pytorch_model.bin", "a.pth", "a.pyc")
+BEGINS_SO = {
+    "elf": b"\x7fELF\x02\x01\x01" + bytes(99),
+    "windows": b"MZ" + bytes(58) + (64).to_bytes(4, "little") + b"PE\0\0",
+    "mac": b"\xcf\xfa\xed\xfe" + bytes(99),
+    "torch": b"PK\x03\x04" + bytes(99),
+    "older torch": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + bytes(99),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_SO)
+def test_what_is_called_as_a_program_is_refused(store, folder, name):
+    (folder / name).write_bytes(b"")
+    refused(import_folder, store, folder, f"{name} is a program or may hold one")
+
+
+@pytest.mark.parametrize("way", ["folder", "archive"])
+@pytest.mark.parametrize("kind", BEGINS_SO)
+def test_what_is_a_program_is_refused_whatever_it_is_called(store, folder, tmp_path, monkeypatch, kind, way):
+    """From a folder, and in an archive that another machine made."""
+    (folder / "openvino_model.bin").write_bytes(BEGINS_SO[kind])
+    source, call = folder, import_folder
+    if way == "archive":
+        other, source, call = Store(tmp_path / "other", margin_bytes=0), tmp_path / "phi.tar", import_archive
+        with monkeypatch.context() as trusting:
+            trusting.setattr("edge_agent.models.archive.is_program", lambda _file: False)
+            import_folder(other, folder, find=unknown)
+        export(other, "phi", source)
+    refused(call, store, source, "openvino_model.bin is a program")
+
+
+def test_an_archive_with_a_program_is_refused_by_its_manifest(store, archive):
+    change(archive, lambda manifest: manifest["files"][0].update(name="a.so"))
+    refused(import_archive, store, archive, "a.so is a program")
+
+
+def test_pythons_files_are_left_out(store, folder, archive, tmp_path, monkeypatch):
+    """Published builds have one, and archives of version 0.1.0 do; the catalogue may name it."""
+    (folder / "configuration_phi3.py").write_text("import os")
+    wanted = known(configuration_phi3__py=None)
+    other = Store(tmp_path / "older", margin_bytes=0)
+    with monkeypatch.context() as trusting:
+        trusting.setattr("edge_agent.models.archive.is_source", lambda _name: False)
+        import_folder(other, folder, find=unknown)
+    export(other, "phi", tmp_path / "older.tar")
+    for call, source in ((import_folder, folder), (import_archive, archive), (import_archive, tmp_path / "older.tar")):
+        assert {file.name for file in call(store, source, find=wanted).files} == set(FILES)
+        assert {path.name for path in store.path("phi").iterdir()} == {*FILES, MANIFEST}
+        store.verify("phi")
+
+
 def test_a_folder_that_holds_no_build_is_refused(store, folder):
     (folder / "genai_config.json").unlink()
     refused(import_folder, store, folder, "neither genai_config.json")

@@ -533,3 +533,24 @@ def killed_pull(store, hub, *, after_bytes, at_most_s):
         begun.set()
         killer.join(PATIENCE_S)
     return False
+
+
+# Programs
+
+
+def test_pythons_files_are_left_out(store, hub):
+    """Published builds have one; the catalogue may name it."""
+    hub.files["cpu/int4/configuration_phi3.py"] = b"import os"
+    wanted = variant(files=(RemoteFile(name="configuration_phi3.py"),))
+    assert {path.name for path in pull(store, hub, wanted).iterdir()} == BUILD | {".manifest.json"}
+
+
+@pytest.mark.parametrize("name", ["evil.so", "evil.dll", "pytorch_model.bin"])
+def test_a_build_with_a_program_is_refused(store, hub, name):
+    hub.files[f"cpu/int4/{name}"] = b"x"
+    assert f"lists a file whose name no build has ({name!r})" in refused(store, hub)
+
+
+def test_a_program_by_another_name_is_refused(store, hub):
+    hub.files["cpu/int4/merges.txt"] = b"\x7fELF" + bytes(99)
+    assert "has a program called merges.txt" in refused(store, hub)
