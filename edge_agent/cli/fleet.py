@@ -124,7 +124,7 @@ def _trouble(monitor: Monitor) -> str | None:
     if not monitor.connected:
         return f"no broker: {monitor.trouble or 'connecting'}"
     if monitor.refused:
-        return f"the broker does not let you hear {monitor.refused[0]}; see edge-agent acl --monitor"
+        return f"the broker does not let you hear {next(iter(monitor.refused))}; see edge-agent acl --monitor"
     if monitor.roster.overlooked:
         return f"there are more agents than the {AGENTS_MAX} shown"
     return None

@@ -15,6 +15,7 @@ from edge_agent.health.condition import condition
 from edge_agent.health.tally import Counts
 from edge_agent.mqtt.payloads import DecisionReport, EngineReading, Info
 from edge_agent.mqtt.presence import Condition
+from edge_agent.mqtt.welcome import RETAINED
 
 
 class Account:
@@ -34,6 +35,7 @@ class Account:
         return self._condition(
             self._parts.supervisor.statuses(),
             unwatched=self.unwatched,
+            limited=(*self._limits(), *self._parts.pools.reasons),
             blind=self._blind(),
             strained=self._parts.restraint.reasons,
             clock=self._parts.queue.clock.doubt,
@@ -45,6 +47,7 @@ class Account:
         engines: Sequence[EngineStatus],
         *,
         unwatched: tuple[str, ...] = (),
+        limited: tuple[str, ...] = (),
         blind: bool = False,
         strained: tuple[str, ...] = (),
         clock: str = "",
@@ -56,14 +59,19 @@ class Account:
             draining=self.draining,
             storage=trouble.trouble if trouble else "",
             duplicate=parts.announcer.duplicate,
-            deaf=(*self.deaf, *parts.pools.refused),
+            deaf=self.deaf,
             unwatched=unwatched,
+            limited=limited,
             blind=blind,
             strained=strained,
             stuck=self.stuck(),
             clock=clock,
             unserved=unserved,
         )
+
+    def _limits(self) -> tuple[str, ...]:
+        lacks = self._parts.link.lacks if self._parts.link.connected else ()
+        return ("the broker retains nothing: who comes later does not see this agent",) if RETAINED in lacks else ()
 
     def _blind(self) -> bool:
         parts = self._parts

@@ -259,6 +259,7 @@ def _arrivals(parts: Parts, account: Account, news: News) -> None:
         unfinished=lambda: parts.queue.asked.jobs,  # those go before what is watched
         lanes=account.lanes,
         wake=parts.wake,
+        changed=parts.announcer.refresh,
     )
     parts.watcher = Watcher(
         parts.rules,

@@ -1,6 +1,6 @@
 """What the parts of an agent tell each other: for each piece of news, everybody whom it concerns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edge_agent.composition.account import Account
 from edge_agent.composition.parts import Parts
@@ -130,10 +130,14 @@ class News:
         if reason == "duplicate_agent":
             self._parts.announcer.note_duplicate()
 
-    def _subscribed(self, refused: tuple[str, ...]) -> None:
-        self._account.deaf = refused
+    def _subscribed(self, refused: Mapping[str, str]) -> None:
+        self._account.deaf = _with_reasons(refused)
         self._parts.announcer.refresh()
 
-    def _watch_subscribed(self, refused: tuple[str, ...]) -> None:
-        self._account.unwatched = refused
+    def _watch_subscribed(self, refused: Mapping[str, str]) -> None:
+        self._account.unwatched = _with_reasons(refused)
         self._parts.announcer.refresh()
+
+
+def _with_reasons(refused: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{topic} ({why})" for topic, why in refused.items())

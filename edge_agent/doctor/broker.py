@@ -7,7 +7,7 @@ import queue
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,10 +17,11 @@ from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
 from edge_agent.jobs import rules
 from edge_agent.mqtt import certificate, trouble, watcher
 from edge_agent.mqtt.access import Access, CredentialError, located
-from edge_agent.mqtt.link import Callbacks, Link, Welcome
+from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.session import new
 from edge_agent.mqtt.subscriptions import FILTERS_AT_ONCE, Subscription
 from edge_agent.mqtt.topics import Topics
+from edge_agent.mqtt.welcome import Welcome
 from edge_agent.mqtt.wire import Publication
 from edge_agent.settings import Settings
 
@@ -147,7 +148,7 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
     topics = Topics(settings.mqtt.root, settings.agent.id)
     heard = (topics.commands, topics.event("presence"), *map(topics.pool_cancels, settings.agent.pools))
     wanted = tuple(map(Subscription, heard)) + _watched(settings, topics)
-    refused: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
+    refused: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
     answers: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     link = Link(
         access,
@@ -187,6 +188,8 @@ def session(settings: Settings, welcome: Welcome | None) -> Iterator[Finding]:
         )
     else:
         yield ok("session", f"the broker keeps jobs while the agent is away, for {granted_s or asked_s} s")
+    if not welcome.wildcards:
+        yield failed("session", "the broker has no wildcards in filters: no job is heard", "use another broker")
     if not welcome.retain:
         yield failed("session", "the broker retains nothing: presence is lost", "let the broker retain messages")
     if settings.agent.pools and not welcome.shared:
@@ -199,9 +202,9 @@ def _watched(settings: Settings, topics: Topics) -> tuple[Subscription, ...]:
     return tuple(Subscription(each.topic, qos=0) for each in wanted)
 
 
-def _subscriptions(refused: "queue.SimpleQueue[tuple[str, ...]]", *, answers: int) -> Finding:
+def _subscriptions(refused: "queue.SimpleQueue[Mapping[str, str]]", *, answers: int) -> Finding:
     """Wait for the broker's answers, of which each tells what was refused so far."""
-    topics: tuple[str, ...] = ()
+    topics: Mapping[str, str] = {}
     try:
         for _ in range(answers):
             topics = refused.get(timeout=ANSWER_S)

@@ -2,7 +2,7 @@
 
 import queue as stdlib_queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -28,7 +28,7 @@ class Monitor:
 
     def __init__(self, access: Access, *, root: str, now_s: Callable[[], float] = time.monotonic) -> None:
         self.roster = Roster(root)
-        self.refused: tuple[str, ...] = ()
+        self.refused: Mapping[str, str] = {}
         """Filters that the broker does not let us have."""
         self._now_s = now_s
         self._subscribed_s: float | None = None
@@ -101,7 +101,7 @@ class Monitor:
     def _hearing(self) -> None:
         self.roster.hearing(self._now_s())
 
-    def _granted(self, refused: tuple[str, ...]) -> None:
+    def _granted(self, refused: Mapping[str, str]) -> None:
         self.refused, self._subscribed_s = refused, self._now_s()
 
     def _deaf(self) -> None:

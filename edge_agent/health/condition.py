@@ -15,6 +15,7 @@ def condition(
     duplicate: str,
     deaf: tuple[str, ...] = (),
     unwatched: tuple[str, ...] = (),
+    limited: tuple[str, ...] = (),
     blind: bool = False,
     strained: tuple[str, ...] = (),
     stuck: tuple[str, ...] = (),
@@ -24,10 +25,10 @@ def condition(
     """Return how the agent is.
 
     `storage` says why nothing can be stored, if so; `strained` why it holds back, and unloads models if it does;
-    `deaf` what the broker does not let it hear, `unwatched` what it does not let it watch; `blind` whether the
-    connection that watches is refused or lost while the other is not. `stuck` are threads that do not come back;
-    `clock` says why the wall clock is not believed, `duplicate` why another agent of this name lives, `unserved` why
-    nobody can read the metrics.
+    `deaf` what the broker does not let it hear, `unwatched` what it does not let it watch, `limited` what else it does
+    not give; `blind` whether the connection that watches is refused or lost while the other is not. `stuck` are threads
+    that do not come back; `clock` says why the wall clock is not believed, `duplicate` why another agent of this name
+    lives, `unserved` why nobody can read the metrics.
     """
     beginning = [engine for engine in engines if _begins(engine)]
     out = [engine for engine in engines if engine.phase in (Phase.DOWN, Phase.FAILED) and engine not in beginning]
@@ -41,6 +42,7 @@ def condition(
     reasons += [each for each in (storage, duplicate) if each]
     reasons += [f"the broker refuses {topic}" for topic in deaf]
     reasons += [f"the broker refuses the watched topic {topic}" for topic in unwatched]
+    reasons += limited
     reasons += ["watched topics have no connection"] if blind else []
     reasons += [f"metrics: {unserved}"] if unserved else []
     reasons += strained

@@ -9,7 +9,8 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -29,8 +30,9 @@ from edge_agent.mqtt.redial import Redial
 from edge_agent.mqtt.renewal import Renewal
 from edge_agent.mqtt.silence import Silence
 from edge_agent.mqtt.sockets import Paho, hang_up, plain
-from edge_agent.mqtt.subscriptions import Subscription, Subscriptions
+from edge_agent.mqtt.subscriptions import Grant, Subscription, Subscriptions
 from edge_agent.mqtt.trouble import Trouble
+from edge_agent.mqtt.welcome import LACKS, RETAINED, Welcome, limits, read
 from edge_agent.mqtt.wire import Inbound, Publication
 
 WILL_DELAY_S = 10
@@ -41,19 +43,6 @@ QUOTA_EXCEEDED = 0x97
 """What a broker says that limits how much a client may send, and takes the same again later."""
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """What the broker said of itself as it welcomed us; a session it keeps as long as we asked has no `expiry`.
-
-    `resumed`: it had a session of ours.
-    """
-
-    session_expiry_s: int | None
-    retain: bool
-    shared: bool
-    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +66,14 @@ class Callbacks:
     """Whom the link tells, on its own thread: none may block or raise.
 
     `up` gets the number of the connection; `down` the reason; `answered` the id of a QoS 1 message and the broker's
-    reason code; `subscribed` the filters the broker refused us; `will` gives the last will of a connection.
+    reason code; `subscribed` the filters the broker refused us, and why; `will` gives the last will of a connection.
     """
 
     receive: Callable[[Inbound, Receipt], None]
     up: Callable[[int], None] = lambda _epoch: None
     down: Callable[[str], None] = lambda _reason: None
     answered: Callable[[int, int], None] = lambda _mid, _reason: None
-    subscribed: Callable[[tuple[str, ...]], None] = lambda _refused: None
+    subscribed: Callable[[Mapping[str, str]], None] = lambda _refused: None
     will: Callable[[int], Publication | None] = lambda _epoch: None
 
 
@@ -122,6 +111,8 @@ class Link:
         self._silence = Silence(keepalive_s=access.keepalive_s, now_s=now_s)
         self.trouble: Trouble | None = None
         self.welcome: Welcome | None = None
+        # By address: another broker may answer at each.
+        self._lacks: defaultdict[int, frozenset[str]] = defaultdict(frozenset)
         self._unsent = Unsent()
         self._held = Held()
         self._connected = threading.Event()
@@ -154,6 +145,11 @@ class Link:
     def connections(self) -> int:
         """How many connections there were, the present one included."""
         return self._epoch
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """What the broker has not that MQTT 5 lets it do without; see welcome.py."""
+        return self._lacks[self._redial.address]
 
     @property
     def idle(self) -> bool:
@@ -218,7 +214,7 @@ class Link:
             publication.topic,
             publication.payload,
             qos=publication.qos,
-            retain=publication.retain,
+            retain=publication.retain and RETAINED not in self.lacks,
             properties=properties,
         )
         if publication.qos == 0:
@@ -244,7 +240,7 @@ class Link:
 
         The broker keeps the session and publishes no will over it; what it has not answered is sent again.
         """
-        owed = self.connected and bool(self._client.unanswered)
+        owed = self.connected and bool(self._client.unanswered or self._subscriptions.unanswered)
         if self._renewal.due(connected=self.connected):
             self._leave("renewed")
         elif self._silence.too_long(owed=owed) and not self._client.taking_in:
@@ -266,7 +262,8 @@ class Link:
         will = self._callbacks.will(self._epoch)
         if will is not None:
             properties = packets.properties(PacketTypes.WILLMESSAGE, WillDelayInterval=WILL_DELAY_S)
-            client.will_set(will.topic, will.payload, qos=will.qos, retain=will.retain, properties=properties)
+            retain = will.retain and RETAINED not in self.lacks
+            client.will_set(will.topic, will.payload, qos=will.qos, retain=retain, properties=properties)
 
     def _on_socket_open(self, _client: Client, _userdata: Any, sock: Any) -> None:
         self._socket = sock
@@ -276,23 +273,29 @@ class Link:
         self, _client: Client, _userdata: Any, flags: Any, reason: ReasonCode, properties: Properties | None
     ) -> None:
         if reason.is_failure:
+            self._learn(reason.value)
             self._tell("link.refused", trouble.of_refusal(str(reason)))
+            return
+        welcome = read(properties, resumed=flags.session_present)
+        if welcome.qos_max < 1:
+            self._tell("link.refused", trouble.NO_QOS_1)
+            hang_up(self._socket)
             return
         self.trouble = None
         self._up_s = self._now_s()
-        self._silence.begin()
+        self._silence.begin(keepalive_s=welcome.keepalive_s or self._access.keepalive_s)
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
-        self.welcome = Welcome(
-            session_expiry_s=getattr(properties, "SessionExpiryInterval", None),
-            retain=bool(getattr(properties, "RetainAvailable", True)),
-            shared=bool(getattr(properties, "SharedSubscriptionAvailable", True)),
-            resumed=flags.session_present,
-        )
+        self.welcome = welcome
+        self._lacks[self._redial.address] |= welcome.lacks
         self._resume(getattr(properties, "ReceiveMaximum", None))
-        self._subscriptions.begin()
+        self._subscriptions.begin(self.lacks)
         self._connected.set()
         log.log(self._level or logging.INFO, "link.up", **self._where(), connection=self._epoch)
+        if limited := [*limits(welcome, self.lacks, self._access)]:
+            log.log(self._level or logging.WARNING, "link.limited", **self._where(), limits=limited)
         self._callbacks.up(self._epoch)
+        if self._subscriptions.refused:
+            self._callbacks.subscribed(self._subscriptions.refused)
 
     def _resume(self, receive_max: int | None) -> None:
         """Have sent again what an earlier connection left, but for what this broker would disconnect us for."""
@@ -303,7 +306,7 @@ class Link:
 
         for mid in self._client.withdraw(unwanted):
             self._callbacks.answered(mid, PACKET_TOO_LARGE)
-        self._client.take_turns(receive_max)
+        self._client.take_turns(receive_max, retain=RETAINED not in self.lacks)
 
     def _on_subscribe(
         self,
@@ -313,7 +316,7 @@ class Link:
         reasons: list[ReasonCode],
         _properties: Properties | None,
     ) -> None:
-        self._subscriptions.answered(mid, [reason.is_failure for reason in reasons])
+        self._subscriptions.answered(mid, [Grant(reason.value, str(reason)) for reason in reasons])
         self._callbacks.subscribed(self._subscriptions.refused)
 
     def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
@@ -329,6 +332,7 @@ class Link:
             self._connected.clear()
         self._subscriptions.end()
         self._unsent.forget()
+        self._learn(reason.value)
         taken_over = reason.value == SESSION_TAKEN_OVER
         if taken_over:
             log.log(
@@ -356,6 +360,11 @@ class Link:
             wait_s = self._redial.lost(lived_s=lived_s, chance=self._chance())
         self._stay_away(wait_s)
         self._callbacks.down("duplicate_agent" if taken_over else str(reason))
+
+    def _learn(self, reason: int) -> None:
+        """Note what the broker has not: it ends the connection over it, though its welcome did not say so."""
+        if reason in LACKS:
+            self._lacks[self._redial.address] |= {LACKS[reason]}
 
     def _tell(self, event: str, found: Trouble) -> None:
         self.trouble, self._told = found, self._epoch

@@ -4,7 +4,7 @@ The subscriptions are on a connection of their own, because brokers go on to dea
 busy. It exists only while the agent is well and has room; it leaves by disconnecting.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edge_agent.log import get_logger
@@ -52,8 +52,8 @@ def full(unfinished: int, lanes: int) -> bool:
 class Pools:
     """Joins and leaves. `attend` and `stop` belong to the main thread; `look` may be called from any.
 
-    `wake` is called when `attend` has something to do before its time; `healthy`, `unfinished` and `lanes` are asked
-    often and must be quick.
+    `wake` is called when `attend` has something to do before its time, `changed` when `reasons` are others; `healthy`,
+    `unfinished` and `lanes` are asked often and must be quick.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Pools:
         unfinished: Callable[[], int],
         lanes: Callable[[], int],
         wake: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._access = replace(
             access,
@@ -77,16 +78,23 @@ class Pools:
             session_expiry_s=0,
             receive_max=1,
         )
-        self._subscriptions = tuple(Subscription(topics.pool_jobs(name)) for name in names)
+        self._names = {topics.pool_jobs(name): name for name in names}
+        self._subscriptions = tuple(map(Subscription, self._names))
         self._receive = receive
         self._connected = connected
         self._healthy = healthy
         self._unfinished = unfinished
         self._lanes = lanes
         self._wake = wake
+        self._changed = changed
         self._link: Link | None = None
-        self.refused: tuple[str, ...] = ()
-        """Filters the broker does not let us have; we stay away until the agent connects anew."""
+        self._joined = False
+        self._refused: Mapping[str, str] = {}
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Which pools the broker keeps us out of, and why; until the agent connects anew."""
+        return tuple(f"not in the pool {self._names[each]}: {why}" for each, why in self._refused.items())
 
     @property
     def full(self) -> bool:
@@ -105,14 +113,16 @@ class Pools:
 
     def reset(self) -> None:
         """Notice that the agent has connected anew."""
-        self.refused = ()
+        self._refused = {}
         self._wake()
 
     def attend(self) -> None:
         """Join or leave, if it is time."""
         if not self._subscriptions:
             return
-        why = self._absence(healthy=self._healthy() and not self.refused)
+        why = self._absence(healthy=self._healthy())
+        if len(self._refused) == len(self._subscriptions):
+            why = why or "refused"
         if self._link is None and why is None:
             self._join()
         elif self._link is not None and why is not None:
@@ -142,7 +152,7 @@ class Pools:
         self._link = link = Link(
             self._access, subscriptions=self._subscriptions, callbacks=callbacks, thread="mqtt-pool"
         )
-        log.info("pool.joined", pools=len(self._subscriptions))
+        self._joined = False
         link.start()
 
     def _leave(self, why: str) -> None:
@@ -151,7 +161,12 @@ class Pools:
             link.stop()
         log.info("pool.left", reason=why)
 
-    def _subscribed(self, refused: tuple[str, ...]) -> None:
-        self.refused = refused
-        if refused:
+    def _subscribed(self, refused: Mapping[str, str]) -> None:
+        news, self._refused = dict(refused) != self._refused, dict(refused)
+        joined = len(self._subscriptions) - len(refused)
+        if joined and not self._joined:
+            self._joined = True
+            log.info("pool.joined", pools=joined)
+        if news:
+            self._changed()
             self._wake()

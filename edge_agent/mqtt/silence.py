@@ -13,12 +13,13 @@ class Silence:
     """How long the broker has answered nothing on this connection."""
 
     def __init__(self, *, keepalive_s: float, now_s: Callable[[], float]) -> None:
-        self._bound_s = max(SILENT_S, KEEPALIVES * keepalive_s)
         self._now_s = now_s
-        self._since_s = now_s()
+        self.begin(keepalive_s=keepalive_s)
 
-    def begin(self) -> None:
-        """Count anew: a connection has begun, or the broker has answered something."""
+    def begin(self, *, keepalive_s: float | None = None) -> None:
+        """Count anew: a connection has begun, with this keepalive, or the broker has answered something."""
+        if keepalive_s is not None:
+            self._bound_s = max(SILENT_S, KEEPALIVES * keepalive_s)
         self._since_s = self._now_s()
 
     def too_long(self, *, owed: bool) -> bool:

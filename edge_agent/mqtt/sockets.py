@@ -88,8 +88,10 @@ class Paho(Client):
                 del self._out_messages[mid]
         return mids
 
-    def take_turns(self, receive_max: int | None) -> None:
+    def take_turns(self, receive_max: int | None, *, retain: bool) -> None:
         """Have no more messages on their way at once than this broker takes. For `on_connect`, each time.
+
+        Without `retain` it takes none that it shall retain.
 
         Paho knows no such bound (MQTT 5, section 4.9) and would send again all that was not answered; a broker ends the
         connection over one too many, and would do so again on every later one.
@@ -97,6 +99,8 @@ class Paho(Client):
         with self._out_message_mutex:
             self._max_inflight_messages = min(UNANSWERED_MAX, receive_max or UNANSWERED_MAX)
             room = self._max_inflight_messages - self._inflight_messages
+            for message in self._out_messages.values():
+                message.retain = message.retain and retain
             again = [each for each in self._out_messages.values() if each.state is MessageState.MQTT_MS_PUBLISH]
             for message in again[max(0, room) :]:
                 message.state = MessageState.MQTT_MS_QUEUED

@@ -1,12 +1,14 @@
 """What a connection wants to hear, and what the broker does not let it."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edge_agent.log import get_logger
+from edge_agent.mqtt.welcome import obstacle
 
+FAILED = 0x80
 FILTERS_AT_ONCE = 8
 """Topic filters in one SUBSCRIBE; hosted brokers take no more (aws/aws-iot-device-sdk-js#219)."""
 
@@ -29,6 +31,14 @@ class Subscription:
     needed: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a broker answers to one filter: a reason code (MQTT 5, section 3.9.3), and its words."""
+
+    code: int
+    words: str
+
+
 class Subscriptions:
     """Those of one link, asked for anew on every connection. `ask` sends one SUBSCRIBE and returns its id.
 
@@ -42,23 +52,31 @@ class Subscriptions:
         self._ask = ask
         self._lock = threading.Lock()
         self._begun = False
+        self._lacks: frozenset[str] = frozenset()
         self._asked: dict[int | None, Sequence[Subscription]] = {}
-        self.refused: tuple[str, ...] = ()
-        """Filters that the broker has refused on this connection."""
+        self.refused: Mapping[str, str] = {}
+        """Filters that the broker has refused on this connection, and why."""
 
-    def begin(self) -> None:
-        """Ask for all of them, on a new connection."""
+    @property
+    def unanswered(self) -> bool:
+        """Whether the broker owes an answer."""
+        return bool(self._asked)
+
+    def begin(self, lacks: frozenset[str] = frozenset()) -> None:
+        """Ask for all of them that a broker can have that lacks this, on a new connection."""
         with self._lock:
             self._asked.clear()
-            self.refused = ()
-            self._begun = True
-            for first in range(0, len(self._wanted), FILTERS_AT_ONCE):
-                self._send(self._wanted[first : first + FILTERS_AT_ONCE])
+            self.refused = {}
+            self._begun, self._lacks = True, lacks
+            possible = self._possible(self._wanted)
+            for first in range(0, len(possible), FILTERS_AT_ONCE):
+                self._send(possible[first : first + FILTERS_AT_ONCE])
 
     def end(self) -> None:
         """Ask for nothing until the next connection."""
         with self._lock:
             self._begun = False
+            self._asked.clear()
 
     def add(self, subscription: Subscription) -> None:
         """Ask for another one, from now on."""
@@ -66,20 +84,37 @@ class Subscriptions:
             if subscription in self._wanted:
                 return
             self._wanted += (subscription,)
-            if self._begun:
-                self._send((subscription,))
+            if self._begun and (possible := self._possible((subscription,))):
+                self._send(possible)
 
-    def answered(self, mid: int, failures: Sequence[bool]) -> None:
-        """Take in, of one SUBSCRIBE, which filters the broker refuses."""
+    def answered(self, mid: int, grants: Sequence[Grant]) -> None:
+        """Take in what the broker answers to the filters of one SUBSCRIBE."""
         with self._lock:
             asked = self._asked.pop(mid, ())
-        refused = tuple(each.topic for each, failed in zip(asked, failures, strict=False) if failed and each.needed)
-        self.refused += refused
+        answers = [*zip(asked, grants, strict=False)]
+        self._refuse({each.topic: grant.words for each, grant in answers if grant.code >= FAILED and each.needed})
+        weak = [each.topic for each, grant in answers if grant.code < each.qos]
+        if weak:
+            log.warning(
+                "link.subscription_weak",
+                filters=weak,
+                next="none; but the broker may lose what it sends here with a lower QoS than we ask for",
+            )
+
+    def _possible(self, wanted: Sequence[Subscription]) -> Sequence[Subscription]:
+        """Return those that the broker can have; the others are refused without asking: it might hang up on us."""
+        obstacles = {each.topic: obstacle(each.topic, self._lacks) for each in wanted}
+        self._refuse({each.topic: obstacles[each.topic] for each in wanted if obstacles[each.topic] and each.needed})
+        return [each for each in wanted if not obstacles[each.topic]]
+
+    def _refuse(self, refused: Mapping[str, str]) -> None:
         if refused:
+            self.refused = {**self.refused, **refused}
             log.error(
                 "link.subscription_refused",
-                filters=refused,
-                next="let the agent read these topics in the broker's ACL",
+                filters=[*refused],
+                reasons=sorted(set(refused.values())),
+                next="let us read these topics in the broker's ACL, or use a broker that has what is missing",
             )
 
     def _send(self, batch: Sequence[Subscription]) -> None:

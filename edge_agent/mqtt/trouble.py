@@ -26,6 +26,7 @@ class Trouble:
 
 
 LOST = Trouble("the connection was lost", "none needed, it is tried again")
+NO_QOS_1 = Trouble("the broker takes messages of QoS 0 only, which may get lost", "use a broker that takes QoS 1")
 _UNANSWERED = Trouble(
     "the broker was there and confirmed none of our messages", "see the broker's log and disk; they are sent again"
 )
@@ -97,6 +98,14 @@ def of_refusal(reason: str) -> Trouble:
         "Not authorized": "mend mqtt.username and mqtt.password_file, or the broker's users and ACL",
         "Client identifier not valid": "let the broker take our client id (use_username_as_clientid off in mosquitto)",
         "Unsupported protocol version": "use a broker that speaks MQTT 5",
+        "QoS not supported": NO_QOS_1.next,
+        "Retain not supported": "none needed, it is tried again without; but then who comes later does not see us",
+        "Banned": "see the broker's list of who is banned",
+        "Use another server": "mend mqtt.host",
+        "Server moved": "mend mqtt.host",
+        "Packet too large": "let the broker take larger packets (max_packet_size in mosquitto)",
+        "Quota exceeded": "raise the broker's limits; it is tried again",
+        "Connection rate exceeded": LOST.next,
         "Server busy": LOST.next,
         "Server unavailable": LOST.next,
     }

@@ -21,8 +21,8 @@ def test_a_watching_connection_that_is_refused_is_said_and_costs_no_pool(trouble
             store=Stand(trouble=None),
             queue=Stand(clock=Stand(doubt="")),
             announcer=Stand(duplicate=""),
-            pools=Stand(refused=()),
-            link=Stand(connected=True),
+            pools=Stand(reasons=()),
+            link=Stand(connected=True, lacks=frozenset()),
             watch_link=Stand(trouble=trouble),
         )
     )

@@ -7,7 +7,7 @@ from fakes import machine as machine_of
 
 from edge_agent.doctor import broker, builds, machine
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Welcome
+from edge_agent.mqtt.welcome import Welcome
 from edge_agent.settings import Settings
 from hardware.machine import Accelerator, Kind, Vendor
 

@@ -60,6 +60,7 @@ LAYERS = (
         "edge_agent.mqtt.presence",
         "edge_agent.mqtt.kept",
         "edge_agent.mqtt.session",
+        "edge_agent.mqtt.welcome",
     ),
     (
         "edge_agent.attempt",

@@ -120,11 +120,13 @@ def test_the_main_thread_is_woken_when_it_is_time_and_only_then(membership):
 
 def test_what_the_broker_refuses_is_not_asked_for_before_the_agent_connects_anew(membership):
     membership.attend()
-    membership.callbacks.subscribed(("$share/hall/edge/v1/pools/hall/job/+",))
-    assert membership.woken == 1
+    membership.callbacks.subscribed({membership.filters[0]: "Not authorized"})
+    assert membership.attend() == []  # the other pool is there
+    membership.callbacks.subscribed(dict.fromkeys(membership.filters, "Not authorized"))
+    assert membership.woken == 2
     assert membership.attend() == ["left"]
     assert membership.attend() == []
-    assert membership.pools.refused
+    assert membership.pools.reasons == ("not in the pool hall: Not authorized", "not in the pool yard: Not authorized")
     membership.pools.reset()
     assert membership.attend() == ["joined"]
 
