@@ -1,6 +1,7 @@
 """Generations share steps and whatever a backend keeps of past prompts: none of it shows in a text."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from driving import drive
@@ -113,3 +114,22 @@ def test_a_beginning_that_is_computed_for_one_owner_is_not_waited_for_by_another
     assert [each.end.usage.cached_tokens for each in (one, guess)] == [0, 0]
     assert computed(one) == computed(guess) == one.end.usage.prompt_tokens
     assert again.end.usage.cached_tokens > one.end.usage.prompt_tokens / 2
+
+
+def test_what_is_told_and_when_does_not_depend_on_what_others_say(load_slow, folder, job_id, side_by_side):
+    """The same steps with the same words, whether the neighbour's prompt is what was guessed or anything as long."""
+    rng = random.Random(5)
+    guess, other = ((Turn("system", prompt(rng, 400)), Turn("user", "is the pump on?")) for _ in range(2))
+
+    def heard(theirs, owner):
+        model, ours, events = load_slow(folder), Generation(job_id(), guess, 24, owner="guesser"), []
+        model.start(Generation(job_id(), theirs, 60, owner=owner))
+        for step in range(200):
+            if step == 3:
+                model.start(ours)
+            events += [(step, replace(event, job_id="")) for event in model.step() if event.job_id == ours.job_id]
+        return events
+
+    assert isinstance(heard(guess, "line-3")[-1][1], Finished)
+    assert heard(guess, "line-3") == heard(other, "line-3")
+    assert heard(guess, "guesser") != heard(other, "guesser")
