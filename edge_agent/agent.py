@@ -13,7 +13,7 @@ from types import FrameType
 
 from edge_agent import __version__
 from edge_agent.awake import awake_s, keep_time
-from edge_agent.composition import build
+from edge_agent.composition import build, given
 from edge_agent.composition.account import Account
 from edge_agent.composition.parts import Parts
 from edge_agent.errors import Code, EdgeAgentError
@@ -260,6 +260,7 @@ class Agent:
             folder = unless_open.enter_context(locked(settings.agent.state_dir))
             self._parts.spool.open()
             secret = former.secret(folder)
-            queue = open_queue(folder, age_step_s=settings.queue.age_step_s)
+            allowance = given.allowance(settings)
+            queue = open_queue(folder, age_step_s=settings.queue.age_step_s, allowance=allowance)
             held.push(unless_open.pop_all())
         return queue, secret

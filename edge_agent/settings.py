@@ -264,6 +264,12 @@ class QueueSection(Section):
         2 * DAY_S, ge=60, description="how long finished jobs are remembered; at least ttl_max_s"
     )
     keep_finished_jobs: int = Field(100_000, ge=1, description="how many finished jobs are remembered")
+    keep_finished_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="bytes that finished jobs may hold together, and never over half of the disk's room above "
+        "min_free_bytes; beyond it texts are erased, the oldest first, of the requester who has most",
+    )
 
     @model_validator(mode="after")
     def _remember_as_long_as_a_repeat_can_come(self) -> "QueueSection":
@@ -315,6 +321,12 @@ class RequestersSection(Section):
     max_jobs: int | None = Field(None, ge=1, description="unfinished jobs one requester may have here")
     max_bytes: int | None = Field(
         None, ge=1024, description="bytes of unfinished requests at which one requester's next is refused"
+    )
+    keep_finished_bytes: int = Field(
+        64 * 2**20,
+        ge=2**18,
+        description="bytes that the finished jobs of one requester may hold, and never over a quarter of what all may; "
+        "beyond it its oldest texts are erased",
     )
 
 

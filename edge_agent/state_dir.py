@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edge_agent.errors import PassingError, SettingsError
 from edge_agent.jobs.database import DamagedError, SchemaTooNewError
+from edge_agent.jobs.kept import UNBOUNDED, Allowance
 from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
 
@@ -49,7 +50,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise PassingError(f"agent.state_dir: {folder} cannot be locked: {error.strerror}") from error
 
 
-def open_queue(folder: Path, *, age_step_s: float) -> Queue:
+def open_queue(folder: Path, *, age_step_s: float, allowance: Allowance = UNBOUNDED) -> Queue:
     """Open the queue; a damaged one is set aside, under a name that says when, and a fresh one begun.
 
     Raises StorageError when the disk takes nothing, SettingsError when a newer version wrote the queue.
@@ -58,13 +59,13 @@ def open_queue(folder: Path, *, age_step_s: float) -> Queue:
     with contextlib.suppress(OSError):  # SQLite tells below why it cannot be written
         file.touch(mode=0o600)  # it holds prompts; its companions take over its mode
     try:
-        return Queue(file, age_step_s=age_step_s)
+        return Queue(file, age_step_s=age_step_s, allowance=allowance)
     except SchemaTooNewError as error:
         raise SettingsError(f"agent.state_dir: {error}") from error
     except DamagedError as error:
         aside = _set_aside(file)
         log.error("queue.damaged", reason=str(error), kept_as=str(aside), next="a fresh queue is begun")
-        return Queue(file, age_step_s=age_step_s)
+        return Queue(file, age_step_s=age_step_s, allowance=allowance)
 
 
 def _set_aside(file: Path) -> Path:

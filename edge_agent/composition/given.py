@@ -1,6 +1,8 @@
 """What the settings say, in the words of the parts that need it."""
 
 from edge_agent.health.governor import Policy
+from edge_agent.health.snapshot import free_bytes
+from edge_agent.jobs.kept import Allowance, Bounds
 from edge_agent.mqtt.access import Access
 from edge_agent.settings import Settings
 
@@ -21,4 +23,13 @@ def policy(settings: Settings) -> Policy | None:
         battery_percent=asked.battery_percent,
         disk_free_bytes=settings.queue.min_free_bytes,
         step_s=asked.step_s,
+    )
+
+
+def allowance(settings: Settings) -> Allowance:
+    """Return what ended jobs may hold of the disk."""
+    return Allowance(
+        Bounds(settings.queue.keep_finished_bytes, settings.requesters.keep_finished_bytes),
+        min_free_bytes=settings.queue.min_free_bytes,
+        free_bytes=lambda: free_bytes(settings.agent.state_dir),
     )

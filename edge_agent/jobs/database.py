@@ -11,7 +11,7 @@ from typing import Any
 
 from edge_agent.jobs.job import Job, JobState, sources
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCRIPTS = resources.files(__package__)
 """Where `schema.sql`, `queries.sql` and, one per later version, `migrate_VERSION.sql` lie."""
 
@@ -56,10 +56,16 @@ def _load_queries() -> dict[str, str]:
         {"request": "NULL", "outcome": "json_remove(outcome, '$.text')"}.get(name, name) for name in names
     )
     to_queued = ", ".join(f"'{state}'" for state in sources(JobState.QUEUED))
+    erased = (
+        "request = NULL, metadata = '{}', images = NULL, outcome = iif(coalesce(outcome ->> 'text', '') = '', outcome, "
+    )
+    erased += "json_set(outcome, '$.text', '', '$.text_truncated', json('true')))"
     text = SCRIPTS.joinpath("queries.sql").read_text(encoding="utf-8")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
     pairs = zip(parts[::2], parts[1::2], strict=True)
-    return {name: sql.strip().format(job=columns, brief=brief, to_queued=to_queued) for name, sql in pairs}
+    return {
+        name: sql.strip().format(job=columns, brief=brief, to_queued=to_queued, erased=erased) for name, sql in pairs
+    }
 
 
 SQL = _load_queries()
@@ -78,7 +84,7 @@ _PASSING: dict[int, type[StorageError]] = {
 }
 LOG_BYTES = 4 * 2**20
 """What the log keeps of the disk when it is begun anew, however long a transaction made it."""
-ERASING = frozenset({"remove", "erase", "forget", "prune_age", "prune_count"})
+ERASING = frozenset({"remove", "erase", "erase_oldest", "forget", "forget_oldest", "prune_age"})
 """The statements that delete text."""
 _DAMAGE = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA}
@@ -134,6 +140,8 @@ class Database:
                 raise
 
     def _open(self) -> None:
+        if self.connection.execute("PRAGMA page_count").fetchone() == (0,):  # later it would need the lock
+            self.connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = FULL")
         self.connection.execute("PRAGMA secure_delete = ON")
@@ -144,6 +152,7 @@ class Database:
         (found,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise DamagedError(found)
+        self.page_bytes = int(self.connection.execute("PRAGMA page_size").fetchone()[0])
         self._migrate()
 
     def _migrate(self) -> None:
@@ -158,6 +167,12 @@ class Database:
             script = SCRIPTS.joinpath(name).read_text(encoding="utf-8")
             version = SCHEMA_VERSION if version == 0 else version + 1
             self.connection.executescript(f"BEGIN IMMEDIATE;\n{script}\n; PRAGMA user_version = {version}; COMMIT;")
+
+    @property
+    def reusable_bytes(self) -> int:
+        """What of the file is free for new rows."""
+        (pages,) = self.connection.execute("PRAGMA freelist_count").fetchone()
+        return int(pages) * self.page_bytes
 
     def close(self) -> None:
         """Close the file."""

@@ -17,9 +17,16 @@ from edge_agent.jobs.database import Database, LockedError, StorageError
 
 LOG_PAGES = 1000
 """At so many pages the log is emptied into the file, as SQLite would do by itself."""
+FREE_BYTES = 4 * 2**20
+"""What of the file may lie free for the next jobs before it is given back to the disk."""
+GIVEN_BYTES = 8 * 2**20
+"""What is given back at once."""
+REWRITTEN_BYTES = 32 * 2**20
+"""How much there may be in a file of an earlier version that is written anew: SQLite makes it in memory first."""
 SCAN_BYTES = 2**20
 _LOG_HEADER_BYTES, _FRAME_HEADER_BYTES, _SALT = 32, 24, slice(8, 16)
 _LOG_SALT = slice(16, 24)
+INCREMENTAL = 2
 _TABLE_LEAF, _PAGE_HEADER_BYTES = 0x0D, 8
 
 
@@ -32,7 +39,7 @@ class Leftovers:
     def __init__(self, database: Database, file: Path) -> None:
         self._db = database
         self._log = file.with_name(f"{file.name}-wal")
-        self._page_bytes = int(database.connection.execute("PRAGMA page_size").fetchone()[0])
+        self._page_bytes = database.page_bytes
         self._frame_bytes = _FRAME_HEADER_BYTES + self._page_bytes
         # Never closed before the database: the kernel would drop SQLite's locks on the file, see fcntl_locking(2).
         try:
@@ -41,6 +48,8 @@ class Leftovers:
             raise StorageError(error.strerror) from error
         self._pages: set[int] = set()
         self._scan = True
+        # A file that version 0.1.0 made gives nothing back before it is written anew.
+        self._gives_back = database.connection.execute("PRAGMA auto_vacuum").fetchone() == (INCREMENTAL,)
 
     @property
     def pending(self) -> bool:
@@ -93,6 +102,45 @@ class Leftovers:
         if truncate:
             self._db.erased = False
         return None
+
+    @property
+    def surplus(self) -> bool:
+        """Whether so much of the file is free that some of it is given back to the disk, if that can be done now."""
+        free_bytes, used_bytes = self._room()
+        if free_bytes <= max(FREE_BYTES, used_bytes // 4):
+            return False
+        return self._gives_back or self._may_rewrite(free_bytes, used_bytes)
+
+    def give_back(self) -> StorageError | None:
+        """Give some of what is free in the file back to the disk; the file is cut when it is cleared next.
+
+        Returns what kept us from it.
+        """
+        try:
+            with self._db.unhindered() as ask:
+                if self._gives_back:
+                    self._db.connection.executescript(f"PRAGMA incremental_vacuum({GIVEN_BYTES // self._page_bytes})")
+                else:
+                    ask("PRAGMA auto_vacuum = INCREMENTAL")
+                    ask("VACUUM")
+                    (mode,) = ask("PRAGMA auto_vacuum")
+                    self._gives_back = mode == INCREMENTAL
+        except StorageError as error:
+            return error
+        self._db.erased = True
+        return None
+
+    def _room(self) -> tuple[int, int]:
+        """Return how many bytes of the file are free, and how many are used."""
+        (pages,) = self._db.connection.execute("PRAGMA page_count").fetchone()
+        free_bytes = self._db.reusable_bytes
+        return free_bytes, pages * self._page_bytes - free_bytes
+
+    def _may_rewrite(self, free_bytes: int, used_bytes: int) -> bool:
+        """Return whether a file of an earlier version can be written anew: mostly free, and room for it twice."""
+        stat = os.fstatvfs(self._file.fileno())
+        room = stat.f_bavail * stat.f_frsize > 2 * used_bytes + FREE_BYTES
+        return room and used_bytes <= min(free_bytes, REWRITTEN_BYTES)
 
     def _frame(self, number: int) -> int:
         return _LOG_HEADER_BYTES + number * self._frame_bytes

@@ -181,21 +181,35 @@ UPDATE jobs SET deliver_s = :now, deliver_tries = 0 WHERE row = :row AND finishe
 UPDATE jobs SET deliver_s = NULL WHERE row = :row AND deliver_s = :due_s
 
 -- name: erase
-UPDATE jobs SET request = NULL, outcome = :outcome, metadata = '{{}}'
- WHERE row = :row AND deliver_s IS NULL AND request IS NOT NULL
+UPDATE jobs SET {erased} WHERE row = :row AND deliver_s IS NULL AND request IS NOT NULL
+
+-- name: erase_oldest
+UPDATE jobs SET {erased}
+ WHERE row = (SELECT row FROM jobs WHERE client = :client AND (request IS NULL) = 0
+                                     AND finished_s IS NOT NULL AND deliver_s IS NULL ORDER BY finished_s LIMIT 1)
+
+-- name: forget_oldest
+DELETE FROM jobs
+ WHERE row = (SELECT row FROM jobs WHERE client = :client AND (request IS NULL) = :erased
+                                     AND finished_s IS NOT NULL AND deliver_s IS NULL ORDER BY finished_s LIMIT 1)
+
+-- name: kept_of
+SELECT bytes FROM kept WHERE client = :client
+
+-- name: kept_total
+SELECT coalesce(sum(jobs), 0), coalesce(sum(bytes), 0) FROM kept
+
+-- name: most_bytes
+SELECT client, bytes FROM kept WHERE client NOT IN (SELECT value FROM json_each(:passed)) ORDER BY bytes DESC LIMIT 1
+
+-- name: most_jobs
+SELECT client FROM kept WHERE client NOT IN (SELECT value FROM json_each(:passed)) ORDER BY jobs DESC LIMIT 1
 
 -- name: defer
 UPDATE jobs SET deliver_s = :deliver_s, deliver_tries = deliver_tries + 1 WHERE row = :row AND deliver_s = :due_s
 
 -- name: prune_age
 DELETE FROM jobs WHERE row IN (SELECT row FROM jobs WHERE finished_s <= :before_s AND deliver_s IS NULL
-                                ORDER BY finished_s LIMIT :limit)
-
--- name: finished_count
-SELECT count(*) FROM jobs WHERE finished_s IS NOT NULL
-
--- name: prune_count
-DELETE FROM jobs WHERE row IN (SELECT row FROM jobs WHERE finished_s IS NOT NULL AND deliver_s IS NULL
                                 ORDER BY finished_s LIMIT :limit)
 
 -- name: prune_cancels

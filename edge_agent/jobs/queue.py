@@ -19,6 +19,7 @@ from edge_agent.jobs.backlog import Backlog, Ledger
 from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.database import Database, translated
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
+from edge_agent.jobs.kept import UNBOUNDED, Allowance, Kept
 from edge_agent.jobs.leftovers import Leftovers
 from edge_agent.jobs.needed import NeededImages
 from edge_agent.jobs.overview import Overview
@@ -54,14 +55,19 @@ class Envelope:
 class Queue:
     """The jobs of one agent: how they come, run and end.
 
-    `images`, `results` and `overview` are about the same jobs, `leftovers` about what was erased of them.
-    `age_step_s` is how many seconds of waiting weigh as much as one step of priority; `clock` makes the queue's clock
-    from what it showed at last. Opening creates the file or brings its schema up to date. Raises SchemaTooNewError,
-    DamagedError or StorageError.
+    `images`, `results`, `overview` and `kept` are about the same jobs, `leftovers` about what was erased of them.
+    `age_step_s` is how many seconds of waiting weigh as much as one step of priority; `allowance` says what ended jobs
+    may hold; `clock` makes the queue's clock from what it showed at last. Opening creates the file or brings its schema
+    up to date. Raises SchemaTooNewError, DamagedError or StorageError.
     """
 
     def __init__(
-        self, file: Path, *, age_step_s: float = 60.0, clock: Callable[[Anchor | None], Clock] = Clock
+        self,
+        file: Path,
+        *,
+        age_step_s: float = 60.0,
+        allowance: Allowance = UNBOUNDED,
+        clock: Callable[[Anchor | None], Clock] = Clock,
     ) -> None:
         self._age_step_s = age_step_s
         self._db = Database(file)
@@ -77,6 +83,7 @@ class Queue:
         self.images = NeededImages(self._db, self.clock)
         self.results = Results(self._db, self.clock)
         self.overview = Overview(self._db, self.clock, self._ledger)
+        self.kept = Kept(self._db, allowance)
 
     def close(self) -> None:
         """Close the file; nothing of what was erased stays in it, unless another program has it open."""
@@ -120,6 +127,11 @@ class Queue:
             raise
 
     # Taking jobs in
+
+    @property
+    def reusable_bytes(self) -> int:
+        """What of the file is free for new jobs, though it takes room on the disk."""
+        return self._db.reusable_bytes
 
     @property
     def backlog(self) -> Backlog:
@@ -381,18 +393,17 @@ class Queue:
         return self._db.run("prune_age", before_s=self.clock.now_s() - older_s, limit=ROWS_AT_ONCE)
 
     def prune(self, *, keep_s: float, keep_jobs: int) -> bool:
-        """Forget finished jobs beyond age and number, and old cancels, at most ROWS_AT_ONCE rows a statement.
+        """Forget finished jobs beyond age, number and bytes, and old cancels; a bounded number of rows of each.
 
         Returns whether that bound was reached, so that there may be more to forget.
         """
         aged = self.forget_ended(keep_s)
-        (finished,) = self._db.row("finished_count")
-        limit = min(max(0, finished - keep_jobs), ROWS_AT_ONCE)
-        surplus = self._db.run("prune_count", limit=limit)
+        surplus = self.kept.shed_jobs(keep_jobs)
+        surplus = self.kept.shed() or surplus
         self._db.run("prune_cancels", before_s=self.clock.now_s() - keep_s)
         self._db.run("prune_cancel_count", keep=CANCELS_MAX)
         self.remember_clock()
-        return ROWS_AT_ONCE in (aged, surplus)
+        return surplus or aged == ROWS_AT_ONCE
 
     def remember_clock(self) -> None:
         """Store where the queue's clock stands, for the next start."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from edge_agent.jobs.clock import Clock
 from edge_agent.jobs.database import Database, job_of
-from edge_agent.jobs.job import Job, Outcome
+from edge_agent.jobs.job import Job
 
 RESULT_KEPT_S = 86_400.0
 """A result is published until the broker answers, but no longer than this (its expiry in the protocol)."""
@@ -64,7 +64,4 @@ class Results:
 
         One whose result was asked for again since stays as it is.
         """
-        outcome = Outcome.model_validate_json(job.outcome or "{}")
-        if outcome.text:
-            outcome = outcome.model_copy(update={"text": "", "text_truncated": True})
-        self._db.run("erase", row=job.row, outcome=outcome.model_dump_json(exclude_none=True))
+        self._db.run("erase", row=job.row)

@@ -1,4 +1,4 @@
--- Version 2. One row is one accepted job; the row is the state machine.
+-- Version 3. One row is one accepted job; the row is the state machine.
 -- Times are seconds on the queue's own clock (see clock.py), which wall-clock changes do not move.
 
 CREATE TABLE jobs (
@@ -37,6 +37,10 @@ CREATE TABLE jobs (
     images           TEXT,                               -- what they were decoded to (JSON)
     source           TEXT,                               -- the topic a watch saw; NULL: somebody asked
     answer           TEXT,                               -- where a watch's answer goes (JSON); NULL: the client's inbox
+    held_bytes       INTEGER GENERATED ALWAYS AS (       -- what it holds of the file, more or less
+        1000 + iif(request IS NULL, 0, request_bytes) + coalesce(length(CAST(outcome AS BLOB)), 0)
+             + length(CAST(metadata AS BLOB)) + coalesce(length(CAST(images AS BLOB)), 0)
+    ) VIRTUAL,
     UNIQUE (client, job_id)
 ) STRICT;
 
@@ -49,6 +53,7 @@ CREATE INDEX jobs_running  ON jobs (row)            WHERE state = 'running';
 CREATE INDEX jobs_owed     ON jobs (deliver_s)      WHERE deliver_s IS NOT NULL;
 CREATE INDEX jobs_watched  ON jobs (client, source) WHERE source IS NOT NULL;
 CREATE INDEX jobs_finished ON jobs (finished_s)     WHERE finished_s IS NOT NULL;
+CREATE INDEX jobs_kept ON jobs (client, request IS NULL, finished_s) WHERE finished_s IS NOT NULL AND deliver_s IS NULL;
 
 -- Images uploaded apart are waited for; decoded are those of the first jobs only.
 CREATE INDEX jobs_incomplete ON jobs (row)          WHERE state = 'waiting';
@@ -106,4 +111,34 @@ BEGIN
     INSERT INTO totals VALUES (NEW.state, 1) ON CONFLICT DO UPDATE SET count = count + 1;
     INSERT INTO totals VALUES ('completion_tokens', coalesce(json_extract(NEW.outcome, '$.usage.completion_tokens'), 0))
            ON CONFLICT DO UPDATE SET count = count + excluded.count;
+END;
+
+-- How many ended jobs each client has here, and what they hold.
+CREATE TABLE kept (
+    client TEXT    PRIMARY KEY,
+    jobs   INTEGER NOT NULL,
+    bytes  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER kept_refused AFTER INSERT ON jobs WHEN NEW.finished_s IS NOT NULL
+BEGIN
+    INSERT INTO kept VALUES (NEW.client, 1, NEW.held_bytes)
+           ON CONFLICT DO UPDATE SET jobs = jobs + 1, bytes = bytes + excluded.bytes;
+END;
+
+CREATE TRIGGER kept_ended AFTER UPDATE OF finished_s ON jobs WHEN OLD.finished_s IS NULL AND NEW.finished_s IS NOT NULL
+BEGIN
+    INSERT INTO kept VALUES (NEW.client, 1, NEW.held_bytes)
+           ON CONFLICT DO UPDATE SET jobs = jobs + 1, bytes = bytes + excluded.bytes;
+END;
+
+CREATE TRIGGER kept_erased AFTER UPDATE OF request ON jobs WHEN OLD.finished_s IS NOT NULL
+BEGIN
+    UPDATE kept SET bytes = bytes + NEW.held_bytes - OLD.held_bytes WHERE client = NEW.client;
+END;
+
+CREATE TRIGGER kept_forgotten AFTER DELETE ON jobs WHEN OLD.finished_s IS NOT NULL
+BEGIN
+    UPDATE kept SET jobs = jobs - 1, bytes = bytes - OLD.held_bytes WHERE client = OLD.client;
+    DELETE FROM kept WHERE client = OLD.client AND jobs = 0;
 END;

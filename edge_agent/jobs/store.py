@@ -33,7 +33,7 @@ LOCK_S = 30.0
 LOCK_STOP_S = 10.0
 """How long it is waited for at the end, beyond what whoever stops us waited before."""
 HOUSEKEEPING_S = 60.0
-"""How often old jobs are forgotten; sooner when as many have ended as are forgotten at once."""
+"""How often old jobs are forgotten; sooner when as many have ended as are forgotten at once, or they hold too much."""
 
 log = get_logger()
 
@@ -215,7 +215,7 @@ class Store:
         now_s = self.now_s()
         released, next_release_s = self._queue.release()
         self._next_due_s = min(self._queue.expire() or math.inf, next_release_s or math.inf)
-        if now_s >= self._next_housekeeping_s or self._ended >= ROWS_AT_ONCE:
+        if now_s >= self._next_housekeeping_s or self._ended >= ROWS_AT_ONCE or self._queue.kept.over:
             self._ended = 0
             more = self._queue.prune(keep_s=self._keep_s, keep_jobs=self._keep_jobs)
             self._watch_clock()

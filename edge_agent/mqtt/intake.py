@@ -6,7 +6,7 @@ but those whose author stands in no valid topic: there is nobody to answer.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.attachments import Attached, attach
@@ -39,6 +39,8 @@ RETRY_AFTER_DEFAULT_S = 10.0
 """What a full queue tells a requester before any job was measured."""
 RETRY_AFTER_LEAST_S = 1.0
 """Sooner nobody needs to come back, however fast jobs are: many are told the same."""
+
+T = TypeVar("T")
 
 _Afterwards = Callable[[], None]
 """What to do once a message is stored; nothing is said, and nobody told, before it is true."""
@@ -162,12 +164,22 @@ class Intake:
     def _attach(self, queue: Queue, request: Request, client: str) -> Attached:
         if not request.images:
             return Attached(request, {})
-        holder = Holder(client, queue.images.held(client), "messages")
-        try:
+
+        def put_away() -> Attached:
+            holder = Holder(client, queue.images.held(client), "messages")
             return attach(request, holder=holder, spool=self._spool, folders=self._images.folders)
-        except EdgeAgentError:
-            self._spool.sweep(*queue.images.needed())  # of an image before the one at fault
-            raise
+
+        return self._with_room(queue, put_away)
+
+    def _with_room(self, queue: Queue, keep: Callable[[], T]) -> T:
+        """Keep images; when there is no room, once more without what ended jobs have left there."""
+        try:
+            return keep()
+        except EdgeAgentError as error:
+            self._spool.sweep(*queue.images.needed())  # also of an image before the one at fault
+            if error.code is not Code.STORAGE_FULL:
+                raise
+        return keep()
 
     def _take_image(self, queue: Queue, inbound: Inbound, client: str) -> _Afterwards:
         piece = decode_image(inbound)
@@ -179,11 +191,10 @@ class Intake:
         if not asked_for:
             return _nothing
         try:
-            self._check_disk()
+            self._check_disk(queue)
             holder = Holder(client, queue.images.held(client), "messages")
-            if self._spool.add_part(
-                piece.sha256, part=piece.part, parts=piece.parts, content=piece.content, holder=holder
-            ):
+            add = partial(self._spool.add_part, piece.sha256, part=piece.part, parts=piece.parts, holder=holder)
+            if self._with_room(queue, partial(add, content=piece.content)):
                 queue.images.came(client, piece.sha256)
         except EdgeAgentError as error:
             if error.code is Code.BAD_IMAGE:  # the right bytes may still come
@@ -230,11 +241,18 @@ class Intake:
         if request.ttl_s > self._settings.ttl_max_s:
             raise EdgeAgentError(Code.BAD_REQUEST, f"ttl_s: must be at most {self._settings.ttl_max_s}")
         self._find_room(queue, model, client)
-        self._check_disk()
+        self._check_disk(queue)
         return model
 
-    def _check_disk(self) -> None:
-        if self._free_bytes() < self._settings.min_free_bytes:
+    def _check_disk(self, queue: Queue) -> None:
+        """Raise EdgeAgentError when too little is left of the disk, though what can be shed is."""
+
+        def short() -> bool:
+            return self._free_bytes() + queue.reusable_bytes < self._settings.min_free_bytes
+
+        if short():
+            queue.kept.shed()
+        if short():
             raise EdgeAgentError(Code.STORAGE_FULL, "the device's disk is full; free space there", retry_after_s=60.0)
 
     def _find_room(self, queue: Queue, model: str, client: str | None) -> None:
@@ -250,6 +268,8 @@ class Intake:
             )
         elif all_.jobs >= self._settings.high_water_jobs or all_.request_bytes >= self._settings.high_water_bytes:
             code, sentence = Code.QUEUE_FULL, "the queue is full; send the job again later"
+        elif client and queue.kept.full(client):
+            code, sentence = Code.QUOTA_EXCEEDED, "the broker has not taken your results yet; send it again later"
         else:
             return
         retry_after_s = self._pace.room_s(model, queue.overview.running_work(model))

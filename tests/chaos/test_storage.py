@@ -5,13 +5,17 @@ import os
 import signal
 import sqlite3
 import subprocess
-from contextlib import closing, contextmanager
+import threading
+import time
+from collections import Counter
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from fakes import accept, find
 from running import PATIENCE_S, AgentProcess, Listener, mosquitto_pub, requester, wait_for
 
+from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.queue import Queue
 
@@ -19,6 +23,8 @@ pytestmark = pytest.mark.broker
 
 DISK_BYTES = 12 * 2**20
 """Small enough to fill at once, larger than the 4 MB to which SQLite lets its journal grow."""
+FLOOD_S = float(os.environ.get("FLOOD_S", "6"))
+"""How long a requester sends and cancels; the long form takes 300 s."""
 INBOX = "edge/v1/clients/{}/inbox/#"
 COMMAND = "edge/v1/agents/edge-01/cmd/{}/{}"
 TELEMETRY = "edge/v1/agents/edge-01/evt/telemetry"
@@ -32,10 +38,10 @@ def as_root(*command):
 
 
 @contextmanager
-def small_disk(folder):
+def small_disk(folder, size_bytes=DISK_BYTES):
     """A real file system of its own, in memory."""
     folder.mkdir(parents=True)
-    options = f"size={DISK_BYTES},mode=0700,uid={os.getuid()},gid={os.getgid()}"
+    options = f"size={size_bytes},mode=0700,uid={os.getuid()},gid={os.getgid()}"
     mounted = as_root("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder))
     if mounted.returncode:
         reason = f"no file system can be mounted here: {mounted.stderr.strip()}"
@@ -65,6 +71,29 @@ def fill(disk, *, leave_bytes):
 def free(disk):
     """Give the room back."""
     (disk / "ballast").unlink()
+
+
+@contextmanager
+def full(disk):
+    """Take all room, and what the agent gives back of its own as soon as it does."""
+    over = threading.Event()
+
+    def top_up():
+        with (disk / "ballast").open("ab", buffering=0) as ballast:
+            while not over.wait(0.002):
+                with suppress(OSError):
+                    while ballast.write(bytes(4096)):
+                        pass
+
+    fill(disk, leave_bytes=0)
+    thread = threading.Thread(target=top_up, name="ballast")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        free(disk)
 
 
 @pytest.fixture
@@ -123,22 +152,23 @@ def test_a_full_disk_loses_nothing_and_stops_nobody(start, disk, broker):
         (early,) = inbox.wait("result")
         running = client.submit("edge-01", prompt="Go on", max_tokens=600)
         wait_for(lambda: running.status and running.status.state == "running", "running")
-        fill(disk, leave_bytes=0)
-        mosquitto_pub(broker, COMMAND.format("job", "plain"), '{"job_id": "late", "prompt": "Go"}')
-        (refused,) = inbox.wait("status", state="rejected")
-        assert (refused["error"]["code"], refused["error"]["retryable"]) == ("storage_full", True)
-        assert refused["error"]["retry_after_s"] > 0
-        agent.wait_said("job.computed", 2)
-        agent.wait_said("store.full")
-        inbox.wait("presence", health="unhealthy", reason="the disk is full")
-        inbox.wait("telemetry", health="unhealthy")
-        # A question cannot be answered now, and is no end of the job that was asked after.
-        broker.stop()
-        broker.start()
-        agent.wait_said("link.up", 2)
-        wait_for(lambda: [e for e in agent.said("message.rejected") if e["client"] == "tester"], "a question refused")
-        assert not running.done
-        free(disk)
+        with full(disk):
+            mosquitto_pub(broker, COMMAND.format("job", "plain"), '{"job_id": "late", "prompt": "Go"}')
+            (refused,) = inbox.wait("status", state="rejected")
+            assert (refused["error"]["code"], refused["error"]["retryable"]) == ("storage_full", True)
+            assert refused["error"]["retry_after_s"] > 0
+            agent.wait_said("job.computed", 2)
+            agent.wait_said("store.full")
+            inbox.wait("presence", health="unhealthy", reason="the disk is full")
+            inbox.wait("telemetry", health="unhealthy")
+            # A question cannot be answered now, and is no end of the job that was asked after.
+            broker.stop()
+            broker.start()
+            agent.wait_said("link.up", 2)
+            wait_for(
+                lambda: [e for e in agent.said("message.rejected") if e["client"] == "tester"], "a question refused"
+            )
+            assert not running.done
         # Sooner than it may come again by itself: the client would ask, and be answered, all the same.
         mosquitto_pub(broker, COMMAND.format("status", "tester"), json.dumps({"job_id": running.job_id}))
         result = running.result(60)
@@ -157,16 +187,58 @@ def test_a_stop_on_a_full_disk_is_bounded_and_the_job_runs_again(start, disk, br
     with requester(broker) as client:
         running = client.submit("edge-01", prompt="Go on", max_tokens=600)
         wait_for(lambda: running.status and running.status.state == "running", "running")
-        fill(disk, leave_bytes=0)
-        agent.wait_said("job.computed")
-        agent.wait_said("store.full")
-        assert agent.stop(timeout_s=45) == 0
-        assert agent.said("store.abandoned")
-        free(disk)
+        with full(disk):
+            agent.wait_said("job.computed")
+            agent.wait_said("store.full")
+            assert agent.stop(timeout_s=45) == 0
+            assert agent.said("store.abandoned")
         agent.start()
         result = running.result(60)
         assert (result.state, result.attempt) == ("succeeded", 2)
     assert agent.stop() == 0
+
+
+def ended(handle):
+    """How a job ended: its state, or the code it was refused with."""
+    try:
+        return str(handle.result(60).state)
+    except EdgeAgentError as error:
+        return str(error.code)
+
+
+def file_bytes(agent):
+    """What the queue's files take of the disk."""
+    return sum(file.stat().st_size for file in agent.state_dir.glob("queue.db*"))
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(FLOOD_S + 180)
+def test_who_sends_and_cancels_fills_no_disk_and_shuts_nobody_out(start, tmp_path, broker):
+    """Within its quota a requester ends hundreds of large jobs: another is never refused, and the room comes back."""
+    large = {"messages": [{"role": "user", "content": "x" * 120_000}], "max_tokens": 1}
+    room_bytes = 96 * 2**20 if FLOOD_S > 60 else 20 * 2**20
+    with small_disk(tmp_path / "agent" / "state", 64 * 2**20 + room_bytes) as disk:
+        agent = start("[requesters]\nmax_jobs = 5\nmax_bytes = 1_000_000\n")
+        with requester(broker, "mallory") as mallory, requester(broker, "bob") as bob:
+            end_s, sent, outcomes = time.monotonic() + FLOOD_S, 0, []
+            while time.monotonic() < end_s:
+                flood = [mallory.submit("edge-01", job_id=f"m-{sent + each}", **large) for each in range(4)]
+                sent += len(flood)
+                for handle in flood:
+                    handle.cancel()
+                if sent % 100 == 0:
+                    assert bob.submit("edge-01", prompt="Go", max_tokens=2).result(60).state == "succeeded"
+                outcomes += map(ended, flood)
+            assert sent * 120_000 > 2 * room_bytes, "too slow a flood says nothing"
+            assert bob.submit("edge-01", job_id="last", prompt="Go", max_tokens=2).result(60).state == "succeeded"
+            assert set(outcomes) <= {"canceled", "failed", "quota_exceeded"}, Counter(outcomes)
+            # The jobs are remembered when their texts are not any more: what is sent again is answered, and not run.
+            early = next(number for number in range(sent - 300, sent) if outcomes[number] == "canceled")
+            assert ended(mallory.submit("edge-01", job_id=f"m-{early}", **large)) == "canceled"
+            stat = os.statvfs(disk)
+            wait_for(lambda: file_bytes(agent) < stat.f_blocks * stat.f_frsize // 4, "the room to come back")
+        assert started_once(agent)
+        assert agent.stop() == 0
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge_agent.errors import Code
 from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.kept import UNBOUNDED, Allowance, Bounds
 from edge_agent.jobs.pace import Pace, Took, Work
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.spool import Spool
@@ -54,11 +55,12 @@ class Desk:
         folders=(),
         share_bytes=10_000,
         quota_bytes=10_000,
+        allowance=UNBOUNDED,
         **settings,
     ):
         self.journal = []
         self.machine = Time()
-        self.queue = self.machine.queue(folder)
+        self.queue = self.machine.queue(folder, allowance=allowance)
         self.ack = lambda mid: self.journal.append(("acked", mid))
         self.store = Store(
             self.queue,
@@ -84,7 +86,7 @@ class Desk:
             roster=roster or FakeRoster("phi"),
             pace=self.pace,
             cancel_running=lambda job: self.journal.append(("cancel", job.job_id, job.attempt)),
-            free_bytes=lambda: free_bytes,
+            free_bytes=free_bytes if callable(free_bytes) else lambda: free_bytes,
             pool_full=lambda: self.pool_full,
         )
         self.pool_full = False
@@ -270,6 +272,37 @@ def test_a_disk_nearly_full_takes_no_more_jobs(tmp_path):
     with Desk(tmp_path, free_bytes=10, min_free_bytes=11) as desk:
         _, error = refusal(desk.submit())
         assert (error["code"], error["retryable"]) == (Code.STORAGE_FULL, True)
+
+
+def test_what_ended_jobs_hold_makes_room_before_anybody_is_refused(tmp_path):
+    """Texts that are not owed any more go first; what is free in the file counts as free, for it can be used again."""
+    free_bytes = [10**9]
+    allowance = Allowance(Bounds(10**9, 10**9), 5 * 10**6, lambda: free_bytes[0])
+    with Desk(tmp_path, free_bytes=lambda: free_bytes[0], allowance=allowance, min_free_bytes=5 * 10**6) as desk:
+        for number in range(40):
+            desk.submit(f"job-{number}", prompt="x" * 100_000)
+            desk.ask(lambda queue: queue.end(queue.claim("phi", idle=True), JobState.SUCCEEDED, ANSWER))
+        free_bytes[0] = 2 * 10**6
+        _, error = refusal(desk.take("job", json.loads(request().to_json()), client="line-4"))
+        assert error["code"] == Code.STORAGE_FULL  # the broker has taken none of the results yet
+        desk.ask(lambda queue: [queue.results.delivered(owed) for owed in queue.results.owed(100)])
+        assert desk.submit("job-40")[0][0] == "acked"
+        assert desk.find("job-0").request is None
+        assert desk.submit("job-0", prompt="x" * 100_000)[0][:2] == ("answered", "job-0")
+
+
+def test_who_takes_no_results_is_refused_and_nobody_else(tmp_path):
+    """What is owed cannot be shed: beyond its share a requester gets no more, until the broker has taken it."""
+    allowance = Allowance(Bounds(10**9, 10**6), 0, lambda: 10**9)
+    with Desk(tmp_path, allowance=allowance) as desk:
+        for number in range(10):
+            assert desk.submit(f"job-{number}", prompt="x" * 100_000)[0][0] == "acked"
+            desk.finish()
+        _, error = refusal(desk.submit("job-11"))
+        assert (error["code"], error["retryable"]) == (Code.QUOTA_EXCEEDED, True)
+        assert desk.take("job", json.loads(request("other").to_json()), client="line-4")[0][0] == "acked"
+        desk.ask(lambda queue: [queue.results.delivered(owed) for owed in queue.results.owed(100)])
+        assert desk.submit("job-11")[0][0] == "acked"
 
 
 def test_a_disk_that_takes_nothing_refuses_and_acknowledges(desk, monkeypatch):
@@ -766,3 +799,14 @@ def test_other_commands_to_a_pool_are_none(desk, topic):
     entries = desk.take("status", {"job_id": "job-1"}, topic=topic)
     assert entries[-1] == ("acked", 1)
     assert desk.find() is None
+
+
+def test_images_of_ended_jobs_stand_in_nobodys_way(tmp_path):
+    """They are removed a second later; when there is no room before that, at once."""
+    with Desk(tmp_path, roster=FakeRoster("phi", images=4), quota_bytes=10_000, share_bytes=8_000) as desk:
+        for number, client in enumerate(("line-3", "line-3", "line-4", "line-5")):
+            photo = inline(b"\xff\xd8\xff" + bytes([number]) * 6_000)
+            told = desk.take("job", about(photo) | {"job_id": f"job-{number}"}, client=client)
+            assert ("told", f"job-{number}", JobState.QUEUED) in told
+            desk.take("cancel", {"job_id": f"job-{number}"}, client=client)
+        assert desk.spool.used_bytes < 8_000
