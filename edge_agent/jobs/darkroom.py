@@ -1,11 +1,6 @@
 """The parent's end of the image child: gives it one image at a time, waits no longer than a bound, replaces it."""
 
-import contextlib
-import json
-import os
-import select
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from edge_agent.awake import awake_s, wait_awake
+from edge_agent.awake import awake_s
+from edge_agent.disposable import Disposable, GoneError
 from edge_agent.log import get_logger
 
 IMAGE_S = 10.0
@@ -26,7 +22,6 @@ LIBRARIES_BYTES = 128 * 2**20
 """Of the program and its libraries: 34 MiB at rest."""
 IMAGES_MAX = 200
 """After so many a child is replaced: what its libraries leak ends with it."""
-ANSWER_BYTES_MAX = 4096
 
 log = get_logger()
 
@@ -37,10 +32,6 @@ class BadImageError(Exception):
 
 class FullError(Exception):
     """There is no room on the disk for the decoded image."""
-
-
-class _GoneError(Exception):
-    """The child ended under an image; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +65,10 @@ class Darkroom:
         now_s: Callable[[], float] = awake_s,
     ) -> None:
         bounds = {"--pixels": pixels, "--memory": bound_bytes(pixels), "--seconds": CPU_S}
-        self._command = (*command, *(word for name, bound in bounds.items() for word in (name, str(bound))))
+        bounded = (*command, *(word for name, bound in bounds.items() for word in (name, str(bound))))
         self._image_s = image_s
         self._now_s = now_s
-        self._child: subprocess.Popen[bytes] | None = None
-        self._served = 0
+        self._child = Disposable(bounded, now_s=now_s)
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +81,7 @@ class Darkroom:
     @property
     def pid(self) -> int | None:
         """The child's process id; None while there is none."""
-        return self._child.pid if self._child else None
+        return self._child.pid
 
     def measure(self, file: Path) -> tuple[int, int]:
         """Return an image's width and height in pixels, upright as far as its beginning tells. Raises BadImageError."""
@@ -104,14 +94,7 @@ class Darkroom:
 
     def close(self) -> None:
         """End the child, if there is one."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                with contextlib.suppress(OSError):  # what was not written has nobody to read it
-                    if pipe is not None:
-                        pipe.close()
-            self._child = None
+        self._child.close()
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Return the child's answer. A child that dies may have been killed for others: a second one is tried.
@@ -121,10 +104,16 @@ class Darkroom:
         end_s = self._now_s() + self._image_s
         for _ in range(2):
             try:
-                answer = self._exchange(json.dumps(order).encode() + b"\n", end_s)
+                if self._child.served >= IMAGES_MAX:
+                    self._child.close()
+                answer = self._child.ask(order, end_s=end_s)
                 break
-            except _GoneError as error:
+            except TimeoutError:
+                raise BadImageError(f"was not decoded after {self._image_s:.0f} s") from None
+            except GoneError as error:
                 reason = str(error)
+                if reason == signal.SIGXCPU.name:
+                    raise BadImageError("takes too long to decode") from None
                 log.warning("images.died", reason=reason)
         else:
             raise BadImageError(f"ended the program that decodes images, twice ({reason})")
@@ -133,58 +122,3 @@ class Darkroom:
         if "full" in answer:
             raise FullError(answer["full"])
         return answer
-
-    def _exchange(self, order: bytes, end_s: float) -> dict[str, Any]:
-        child = self._present()
-        try:
-            os.write(child.stdin.fileno(), order)  # type: ignore[union-attr]  # a pipe; far below what it holds
-            line = self._read(child.stdout.fileno(), end_s)  # type: ignore[union-attr]
-            answer: dict[str, Any] = json.loads(line)
-        except TimeoutError:
-            self.close()
-            raise BadImageError(f"was not decoded after {self._image_s:.0f} s") from None
-        except (OSError, ValueError):
-            reason = self._exit_reason(child)
-            self.close()
-            if reason == signal.SIGXCPU.name:
-                raise BadImageError("takes too long to decode") from None
-            raise _GoneError(reason) from None
-        return answer
-
-    def _present(self) -> subprocess.Popen[bytes]:
-        if self._served >= IMAGES_MAX or (self._child is not None and self._child.poll() is not None):
-            self.close()
-        if self._child is None:
-            self._served = 0
-            self._child = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # decoders complain there of what they read
-                bufsize=0,
-            )
-        self._served += 1
-        return self._child
-
-    def _read(self, descriptor: int, end_s: float) -> bytes:
-        """Return a line. Raises TimeoutError, OSError when the child has closed its end, ValueError for chatter."""
-        line = b""
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        while not line.endswith(b"\n"):
-            left_s = end_s - self._now_s()
-            if not wait_awake(lambda wait_s: bool(poll.poll(wait_s * 1000)), left_s, now_s=self._now_s):
-                raise TimeoutError
-            piece = os.read(descriptor, ANSWER_BYTES_MAX)
-            line += piece
-            if not piece or len(line) > ANSWER_BYTES_MAX:
-                raise ValueError("no line")
-        return line
-
-    @staticmethod
-    def _exit_reason(child: subprocess.Popen[bytes]) -> str:
-        try:
-            code = child.wait(0.5)
-        except subprocess.TimeoutExpired:
-            return "said something else"
-        return signal.Signals(-code).name if code < 0 else f"exit {code}"
