@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edge_agent.engine.messages import Finished, FinishReason, Generation, Guide, GuideKind, Image, JobId, Turn
+from edge_agent.engine.messages import Finished, FinishReason, Generation, Image, JobId, Turn
+from edge_agent.engine.prover import guide_of
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
 from edge_agent.jobs.prepared import Prepared, decode
 from edge_agent.jobs.request import Request, stored
-from edge_agent.jobs.response_format import ResponseFormat
 from edge_agent.mqtt.chunks import ChunkStream
 
 
@@ -64,7 +64,7 @@ class Attempt:
             seed=request.seed,
             repetition_penalty=request.repetition_penalty,
             stop=request.stops,
-            guide=_guide(request.response_format),
+            guide=guide_of(request),
             owner=self.owner,
         )
 
@@ -154,10 +154,3 @@ def _image(image: Prepared, owner: str) -> Image:
     """Return an image as the engine knows it: by a name that only its owner's images have."""
     name = hashlib.sha256(f"{owner} {image.sha256}".encode()).hexdigest() if owner else image.sha256
     return Image(image.path, name, image.use.used_width, image.use.used_height, image.use.tiles)
-
-
-def _guide(shape: ResponseFormat | None) -> Guide | None:
-    if shape is None or shape.guide is None:
-        return None
-    kind, text = shape.guide
-    return Guide(GuideKind(kind), text)

@@ -14,7 +14,9 @@ from edge_agent.attempt import Attempt, job_id
 from edge_agent.awake import awake_s
 from edge_agent.beat import IDLE_S, Beat
 from edge_agent.endings import Endings
+from edge_agent.engine.guide import TOO_SLOW
 from edge_agent.engine.messages import Event, Failed, Finished, Progress, Start, Text
+from edge_agent.engine.prover import Prover
 from edge_agent.engine.supervisor import Supervisor
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, Job, JobState
@@ -94,6 +96,7 @@ class Dispatcher:
         outbox: Outbox,
         supervisor: Callable[[], Supervisor],
         pace: Pace,
+        guides: Prover,
         apart: bool = False,
         lanes: Callable[[int], int] = lambda parallel: parallel,
         now_s: Callable[[], float] = awake_s,
@@ -104,6 +107,7 @@ class Dispatcher:
         self._store = store
         self._outbox = outbox
         self._supervisor = supervisor
+        self._guides = guides
         self._now_s = now_s
         self._endings = Endings(store=store, outbox=outbox, supervisor=supervisor, pace=pace, now_s=now_s)
         self._notes: stdlib_queue.SimpleQueue[_Note] = stdlib_queue.SimpleQueue()
@@ -291,6 +295,10 @@ class Dispatcher:
         except EdgeAgentError as error:
             self._endings.fail(run, error)
             return
+        if (guide := start.generation.guide) is not None and not self._guides.proven(guide, process):
+            self._outbox.close(run.stream)
+            self._endings.unprepare(job)
+            return
         lanes.running[run.id] = run
         lanes.engine = process
         process.start(start)
@@ -312,11 +320,19 @@ class Dispatcher:
                 if not run.over:
                     self._endings.finish(run, finished, lanes)
             case Failed(_, code, message):
+                if message == TOO_SLOW:
+                    self._refuse(lanes, run, EdgeAgentError(code, message))
                 if not run.over and self._endings.condemn(model, run, Failure.because(code, message), lanes):
                     return  # it is put back when the engine is gone
                 lanes.release(run)
                 if not run.over:
                     self._endings.fail(run, EdgeAgentError(code, message))
+
+    def _refuse(self, lanes: Lanes, run: Attempt, error: EdgeAgentError) -> None:
+        """Note that a guide held up an engine: who sends it again is refused before."""
+        guide = run.generation.guide
+        if guide is not None and lanes.engine is not None:
+            self._guides.refuse(guide, lanes.engine, error)
 
     def _cancel(self, job: Job) -> None:
         run = self._lanes[job.model].running.get(job_id(job))

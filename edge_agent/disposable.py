@@ -22,6 +22,14 @@ class GoneError(Exception):
     """The child ended, or said what is no answer; the message says how it ended, as `SIGKILL` or `exit 1`."""
 
 
+class LateError(TimeoutError):
+    """The child has not answered in time; `cpu_s` is the processor time that it used for the order."""
+
+    def __init__(self, cpu_s: float) -> None:
+        super().__init__(f"no answer after {cpu_s:.1f} s of processor time")
+        self.cpu_s = cpu_s
+
+
 class Disposable:
     """A child that is started when it is asked; `close` ends it. For one thread.
 
@@ -53,7 +61,7 @@ class Disposable:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def start(self) -> None:
-        """Have a child. Raises OSError when it cannot be started, GoneError or TimeoutError when it does not come up."""
+        """Have a child. Raises OSError when it cannot be started, GoneError or LateError when it does not come up."""
         if self._child is not None and self._child.poll() is not None:
             self.close()
         if self._child is None:
@@ -71,7 +79,7 @@ class Disposable:
     def ask(self, order: dict[str, Any], *, end_s: float) -> dict[str, Any]:
         """Return the child's answer. Raises what `start` does; afterwards there is no child then.
 
-        TimeoutError when there is none at `end_s`, by our clock.
+        LateError when there is none at `end_s`, by our clock.
         """
         self.start()
         assert self._child is not None  # noqa: S101 - it was started
@@ -92,13 +100,15 @@ class Disposable:
 
     def _hear(self, child: subprocess.Popen[bytes], end_s: float, order: bytes = b"") -> dict[str, Any]:
         """Say an order, if there is one, and return what the child says; end it when that is nothing."""
+        begun_cpu_s = self.cpu_s
         try:
             self._write(child.stdin.fileno(), order, end_s)  # type: ignore[union-attr]  # a pipe
             line = self._read(child.stdout.fileno(), end_s)  # type: ignore[union-attr]
             answer: dict[str, Any] = json.loads(line)
         except TimeoutError:
+            cpu_s = self.cpu_s - begun_cpu_s
             self.close()
-            raise
+            raise LateError(cpu_s) from None
         except (OSError, ValueError):
             reason = self._exit_reason(child)
             self.close()
@@ -127,7 +137,7 @@ class Disposable:
         poll = select.poll()
         poll.register(descriptor, event)
         left_s = end_s - self._now_s()
-        if not wait_awake(lambda wait_s: bool(poll.poll(wait_s * 1000)), left_s, now_s=self._now_s):
+        if left_s <= 0 or not wait_awake(lambda wait_s: bool(poll.poll(wait_s * 1000)), left_s, now_s=self._now_s):
             raise TimeoutError
 
     @staticmethod

@@ -142,6 +142,10 @@ class Endings:
             self._outbox.close(run.stream)
         return runs
 
+    def unprepare(self, job: Job) -> None:
+        """Put a job back whose guide nobody has tried with what its engine runs now."""
+        self._store.do(lambda queue: queue.unprepare(job))
+
     def give_back(self, jobs: Sequence[Job], *, alone: bool = False) -> None:
         """Put jobs back in their place; they ended through no fault of theirs. `alone`: each then runs by itself.
 

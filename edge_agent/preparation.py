@@ -1,6 +1,7 @@
-"""Decodes the images of the jobs that come next, beside the engines: a job is claimed only when its images are ready.
+"""Gets the jobs that come next ready, beside the engines: images are decoded and guides tried before a job is claimed.
 
-One thread, which owns the image child. What it finds is committed by the store; nothing of it needs to survive.
+One thread, which owns the image child and the guide child. What it finds is committed by the store; nothing of it
+needs to survive. What a requester's images and guides take counts together.
 """
 
 import contextlib
@@ -14,13 +15,15 @@ from typing import TypeVar
 from edge_agent.awake import awake_s
 from edge_agent.beat import Beat
 from edge_agent.engine.messages import Limits
+from edge_agent.engine.process import EngineProcess
+from edge_agent.engine.prover import NotTriedError, Prover, guide_of
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.budget import Wish, room_tokens, share
 from edge_agent.jobs.darkroom import BadImageError, Darkroom, FullError
 from edge_agent.jobs.job import TERMINAL, Failure, ImageUse, Job
 from edge_agent.jobs.prepared import Prepared, encode
 from edge_agent.jobs.queue import Queue
-from edge_agent.jobs.request import ImageHashPart, stored
+from edge_agent.jobs.request import ImageHashPart, Request, stored
 from edge_agent.jobs.shares import Shares
 from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
@@ -52,7 +55,8 @@ class _StoppedError(Exception):
 class Preparation:
     """Gets jobs with images ready. `look` and `changed` may be called from any thread and only leave notes.
 
-    `limits` tells what a model's engine takes, None while it is not up; `ready` is told when a job may be claimed.
+    `limits` tells what a model's engine takes, None before it was up, `engine` who it is, None while it is not; `ready`
+    is told when a job may be claimed.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class Preparation:
         store: Store,
         spool: Spool,
         darkroom: Darkroom,
+        guides: Prover,
+        engine: Callable[[str], EngineProcess | None],
         limits: Callable[[str], Limits | None],
         ready: Callable[[], None],
         now_s: Callable[[], float] = awake_s,
@@ -70,6 +76,8 @@ class Preparation:
         self._store = store
         self._spool = spool
         self._darkroom = darkroom
+        self._guides = guides
+        self._engine = engine
         self._limits = limits
         self._ready = ready
         self._now_s = now_s
@@ -86,7 +94,7 @@ class Preparation:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after the image that is being decoded; the child ends too."""
+        """End, after what is being decoded or tried; the children end too."""
         self._stopping.set()
         self._wake.set()
         self._thread.join()
@@ -103,6 +111,11 @@ class Preparation:
         if concerned:
             self._wake.set()
 
+    def proven(self, model: str, request: Request) -> bool:
+        """Return whether a request's guide, if it has one, is known to be one that its engine takes now."""
+        guide, engine = guide_of(request), self._engine(model)
+        return guide is None or (engine is not None and self._guides.proven(guide, engine))
+
     # The thread
 
     def _run(self) -> None:
@@ -117,7 +130,9 @@ class Preparation:
                     self._busy_s = self._now_s()
                 elif self._now_s() - self._busy_s >= CLOSE_S:
                     self._darkroom.close()
+                    self._guides.close()
                 self._sweep()
+        self._guides.close()
         self.beat.over()
 
     def _sweep(self) -> None:
@@ -147,33 +162,46 @@ class Preparation:
             for model in self._models:
                 limits = self._limits(model)
                 job = None if limits is None else self._next(model, passed)
-                if limits is not None and job is not None:
-                    self._prepare(job, limits)
+                if limits is not None and job is not None and self._prepare(job, limits):
                     return True
         return False
 
     def _next(self, model: str, passed: frozenset[str]) -> Job | None:
         return self._ask(lambda queue: queue.images.next_unprepared(model, ahead=AHEAD, passed=passed))
 
-    def _prepare(self, job: Job, limits: Limits) -> None:
-        folder = self._spool.prepared(job.row)
+    def _prepare(self, job: Job, limits: Limits) -> bool:
+        """Get a job ready; return False when its guide must wait for its engine to be up."""
+        folder, engine = self._spool.prepared(job.row), self._engine(job.model)
+        images = None
         try:
+            request = stored(job.request)
+            guide = guide_of(request)
+            if guide is not None and engine is None:
+                return False
             with self._counted(job.client):
-                images = encode(self._develop(job, folder, limits))
+                if guide is not None and engine is not None:
+                    self._guides.prove(guide, engine)
+                if request.images:
+                    images = encode(self._develop(job.client, request, folder, limits))
         except EdgeAgentError as error:
             self._fail(job, Failure.of(error))
-            return
+            return True
+        except NotTriedError as error:
+            log.warning("guides.waiting", reason=str(error), retry_s=RETRY_S)
+            self._stopping.wait(RETRY_S)
+            return True
         except (FullError, OSError) as error:
             if isinstance(error, FullError) and not folder.exists():
-                return  # swept: the job ended meanwhile
+                return True  # swept: the job ended meanwhile
             log.error("images.full", reason=str(error), next="free disk space")
             shutil.rmtree(folder, ignore_errors=True)
             self._stopping.wait(RETRY_S)
-            return
+            return True
         if self._ask(lambda queue: queue.images.prepared(job, images)):
             self._ready()
         else:
             self._stale.set()  # it has ended meanwhile
+        return True
 
     @contextlib.contextmanager
     def _counted(self, client: str) -> Iterator[None]:
@@ -189,14 +217,13 @@ class Preparation:
         if self._ask(lambda queue: queue.give_up(job, failure)):
             log.info("job.ended", job_id=job.job_id, client=job.client, row=job.row, state="failed", code=failure.code)
 
-    def _develop(self, job: Job, folder: Path, limits: Limits) -> tuple[Prepared, ...]:
+    def _develop(self, client: str, request: Request, folder: Path, limits: Limits) -> tuple[Prepared, ...]:
         """Decode a job's images. Raises EdgeAgentError when they cannot be used, FullError, OSError."""
-        request = stored(job.request)
         images = [image for image in request.images if isinstance(image, ImageHashPart)]
         if len(images) > limits.images_per_prompt:
             sentence = f"messages: the model takes at most {limits.images_per_prompt} images"
             raise EdgeAgentError(Code.UNSUPPORTED, sentence)
-        files = [self._spool.path(job.client, image.sha256) for image in images]
+        files = [self._spool.path(client, image.sha256) for image in images]
         if not all(file.exists() for file in files):
             raise EdgeAgentError(Code.IMAGE_MISSING, "messages: an image is gone from the device; send the job again")
         end_s = self._now_s() + JOB_S

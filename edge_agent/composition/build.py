@@ -14,6 +14,7 @@ from edge_agent.composition.news import News
 from edge_agent.composition.parts import Parts
 from edge_agent.composition.reports import reports
 from edge_agent.dispatcher import Dispatcher
+from edge_agent.engine.prover import Prover
 from edge_agent.engine.served import Served
 from edge_agent.engine.supervisor import Supervisor
 from edge_agent.health.restraint import Restraint
@@ -177,12 +178,14 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         apart=settings.privacy.share_prefixes == "client",
         loaded=lambda: parts.supervisor.loaded(),  # noqa: PLW0108 - made later
     )
+    guides = Prover()
     parts.dispatcher = Dispatcher(
         models=models,
         store=parts.store,
         outbox=parts.outbox,
         supervisor=lambda: parts.supervisor,
         pace=parts.pace,
+        guides=guides,
         apart=settings.privacy.share_prefixes == "client",
         lanes=parts.restraint.lanes,
     )
@@ -191,6 +194,8 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         store=parts.store,
         spool=parts.spool,
         darkroom=Darkroom(pixels=settings.images.pixels),
+        guides=guides,
+        engine=lambda model: parts.supervisor.process(model),  # noqa: PLW0108 - made later
         limits=lambda model: parts.supervisor.status(model).limits,
         ready=parts.dispatcher.look,
     )
@@ -241,6 +246,7 @@ def _arrivals(parts: Parts, account: Account, news: News) -> None:
         free_bytes=lambda: free_bytes(settings.agent.state_dir),
         rejected=parts.tally.rejected,
         pool_full=lambda: parts.pools.full,
+        proven=parts.preparation.proven,
     )
     parts.order_intake = OrderIntake(
         topics=topics,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.engine.messages import Canary, Event, Generation, JobId, Limits
+from edge_agent.engine.messages import Canary, Event, Generation, Guide, JobId, Limits
 from edge_agent.engine.model_folder import check
 from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
 
@@ -92,6 +92,16 @@ class LoadedModel(Protocol):
         """Free the model."""
 
 
+class Follower(Protocol):
+    """What compiles guides for a vocabulary, apart from any model."""
+
+    def follow(self, guide: Guide, go_on: Callable[[], bool]) -> None:
+        """Compile a guide and choose tokens by it at random; calls `go_on` after each step, until that says no.
+
+        Raises EdgeAgentError BAD_REQUEST, UNSUPPORTED for a guide that cannot be followed.
+        """
+
+
 Load = Callable[[ModelSpec], LoadedModel]
 
 
@@ -100,10 +110,12 @@ class Entry:
     """A backend: its load function as `module:name`, what it imports, and how its folders are known.
 
     `libraries` are the packages it stands on and `extra` brings; `marks` are patterns of files, one of which lies in
-    every folder for it and in none for those before it.
+    every folder for it and in none for those before it. `guides` returns the Follower of a path as its engine has it;
+    empty for one that compiles nothing here.
     """
 
     load: str
+    guides: str
     libraries: tuple[str, ...]
     extra: str
     marks: tuple[str, ...]
@@ -111,24 +123,42 @@ class Entry:
 
 _BACKENDS: Mapping[str, Entry] = {
     "onnx": Entry(
-        "edge_agent.engine.onnx:load", ("onnxruntime_genai", "onnxruntime", "llguidance"), "cpu", ("genai_config.json",)
+        "edge_agent.engine.onnx:load",
+        "edge_agent.engine.onnx_guide:guides",
+        ("onnxruntime_genai", "onnxruntime", "llguidance"),
+        "cpu",
+        ("genai_config.json",),
     ),
     "openvino": Entry(
         "edge_agent.engine.openvino:load",
+        "edge_agent.engine.openvino:guides",
         ("openvino_genai", "openvino"),
         "openvino",
         ("openvino_language_model.xml", "openvino_model.xml"),
     ),
     "transformers": Entry(
         "edge_agent.engine.transformers:load",
+        "edge_agent.engine.lane_by_lane:guides",
         ("torch", "transformers", "llguidance"),
         "transformers",
         ("model.safetensors", "model.safetensors.index.json"),
     ),
-    "llamacpp": Entry("edge_agent.engine.llamacpp:load", ("xllamacpp", "llguidance"), "llamacpp", ("*.gguf",)),
+    "llamacpp": Entry(
+        "edge_agent.engine.llamacpp:load",
+        "edge_agent.engine.llamacpp:guides",
+        ("xllamacpp", "llguidance"),
+        "llamacpp",
+        ("*.gguf",),
+    ),
     # Its folders look like that of transformers: whoever wants it says so.
-    "mlx": Entry("edge_agent.engine.mlx:load", ("mlx", "mlx_lm", "transformers", "llguidance"), "mlx", ()),
-    "openai": Entry("edge_agent.engine.openai:load", (), "", ()),
+    "mlx": Entry(
+        "edge_agent.engine.mlx:load",
+        "edge_agent.engine.lane_by_lane:guides",
+        ("mlx", "mlx_lm", "transformers", "llguidance"),
+        "mlx",
+        (),
+    ),
+    "openai": Entry("edge_agent.engine.openai:load", "", (), "", ()),
 }
 _OF_DEVICE = {("openvino", "npu"): "edge_agent.engine.openvino_npu:load"}
 """Where a library drives a device in another way than the rest."""
@@ -182,6 +212,24 @@ def gguf_file(path: Path) -> Path:
     return files[0]
 
 
+def compiles(name: str) -> bool:
+    """Return whether a backend compiles guides on this device."""
+    return bool(_BACKENDS[name].guides)
+
+
+def follower_of(name: str) -> Callable[[Path], Follower]:
+    """Return what opens the vocabulary of a backend's model, with its library's telemetry off."""
+    isolate()
+    module, function = _BACKENDS[name].guides.split(":")
+    opened: Callable[[Path], Follower] = getattr(importlib.import_module(module), function)
+
+    def checked(path: Path) -> Follower:
+        check(path)
+        return opened(path)
+
+    return checked
+
+
 def find(name: str, device: str = "cpu") -> Load:
     """Return the load function of a backend for a device, and import its library, with its telemetry off.
 
@@ -192,9 +240,7 @@ def find(name: str, device: str = "cpu") -> Load:
     entry = _BACKENDS.get(name)
     if entry is None:
         raise EdgeAgentError(Code.UNSUPPORTED, f"no backend {name!r} in this version; there is: {', '.join(_BACKENDS)}")
-    os.environ.update(_TELEMETRY_OFF)
-    for unwanted in _UNWANTED:
-        sys.modules.setdefault(unwanted, None)  # type: ignore[arg-type] # the language's way to say: not there
+    isolate()
     module, function = _OF_DEVICE.get((name, device), entry.load).split(":")
     try:
         load: Load = getattr(importlib.import_module(module), function)
@@ -214,3 +260,10 @@ def find(name: str, device: str = "cpu") -> Load:
         return load(spec)
 
     return checked
+
+
+def isolate() -> None:
+    """Switch off the libraries' telemetry; to be called before any of them is imported."""
+    os.environ.update(_TELEMETRY_OFF)
+    for unwanted in _UNWANTED:
+        sys.modules.setdefault(unwanted, None)  # type: ignore[arg-type] # the language's way to say: not there

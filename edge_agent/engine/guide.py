@@ -31,6 +31,12 @@ RULES_MAX = 256
 OPTIONAL_MAX = 24
 """Question marks in one expression: each may begin at any later one."""
 
+STEP_S = 0.5
+"""Processor time that compiling a guide, or choosing one token by it, may take: so long it may stop an engine's lanes.
+What takes longer is refused in its trial, see guide_child.py, or ends the text that it slows down."""
+TOO_SLOW = "response_format: takes too long to follow; simplify it"
+"""What is said then: where a text leads shows only when it is written."""
+
 _ANNOTATIONS = frozenset({"default", "examples", "$schema", "$id", "$comment", "$anchor"} | json_schema.FLAGS)
 _PLAIN = frozenset({"title", "description", "type", "required", "const", "$ref"})
 _COUNTS: Mapping[str, int] = {

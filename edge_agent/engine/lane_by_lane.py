@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.hf_prompt import HfPrompts, end_ids
+from edge_agent.engine.hf_prompt import HfPrompts, end_ids, read_config
 from edge_agent.engine.lane_guide import Guides
 from edge_agent.engine.lane_model import LaneModel
 from edge_agent.engine.lane_parts import Decoder, Logits
@@ -74,3 +74,9 @@ def lane_model(
         device=spec.device,
         now_s=now_s,
     )
+
+
+def guides(folder: Path) -> Guides:
+    """Return what compiles guides for a folder's model, without loading that. Raises EdgeAgentError MODEL_ERROR."""
+    config = read_config(folder)
+    return Guides.read(folder, vocab_size=config["vocab_size"], end_ids=end_ids(folder, config))

@@ -4,6 +4,7 @@ import ctypes
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -122,3 +123,9 @@ class LlamacppDecoder:
     def _cut(self, lane: int, tokens: int) -> None:
         """Forget all of a lane but the first so many tokens."""
         self._call.llama_memory_seq_rm(self._memory, lane, tokens, -1)
+
+
+def guides(path: Path) -> Guides:
+    """Return what compiles guides for a file's model, without its weights. Raises EdgeAgentError."""
+    words = GgufFile(library(), gguf_file(path), words_only=True)
+    return Guides(words.guide_tokens(), vocab_size=words.vocab_size)

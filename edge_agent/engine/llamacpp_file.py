@@ -25,16 +25,17 @@ _SWALLOWED = re.compile(r"(<\|assistant\|>|</s>)\s+")
 
 
 class GgufFile:
-    """Weights and words of a model; it makes prompts, see lane_parts.Prompts.
+    """Weights and words of a model, or its `words_only`; it makes prompts, see lane_parts.Prompts.
 
     Raises EdgeAgentError MODEL_ERROR, OUT_OF_MEMORY, UNSUPPORTED for what is no decoder or has another chat template.
     """
 
-    def __init__(self, library: Library, path: Path) -> None:
+    def __init__(self, library: Library, path: Path, *, words_only: bool = False) -> None:
         self.library = library
         self._call = library.functions
         params = self._call.llama_model_default_params()
         params.n_gpu_layers = 0
+        params.vocab_only = words_only
         with library.telling(f"{path} cannot be loaded"):
             self.model = library.held(self._call.llama_model_load_from_file(str(path).encode(), params))
         weakref.finalize(self, self._call.llama_model_free, self.model)

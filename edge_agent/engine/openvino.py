@@ -14,6 +14,7 @@ import openvino_genai as genai
 from edge_agent.engine.backend import LoadedModel, ModelSpec
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.openvino_first import OpenvinoFirst
+from edge_agent.engine.openvino_guide import GuideTrial
 from edge_agent.engine.openvino_model import Cache, OpenvinoModel, library
 from edge_agent.engine.openvino_owners import Owners, alike
 from edge_agent.engine.openvino_prompt import Reader
@@ -175,3 +176,8 @@ def _scheduler(limits: Limits, cache: Cache, kind: type[OpenvinoModel]) -> Any:
     scheduler.dynamic_split_fuse = True  # prompts and tokens in one step
     scheduler.enable_prefix_caching = kind.keeps
     return scheduler
+
+
+def guides(folder: Path) -> GuideTrial:
+    """Return what compiles guides for a folder's model, without loading that. Raises EdgeAgentError, RuntimeError."""
+    return GuideTrial(tokenizer(folder, Vocabulary.read(folder)), read_numbers(folder)[0])

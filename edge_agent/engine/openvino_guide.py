@@ -1,6 +1,7 @@
 """Guides for openvino-genai: tried before the model sees them."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from edge_agent.errors import Code, EdgeAgentError
 
 _FIELDS = {GuideKind.JSON_SCHEMA: "json_schema", GuideKind.REGEX: "regex"}
 _REASON_CHARACTERS = 200
+_WALK_TOKENS = 4096
+"""More than anybody follows."""
 
 
 class GuideTrial:
@@ -33,6 +36,22 @@ class GuideTrial:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._pipeline: Any = None
+
+    def follow(self, guide: Guide, go_on: Callable[[], bool]) -> None:
+        """Compile a guide and choose tokens by it at random; calls `go_on` after each step, until that says no.
+
+        Raises what `compiled` does.
+        """
+        structured = self.compiled(guide)
+        if not go_on():
+            return
+        chance = genai.GenerationConfig(
+            max_new_tokens=_WALK_TOKENS, do_sample=True, rng_seed=1, structured_output_config=structured
+        )
+        try:
+            self._pipeline.generate(_one_token(), chance, _Steps(go_on))
+        except RuntimeError as error:
+            raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {_reason(error)}; mend it") from error
 
     def compiled(self, guide: Guide) -> Any:
         """Return the library's configuration for a guide.
@@ -52,6 +71,20 @@ class GuideTrial:
         except RuntimeError as error:
             raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {_reason(error)}; mend it") from error
         return structured
+
+
+class _Steps(genai.StreamerBase):  # type: ignore[misc]  # of a library without types
+    """Tells of each token, and passes on whether there shall be another."""
+
+    def __init__(self, go_on: Callable[[], bool]) -> None:
+        super().__init__()
+        self._go_on = go_on
+
+    def write(self, _token: Any) -> Any:
+        return genai.StreamingStatus.RUNNING if self._go_on() else genai.StreamingStatus.STOP
+
+    def end(self) -> None:
+        """Nothing is held back."""
 
 
 def _asked(guide: Guide) -> Any:

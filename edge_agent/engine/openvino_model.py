@@ -1,5 +1,6 @@
 """All generations of one model, computed together by openvino-genai's pipeline of continuous batching."""
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ import openvino_genai as genai
 from openvino import Tensor
 
 from edge_agent.engine import foreign
+from edge_agent.engine.burden import Burden, Took
 from edge_agent.engine.contained import BrokenError, contained
+from edge_agent.engine.guide import TOO_SLOW
 from edge_agent.engine.messages import (
     Event,
     Failed,
@@ -95,6 +98,7 @@ class OpenvinoModel:
         self._now_s = now_s
         self._sequences: dict[JobId, OpenvinoSequence] = {}
         self._turns = Turns()
+        self._burden = Burden()
         self._owners = owners
         self._requests = 0
         self._written_tokens = 0
@@ -150,12 +154,15 @@ class OpenvinoModel:
                 break
         if not pieces and not generating:
             return
-        began_s = self._now_s()
+        began_s, began_cpu_s = self._now_s(), time.process_time()
         self._written_tokens += len(generating) + sum(piece.tokens + self._cache.block_tokens for piece in pieces)
         self._compute()
-        yield from self._pieced(pieces, self._now_s() - began_s)
+        took = Took(self._now_s() - began_s, time.process_time() - began_cpu_s)
+        yield from self._pieced(pieces, took.wall_s)
         for sequence in generating:
             yield from self._advance(sequence, self._read)
+        if not pieces and self._burden.heavy(took):
+            yield from self._relieve()
         self._settle()
 
     def cancel(self, job_id: JobId) -> Iterator[Event]:
@@ -189,6 +196,15 @@ class OpenvinoModel:
             self._pipeline.step()
         except Exception as error:
             raise BrokenError("openvino-genai failed while it computed") from error
+
+    def _relieve(self) -> Iterator[Event]:
+        """End the guided generation that holds up all; of several nobody knows which, so each is tried again alone."""
+        guided = [each for each in self._sequences.values() if each.prefilled and each.guide is not None]
+        error = EdgeAgentError(Code.BAD_REQUEST, TOO_SLOW)
+        if len(guided) > 1:
+            error = EdgeAgentError(Code.NO_FIT, "response_format: beside others it takes too long to follow; retry")
+        for sequence in guided:
+            yield self._fail(sequence, error)
 
     def _prefill(self, sequence: OpenvinoSequence, *, pieces: list[Piece], alone: bool) -> Iterator[Event]:
         """Look at a tile of a prompt, or request its next piece, which joins those of the next call."""

@@ -168,7 +168,8 @@ class Job:
     Times ending in `_s` are seconds on the queue's clock, which no change of the wall clock moves.
     `request` and `outcome` are JSON; `request` is None once erased, `outcome` until the job has ended. `strikes`
     counts claims that were not given back. `pool` is the pool it came through; until `not_before_s` nobody claims it.
-    A job with images is `unprepared` until they are decoded; `images` tells of them then (JSON, see prepared.py).
+    A job with images or a guide is `unprepared` until they are decoded and it is tried; `images` tells of them then
+    (JSON, see prepared.py).
     A watch's job has the topic it came from as `source`, and its Destination as JSON in `answer`.
     """
 

@@ -47,15 +47,15 @@ class NeededImages:
         self._db.change("complete", client=client, sha256=sha256)
 
     def next_unprepared(self, model: str, *, ahead: int, passed: Collection[str] = ()) -> Job | None:
-        """Return the first job of a model whose images are to be decoded, but for requesters who are `passed`.
+        """Return the first job of a model that is to be got ready, but for requesters who are `passed`.
 
         None while `ahead` decoded ones wait before it.
         """
         names = to_json(list(passed)).decode()
         return self._db.job("next_unprepared", model=model, now=self._clock.now_s(), ahead=ahead, passed=names)
 
-    def prepared(self, job: Job, images: str) -> bool:
-        """Let a job be claimed, its images decoded; return False when it has ended meanwhile."""
+    def prepared(self, job: Job, images: str | None) -> bool:
+        """Let a job be claimed, its images decoded, its guide tried; return False when it has ended meanwhile."""
         return self._db.row("prepared", row=job.row, images=images) is not None
 
     def needed(self) -> tuple[frozenset[tuple[str, str]], frozenset[int]]:

@@ -122,6 +122,9 @@ UPDATE jobs SET unprepared = 0, images = :images WHERE row = :row AND state = 'q
 -- name: unprepare
 UPDATE jobs SET unprepared = 1, images = NULL WHERE finished_s IS NULL AND row IN (SELECT job FROM images)
 
+-- name: unprepare_one
+UPDATE jobs SET unprepared = 1, images = NULL WHERE row = :row AND state = 'running'
+
 -- name: held_images
 -- By way of the images: they are only those of unfinished jobs, while a client may have many that ended.
 SELECT DISTINCT images.sha256 FROM images CROSS JOIN jobs ON jobs.row = images.job

@@ -171,10 +171,19 @@ class Queue:
             self.results.owe(job)
         return job
 
-    def accept(self, request: Request, envelope: Envelope, *, model: str, attached: Attached | None = None) -> Job:
+    def accept(
+        self,
+        request: Request,
+        envelope: Envelope,
+        *,
+        model: str,
+        attached: Attached | None = None,
+        proven: bool = False,
+    ) -> Job:
         """Store a request that was not seen before. A cancel that came first wins.
 
         One with images comes `attached`, see attachments.py; while some are not here it waits for them.
+        One with a guide is tried first, unless that is `proven`.
         """
         now_s = self.clock.now_s()
         canceled = self._db.row("take_cancel", client=envelope.client, job_id=request.job_id) is not None
@@ -204,7 +213,7 @@ class Queue:
             correlation=envelope.correlation,
             traceparent=envelope.traceparent,
             metadata=to_json(request.metadata).decode(),
-            unprepared=bool(here),
+            unprepared=bool(here) or (request.guided and not proven),
             source=envelope.source,
             answer=envelope.answer,
         )
@@ -270,6 +279,11 @@ class Queue:
         if current is None or not current.cancel_requested:
             return None
         return self.end(job, JobState.CANCELED, _canceled(self._age_ms(current)))
+
+    def unprepare(self, job: Job) -> Job | None:
+        """Put a running job back in its place, its strike returned, to be got ready anew; None as `requeue`."""
+        self._db.run("unprepare_one", row=job.row)
+        return self.requeue(job, give_back=True)
 
     def fail(self, job: Job, outcome: Outcome, *, alone: bool = False) -> Job | None:
         """End an attempt that failed; put the job back when the same may go well later, to be tried after a while.

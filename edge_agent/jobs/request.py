@@ -204,6 +204,11 @@ class Request(Strict):
         return (self.stop,) if isinstance(self.stop, str) else self.stop
 
     @property
+    def guided(self) -> bool:
+        """Whether the answer must keep to something."""
+        return self.response_format is not None and self.response_format.guide is not None
+
+    @property
     def images(self) -> tuple[ImagePart | ImageHashPart, ...]:
         """The images of the request, in order."""
         return tuple(image for message in self.messages for image in message.images)

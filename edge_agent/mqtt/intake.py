@@ -87,6 +87,7 @@ class Intake:
         free_bytes: Callable[[], int],
         rejected: Callable[[Code], None] = lambda _code: None,
         pool_full: Callable[[], bool] = lambda: False,
+        proven: Callable[[str, Request], bool] = lambda _model, _request: False,
     ) -> None:
         self._topics = topics
         self._speech = speech
@@ -102,6 +103,7 @@ class Intake:
         self._free_bytes = free_bytes
         self._rejected = rejected
         self._pool_full = pool_full
+        self._proven = proven
 
     def receive(self, inbound: Inbound, acknowledge: Callable[[], None]) -> None:
         """Line a message up to be taken in and then acknowledged; returns at once."""
@@ -158,7 +160,8 @@ class Intake:
         model = self.admit(queue, request, client)
         ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
         envelope = Envelope(client, ttl_s, asked.pool, correlation=inbound.correlation, traceparent=inbound.traceparent)
-        job = queue.accept(request, envelope, model=model, attached=self._attach(queue, request, client))
+        attached, proven = self._attach(queue, request, client), self._proven(model, request)
+        job = queue.accept(request, envelope, model=model, attached=attached, proven=proven)
         return partial(log.info, "job.accepted", job_id=job.job_id, client=client, model=model, row=job.row)
 
     def _attach(self, queue: Queue, request: Request, client: str) -> Attached:

@@ -11,6 +11,7 @@ from running import wait_for
 from edge_agent.dispatcher import PROGRESS_S, Dispatcher
 from edge_agent.engine.messages import Failed, Finished, FinishReason, JobId, Limits, Progress, Ready, Text, Usage
 from edge_agent.engine.plan import Phase
+from edge_agent.engine.prover import Prover
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Fallback, JobState, Outcome
@@ -79,6 +80,7 @@ class Floor:
             outbox=self.outbox,
             supervisor=lambda: self,
             pace=Pace(),
+            guides=Prover(),
             apart=apart,
             lanes=lambda parallel: min(parallel, self.allowed),
             now_s=lambda: self.machine.now_s() - self.frozen_s,

@@ -16,6 +16,7 @@ LAYERS = (
         "edge_agent.errors",
         "edge_agent.awake",
         "edge_agent.beat",
+        "edge_agent.disposable",
         "edge_agent.log",
         "edge_agent.outlet",
         "edge_agent.retry",

@@ -6,6 +6,7 @@ from running import wait_for
 from structlog.testing import capture_logs
 
 from edge_agent.engine.messages import Limits
+from edge_agent.engine.prover import Prover
 from edge_agent.errors import Code
 from edge_agent.jobs.darkroom import IMAGE_S, BadImageError, Darkroom, FullError, Print
 from edge_agent.jobs.job import TERMINAL, Outcome
@@ -85,6 +86,8 @@ class Lab:
             store=store,
             spool=self.spool,
             darkroom=self.room,
+            guides=Prover(),
+            engine=lambda _model: None,
             limits=lambda _model: Limits(4096, 1, images_per_prompt=8),
             ready=lambda: ready.append(None),
             now_s=self.time.now_s,
