@@ -89,8 +89,8 @@ class HttpServer:
         host, port = self._address
         try:
             server = _Server(self._address, self._handler)
-        except OSError as error:
-            trouble = f"cannot listen on {host} port {port}: {error.strerror or error}"
+        except (OSError, UnicodeError) as error:  # the latter for what can be no host's name
+            trouble = f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}"
             if trouble != self.trouble:
                 log.error("metrics.unserved", reason=trouble, next="set an address of this machine and a free port")
             self.trouble = trouble

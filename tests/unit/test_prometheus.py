@@ -258,7 +258,7 @@ def test_only_reading_is_possible():
         assert plain.recv(100).split(b" ")[1] == b"501"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid", "..", "x" * 100])
 def test_an_address_that_cannot_be_had_is_said_and_waited_for(monkeypatch, host):
     """Taken, not there yet, or without a name server: the agent starts all the same, and answers when it can."""
     monkeypatch.setattr(http, "RETRY_S", 0.01)
