@@ -5,6 +5,7 @@ start waits for, stays away from its broker no longer than a second and is said 
 short; `submit` looks no longer for a broker than that.
 FAULTS_SILENCE_S is how long the daemon waits for a silent engine; FAULTS_ASIDE_S how long it leaves a device alone that
 failed once; FAULTS_BACKEND (`module:function`) replaces the backend in engine children.
+FAULTS_CLAIM_S is how long the queue takes to say what there is to do.
 FAULTS_CRASH lets the main thread fail in its first turn.
 FAULTS_FREEZE is a folder: a thread whose name is a file in it stands still for ever when it next begins a turn; no
 turn may take longer than three seconds then.
@@ -12,6 +13,7 @@ turn may take longer than three seconds then.
 
 import os
 import sys
+import time
 from dataclasses import replace
 
 if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in sys.orig_argv[1:2]):
@@ -31,6 +33,11 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
         supervisor.Supervisor.__init__.__kwdefaults__["silence_s"] = float(silence_s)
     if aside_s := os.environ.get("FAULTS_ASIDE_S"):
         ladder.Ladder.__init__.__kwdefaults__["first_s"] = float(aside_s)
+    if claim_s := os.environ.get("FAULTS_CLAIM_S"):
+        from edge_agent.jobs import queue
+
+        claim = queue.Queue.claim
+        queue.Queue.claim = lambda *given, **named: time.sleep(float(claim_s)) or claim(*given, **named)
     if os.environ.get("FAULTS_CRASH"):
         supervisor.Supervisor.attend = lambda _supervisor: 1 / 0
     if folder := os.environ.get("FAULTS_FREEZE"):
