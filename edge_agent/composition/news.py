@@ -6,6 +6,7 @@ from edge_agent.composition.account import Account
 from edge_agent.composition.parts import Parts
 from edge_agent.engine.keeper import Listener
 from edge_agent.engine.messages import Event
+from edge_agent.jobs import chronicle
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.store import Operation
 from edge_agent.mqtt.link import Callbacks, Receipt
@@ -22,6 +23,7 @@ class News:
     def changed(self, changes: Sequence[Job]) -> None:
         """Jobs have changed; told by the store's thread after each commit."""
         parts = self._parts
+        chronicle.note(changes)
         parts.tally.changed(changes)
         parts.supervisor.demand(parts.queue.overview.demand([serve.name for serve in parts.settings.models.serve]))
         parts.outbox.announce(parts.queue, changes)

@@ -169,8 +169,8 @@ class Intake:
         ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
         envelope = Envelope(client, ttl_s, asked.pool, correlation=inbound.correlation, traceparent=inbound.traceparent)
         attached, proven = self._attach(queue, request, client), self._proven(model, request)
-        job = queue.accept(request, envelope, model=model, attached=attached, proven=proven)
-        return partial(log.info, "job.accepted", job_id=job.job_id, client=client, model=model, row=job.row)
+        queue.accept(request, envelope, model=model, attached=attached, proven=proven)
+        return _nothing
 
     def _attach(self, queue: Queue, request: Request, client: str) -> Attached:
         if not request.images:
@@ -210,19 +210,10 @@ class Intake:
         except EdgeAgentError as error:
             if error.code is Code.BAD_IMAGE:  # the right bytes may still come
                 raise
-            return self._end_waiting(queue, client, piece.sha256, error)
+            # There is no room for it: those of this requester's jobs that wait for it would wait for ever.
+            for job in queue.images.awaiting(client, piece.sha256):
+                queue.give_up(job, Failure.of(error, pooled=job.pool is not None))
         return _nothing
-
-    def _end_waiting(self, queue: Queue, client: str, sha256: str, error: EdgeAgentError) -> _Afterwards:
-        """End this requester's jobs that wait for an image there is no room for: they would wait for ever."""
-        waiting = queue.images.awaiting(client, sha256)
-        ended = [job for job in waiting if queue.give_up(job, Failure.of(error, pooled=job.pool is not None))]
-
-        def afterwards() -> None:
-            for job in ended:
-                log.info("job.ended", job_id=job.job_id, client=client, row=job.row, state="failed", code=error.code)
-
-        return afterwards
 
     def _take_cancel(self, queue: Queue, inbound: Inbound, asked: Asked) -> _Afterwards:
         job = queue.cancel(asked.client, decode_ref(inbound.payload).job_id)
