@@ -3,16 +3,17 @@
 SOAK_S sets how long (seconds; the long form is 1800). SOAK_OUT names a file for the samples, one JSON object per line.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import random
+import sqlite3
 import statistics
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ import pytest
 from running import AgentProcess, requester
 
 from edge_agent.errors import EdgeAgentError
+from edge_agent.jobs.leftovers import FREE_BYTES
+from edge_agent.jobs.queue import ROWS_AT_ONCE
+from edge_agent.jobs.store import GROUP_MAX
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.wire import Publication
@@ -33,12 +37,20 @@ GROWTH_MAX = 0.01
 ENGINE_GROWTH_MAX = 0.03 if SOAK_S < 900 else GROWTH_MAX
 """The engine's C heap comes to its size in steps over its first 10,000 generations (measured with the backend alone:
 88.1, 89.0, 89.3, 89.7 MB, then flat to 24,000), which the short form does not reach; 1 kB a job would still show."""
-LOG_BYTES_MAX = 8 * 2**20
-"""SQLite begins its log anew after 1,000 pages of 4 KiB, with whatever transaction was the last before: a larger one,
-on a busy machine, lifts the file by a step, and it never shrinks. So this has a bound and no rate."""
 KEEP_JOBS = 200
 OPEN_MAX = 12
 """Jobs open at once: lanes are always full and some wait."""
+JOB_BYTES_MAX = 8192
+"""What the longest job takes of the database, its share of the indexes and of pages half full with it: 3 kB here."""
+BOUNDS = {
+    "log": 8 * 2**20,
+    "rows": KEEP_JOBS + ROWS_AT_ONCE + GROUP_MAX + 2 * OPEN_MAX + 100,
+    "database": (KEEP_JOBS + ROWS_AT_ONCE + GROUP_MAX + 2 * OPEN_MAX) * JOB_BYTES_MAX,
+    "free": 2 * FREE_BYTES,
+}
+"""What the queue's files hold depends on how many jobs ended since old ones were forgotten, and on how large a
+transaction became: on a busy machine both go up in steps. So these have bounds and no rate. A row, or a page, that
+stayed of each job would pass them within a minute or two. The rows are those of all tables, a hundred not of jobs."""
 LONGEST = 12
 """Sentences in the longest prompt."""
 TOKENS_MAX = 48
@@ -58,13 +70,14 @@ class Sample:
     engine_threads: int
     agent_descriptors: int
     engine_descriptors: int
-    database: int
     log: int
+    rows: int
+    database: int
+    free: int
 
 
 def take_sample(agent, engine_pid):
     parent, engine = psutil.Process(agent.pid), psutil.Process(engine_pid)
-    database, log = (agent.state_dir / name for name in ("queue.db", "queue.db-wal"))
     return Sample(
         parent.memory_info().rss,
         engine.memory_info().rss,
@@ -72,9 +85,20 @@ def take_sample(agent, engine_pid):
         engine.num_threads(),
         parent.num_fds(),
         engine.num_fds(),
-        database.stat().st_size,
-        log.stat().st_size,
+        (agent.state_dir / "queue.db-wal").stat().st_size,
+        *database_readings(agent.state_dir / "queue.db"),
     )
+
+
+def database_readings(file):
+    """Return the rows of all tables, and the bytes of the file that are used and those that are free."""
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        rows = sum(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables)
+        size, pages, free = (
+            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
+        )
+    return rows, (pages - free) * size, free * size
 
 
 def growth(values):
@@ -161,7 +185,7 @@ class Load:
             self._settle(handle)
 
 
-@contextmanager
+@contextlib.contextmanager
 def plain_link(broker):
     """A connection that publishes what EdgeClient would not."""
     link = Link(
@@ -177,7 +201,7 @@ def plain_link(broker):
         link.stop()
 
 
-@contextmanager
+@contextlib.contextmanager
 def sampling(agent, engine_pid, samples):
     """Sample every second while the block runs."""
     over = threading.Event()
@@ -218,7 +242,8 @@ def test_under_full_load_nothing_the_agent_holds_grows(broker, tmp_path, demo_mo
         Path(out).write_text("".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in samples))
     judged = samples[int(len(samples) * WARM_UP) :]
     readings = {field.name: [getattr(sample, field.name) for sample in judged] for field in dataclasses.fields(Sample)}
-    assert max(readings.pop("log")) <= LOG_BYTES_MAX
+    most = {name: max(readings.pop(name)) for name in BOUNDS}
+    assert not {name: value for name, value in most.items() if value > BOUNDS[name]}
     grown = {name: growth(values) for name, values in readings.items()}
     assert set(load.outcomes) >= {"succeeded", "canceled"}, load.outcomes
     allowed = dict.fromkeys(grown, GROWTH_MAX) | {"engine_rss": ENGINE_GROWTH_MAX}
