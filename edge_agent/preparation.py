@@ -5,6 +5,7 @@ needs to survive. What a requester's images and guides take counts together.
 """
 
 import contextlib
+import errno
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,7 @@ class Preparation:
         engine: Callable[[str], EngineProcess | None],
         limits: Callable[[str], Limits | None],
         ready: Callable[[], None],
+        short: Callable[[], bool] = lambda: False,
         now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._models = models
@@ -81,6 +83,7 @@ class Preparation:
         self._engine = engine
         self._limits = limits
         self._ready = ready
+        self._short = short
         self._now_s = now_s
         self._shares = Shares()
         self._busy_s = self._swept_s = now_s()
@@ -242,10 +245,13 @@ class Preparation:
     def _go_on(self, end_s: float) -> None:
         """Say that the next image's turn begins.
 
-        Raises EdgeAgentError when those before it took all the time, _StoppedError.
+        Raises EdgeAgentError when those before it took all the time, OSError when it would take the room that jobs
+        need, _StoppedError.
         """
         if self._stopping.is_set():
             raise _StoppedError
+        if self._short():
+            raise OSError(errno.ENOSPC, "too little is free on the disk")
         self.beat()
         if self._now_s() >= end_s:
             sentence = f"messages: the images take over {JOB_S:.0f} s to decode; send fewer of them, or smaller ones"

@@ -200,6 +200,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         engine=lambda model: parts.supervisor.process(model),  # noqa: PLW0108 - made later
         limits=lambda model: parts.supervisor.status(model).limits,
         ready=parts.dispatcher.look,
+        short=lambda: free_bytes(settings.agent.state_dir) < settings.queue.min_free_bytes,
     )
     parts.supervisor = Supervisor(
         [

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.control.desk import Desk
-from edge_agent.control.messages import Ask, AskState, Reply, decode_reply
+from edge_agent.control.messages import Ask, AskState, PruneJobs, Reply, decode_reply
 from edge_agent.control.server import beside
 from edge_agent.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.jobs.database import DamagedError, LockedError, SchemaTooNewError, StorageError
@@ -86,8 +86,12 @@ def ask_queue(folder: Path, ask: Ask, *, desk: Desk, age_step_s: float, say: Cal
 
 
 def _answer(file: Path, ask: Ask, *, desk: Desk, age_step_s: float) -> Reply:
-    with Queue(file, age_step_s=age_step_s) as queue, queue.transaction():
-        return desk.answer(queue, ask)[0]
+    with Queue(file, age_step_s=age_step_s) as queue:
+        with queue.transaction():
+            reply, _ = desk.answer(queue, ask)
+        if isinstance(ask, PruneJobs) and not reply.more:
+            queue.leftovers.settle()
+    return reply
 
 
 def _patiently(act: Callable[[], Reply], say: Callable[[str], None]) -> Reply:

@@ -130,6 +130,13 @@ class Leftovers:
         self._db.erased = True
         return None
 
+    def settle(self) -> StorageError | None:
+        """Clear, and give back all that can be; for when no agent does so by and by."""
+        error = self.clear(truncate=True)
+        while error is None and self.surplus:
+            error = self.give_back() or self.clear(truncate=True)
+        return error
+
     def _room(self) -> tuple[int, int]:
         """Return how many bytes of the file are free, and how many are used."""
         (pages,) = self._db.connection.execute("PRAGMA page_count").fetchone()

@@ -221,9 +221,15 @@ DELETE FROM jobs WHERE row IN (SELECT row FROM jobs WHERE finished_s <= :before_
 -- name: prune_cancels
 DELETE FROM cancels WHERE at_s <= :before_s
 
+-- name: cancel_count
+SELECT count(*) FROM cancels
+
 -- name: prune_cancel_count
+-- Of who has most of them, the oldest.
 DELETE FROM cancels WHERE (client, job_id) IN
-       (SELECT client, job_id FROM cancels ORDER BY at_s DESC LIMIT -1 OFFSET :keep)
+       (SELECT client, job_id
+          FROM (SELECT *, row_number() OVER (PARTITION BY client ORDER BY at_s DESC) AS place FROM cancels)
+         ORDER BY place, at_s DESC LIMIT -1 OFFSET :keep)
 
 -- name: read_clock
 SELECT boot_id, offset_s, queue_s, wall_s FROM clock

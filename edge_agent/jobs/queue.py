@@ -27,7 +27,7 @@ from edge_agent.jobs.request import Request
 from edge_agent.jobs.results import Results
 
 CANCELS_MAX = 10_000
-"""Cancels remembered for jobs that have not come; beyond it the oldest are forgotten."""
+"""Cancels remembered for jobs that have not come; beyond it the oldest are forgotten of the client who has most."""
 ROWS_AT_ONCE = 200
 """Bound on the rows one housekeeping statement touches, so that intake never waits long."""
 RETRY_FIRST_S = 1.0
@@ -425,7 +425,8 @@ class Queue:
         surplus = self.kept.shed_jobs(keep_jobs)
         surplus = self.kept.shed() or surplus
         self._db.run("prune_cancels", before_s=self.clock.now_s() - keep_s)
-        self._db.run("prune_cancel_count", keep=CANCELS_MAX)
+        if self._db.row("cancel_count")[0] > CANCELS_MAX:
+            self._db.run("prune_cancel_count", keep=CANCELS_MAX)
         self.remember_clock()
         return surplus or aged == ROWS_AT_ONCE
 

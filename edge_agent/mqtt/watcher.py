@@ -217,6 +217,8 @@ class Watcher:
             superseded = queue.supersede(client, order.topic, keep=section.pending - 1)
             crowded = queue.supersede(client, None, keep=section.waiting_jobs - 1)
             model = self._admit(queue, order.request)
+            if queue.kept.full(client):
+                raise EdgeAgentError(Code.QUOTA_EXCEEDED, "the broker has not taken this rule's answers yet")
             here = {}
             if order.image is not None:
                 holder = Holder(client, queue.images.held(client), "payload", section.waiting_bytes)

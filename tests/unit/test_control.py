@@ -250,6 +250,21 @@ def test_without_an_agent_the_queue_itself_is_asked(tmp_path):
         asking(AskState())
 
 
+def test_what_is_pruned_without_an_agent_is_gone_from_the_files_and_gives_room(tmp_path):
+    file = tmp_path / "queue.db"
+    with Queue(file) as queue, queue.transaction():
+        for number in range(100):
+            asked = Request(job_id=f"j-{number}", prompt="SECRET" * 20_000)
+            queue.cancel("line-3", f"j-{number}")
+            queue.accept(asked, Envelope("line-3", 60.0), model="phi")
+        for owed in queue.results.owed(1000):
+            queue.results.delivered(owed)
+    before = file.stat().st_size
+    assert reach(tmp_path, desk=desk(), age_step_s=60.0)(PruneJobs(older_s=0)).pruned == 100
+    assert file.stat().st_size < before / 2
+    assert b"SECRET" not in file.read_bytes()
+
+
 def test_another_programs_lock_on_the_queue_is_waited_for_and_said(tmp_path, monkeypatch):
     """A backup that holds the lock costs a moment, and a sentence; one that never ends, the command."""
     monkeypatch.setattr(database_module, "BUSY_S", 0.01)

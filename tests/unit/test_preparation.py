@@ -5,6 +5,7 @@ from fakes import PATIENCE_S, Time, accept
 from running import wait_for
 from structlog.testing import capture_logs
 
+from edge_agent import preparation as preparation_module
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.prover import Prover
 from edge_agent.errors import Code
@@ -45,7 +46,7 @@ class Lab:
     """A queue and a spool to fill, then `run`."""
 
     def __init__(self, folder):
-        self.time, self.ended, self.jobs = Time(), {}, 0
+        self.time, self.ended, self.jobs, self.short = Time(), {}, 0, []
         self.room = Room(self.time)
         self.queue = self.time.queue(folder)
         self.spool = Spool(folder / "images", quota_bytes=10_000, requester_quota_bytes=10_000, image_bytes=1_000)
@@ -90,6 +91,7 @@ class Lab:
             engine=lambda _model: None,
             limits=lambda _model: Limits(4096, 1, images_per_prompt=8),
             ready=lambda: ready.append(None),
+            short=lambda: self.short.pop() if self.short else False,
             now_s=self.time.now_s,
         )
         store.start()
@@ -104,6 +106,17 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path):
     return Lab(tmp_path)
+
+
+def test_nothing_is_decoded_into_the_room_that_jobs_need(lab, monkeypatch):
+    """It is tried again a while later, when more is free."""
+    monkeypatch.setattr(preparation_module, "RETRY_S", 0.01)
+    lab.ask("one", PHOTO)
+    lab.short = [True, True]
+    lab.run()
+    assert lab.room.looked == ["one-1"]
+    assert not lab.short
+    assert not lab.ended
 
 
 def test_hostile_images_of_one_hold_up_anothers_once(lab):

@@ -658,6 +658,19 @@ def test_old_and_many_cancels_are_forgotten(queue, machine, monkeypatch):
 # Transactions
 
 
+def test_of_too_many_cancels_those_of_who_sent_most_are_forgotten(queue, machine, monkeypatch):
+    monkeypatch.setattr(queue_module, "CANCELS_MAX", 5)
+    with queue.transaction():
+        queue.cancel("bob", "bobs")
+        for number in range(20):
+            machine.pass_s(1)
+            queue.cancel("mallory", f"m-{number}")
+        queue.prune(keep_s=1000, keep_jobs=10)
+    assert accept(queue, "bobs", client="bob").state is JobState.CANCELED
+    assert accept(queue, "m-19", client="mallory").state is JobState.CANCELED
+    assert accept(queue, "m-0", client="mallory").state is JobState.QUEUED
+
+
 def test_a_failed_transaction_changes_nothing_and_counts_nothing(queue):
     accept(queue)
     before = queue.backlog
