@@ -295,13 +295,15 @@ class Dispatcher:
         except EdgeAgentError as error:
             self._endings.fail(run, error)
             return
-        if (guide := start.generation.guide) is not None and not self._guides.proven(guide, process):
+        guide = start.generation.guide
+        kept_bytes = 0 if guide is None else self._guides.proven(guide, process)
+        if kept_bytes is None:
             self._outbox.close(run.stream)
             self._endings.unprepare(job)
             return
         lanes.running[run.id] = run
         lanes.engine = process
-        process.start(start)
+        process.start(start, kept_bytes=kept_bytes)
         log.info("job.started", job_id=job.job_id, client=job.client, row=job.row, attempt=job.attempt)
 
     def _hear(self, lanes: Lanes, model: str, event: Event) -> None:

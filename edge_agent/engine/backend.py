@@ -95,6 +95,9 @@ class LoadedModel(Protocol):
 class Follower(Protocol):
     """What compiles guides for a vocabulary, apart from any model."""
 
+    keeps: bool
+    """Whether its library keeps what it compiles for as long as a model is loaded, in an engine too."""
+
     def follow(self, guide: Guide, go_on: Callable[[], bool]) -> None:
         """Compile a guide and choose tokens by it at random; calls `go_on` after each step, until that says no.
 

@@ -4,8 +4,9 @@ Run as `python -m edge_agent.engine.guide_child --backend NAME --path PATH --par
 vocabulary. Then reads a guide per line of JSON on standard input, answers each with a line on standard output, and
 ends when its input does:
 
-    {"kind": …, "text": …}  →  {"slowest_s": …}: processor seconds of the slowest step; the first is the compilation
-    the same                →  {"code": …, "message": …}: why an engine cannot take it
+    {"kind": …, "text": …}  →  {"slowest_s": …, "kept_bytes": …}: processor seconds of the slowest step, the first of
+        which is the compilation, and what an engine will keep of it
+    the same  →  {"code": …, "message": …}: why an engine cannot take it
 
 The libraries are those of the engine, the vocabulary is that of its model, so that what is seen here holds there.
 """
@@ -30,8 +31,12 @@ NAME = "ea-guide"
 CPU_S = 3
 """Processor time of one guide, after which the kernel ends this process; it counts whole seconds, so it may be one
 less."""
-MEMORY_BYTES = 384 * 2**20
-"""Of a guide, beyond what the libraries and the vocabulary take: 40 times what a compiled one was seen to take."""
+MEMORY_BYTES = 256 * 2**20
+"""Of a guide, beyond what this process takes before; a compiled one was seen to take 2 to 30 MB."""
+KEPT_BYTES_MAX = 64 * 2**20
+"""What an engine may keep of a compiled guide."""
+GROWN_BYTES_MAX = 128 * 2**20
+"""What libraries keep ends with this process: it ends itself when that is so much, and another is started."""
 WALK_S = STEP_S
 """Processor time of all steps after the first; one may exceed it."""
 WALK_STEPS = 64
@@ -49,32 +54,41 @@ def main() -> int:
     _settle(options.parent)
     said, sys.stdout = sys.stdout, sys.stderr  # libraries print where they like
     follower = follower_of(options.backend)(options.path)
-    _bound_memory()
+    begun_bytes = _held_bytes("RssAnon:")
     said.write("{}\n")
     said.flush()
     for line in sys.stdin.buffer:
         order = json.loads(line)
-        _spend(CPU_S)
+        _bound(seconds=CPU_S)
         answer = tried(follower, Guide(GuideKind(order["kind"]), order["text"]))
         said.write(json.dumps(answer) + "\n")
         said.flush()
+        if _held_bytes("RssAnon:") - begun_bytes > GROWN_BYTES_MAX:
+            break
     return 0
 
 
 def tried(follower: Follower, guide: Guide) -> dict[str, Any]:
     """Return the answer on a guide."""
-    watch = _Watch()
+    watch, before_bytes = _Watch(), _held_bytes("RssAnon:")
     try:
         follower.follow(guide, watch)
     except EdgeAgentError as error:
         return {"code": error.code, "message": error.message}
     except MemoryError:
-        return {"code": Code.BAD_REQUEST, "message": "response_format: takes too much memory to compile; simplify it"}
+        return _too_large()
+    kept_bytes = _held_bytes("RssAnon:") - before_bytes if follower.keeps else 0
+    if kept_bytes > KEPT_BYTES_MAX:
+        return _too_large()
     if watch.slowest_s > STEP_S:
         what = "compile" if watch.steps == 1 else "follow"
         sentence = f"response_format: a step of it takes over {STEP_S} s to {what} on this device; simplify it"
         return {"code": Code.BAD_REQUEST, "message": sentence}
-    return {"slowest_s": watch.slowest_s}
+    return {"slowest_s": watch.slowest_s, "kept_bytes": max(0, kept_bytes)}
+
+
+def _too_large() -> dict[str, Any]:
+    return {"code": Code.BAD_REQUEST, "message": "response_format: takes too much memory to compile; simplify it"}
 
 
 class _Watch:
@@ -106,17 +120,21 @@ def _settle(parent: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
 
 
-def _bound_memory() -> None:
-    """Bound what a guide may take: data, as libraries reserve addresses that they never use."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    (held,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
-    resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY_BYTES, held + MEMORY_BYTES))
+def _bound(*, seconds: int) -> None:
+    """Let the kernel end this process when it computes so much longer, and give it no more than a guide's memory.
 
-
-def _spend(seconds: int) -> None:
-    """Let the kernel end this process when it computes so much longer."""
+    Of data only, as libraries reserve addresses that they never use.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_held_bytes("VmData:") + MEMORY_BYTES, hard))
+
+
+def _held_bytes(field: str) -> int:
+    """Return what this process holds, by a field of its status in proc(5)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":

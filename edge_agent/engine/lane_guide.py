@@ -86,7 +86,9 @@ class Constraint:
 
 
 class Guides:
-    """Compiles guides for a model's vocabulary."""
+    """Compiles guides for a model's vocabulary; the last KEPT are kept."""
+
+    keeps = False
 
     def __init__(self, tokens: llguidance.LLTokenizer, *, vocab_size: int) -> None:
         self._tokens = tokens

@@ -43,8 +43,8 @@ class Model:
     waited for it to be loaded. busy: something runs in it; idle_s: for how long nothing has.
     keep_alive_s: how long it stays with nothing to do, None for as long as there is room.
     asked, dismissed: somebody wants it loaded, or gone. needs_bytes: what it holds, or would; None when nobody knows.
-    load_s: how long loading took last time. waiting: how many jobs wait; job_s: how long each took of late, all lanes
-    together.
+    load_s: how long loading took last time. worn: it should begin anew. waiting: how many jobs wait; job_s: how long
+    each took of late, all lanes together.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Model:
     load_s: float = 0.0
     waiting: int = 0
     job_s: float = math.inf
+    worn: bool = False
 
     @property
     def room_bytes(self) -> int:
@@ -186,6 +187,8 @@ def _enough(able: Sequence[Model], wanted_bytes: float) -> list[Model]:
 
 def _expired(model: Model) -> str:
     """Return why a loaded model goes of its own accord; empty while it stays."""
+    if model.worn:
+        return "begins anew: the guides that it has compiled take much memory"
     if model.pinned:
         return ""
     if model.dismissed:

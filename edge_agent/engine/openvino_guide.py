@@ -32,6 +32,8 @@ class GuideTrial:
     what was compiled: the second time costs nothing.
     """
 
+    keeps = True
+
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size

@@ -20,6 +20,7 @@ from edge_agent.engine.messages import (
     Event,
     Finished,
     FrameReader,
+    Guide,
     JobId,
     Load,
     LoadFailed,
@@ -36,6 +37,8 @@ from edge_agent.jobs.tiles import grid
 from edge_agent.log import get_logger
 
 RECEIVE_BYTES = 65_536
+GUIDES_BYTES_MAX = 192 * 2**20
+"""Of compiled guides, less than what an engine's reservation has to spare (models/memory.py: RESERVE_BYTES)."""
 SPEED_WEIGHT = 0.3
 """Share of the newest measurement in a running mean."""
 
@@ -67,6 +70,7 @@ class EngineProcess:
         """Prompt tokens computed in a second, a running mean; None before any were."""
         self.generate_per_s: float | None = None
         """Tokens generated in a second, likewise."""
+        self._guides: dict[Guide, int] = {}
         self.finished = 0
         """Jobs that it has brought to their end."""
         self.ready: Ready | None = None
@@ -117,8 +121,15 @@ class EngineProcess:
         """Return how the work stands that it was given."""
         return self._work.held()
 
-    def start(self, start: Start) -> None:
-        """Give it a job."""
+    @property
+    def worn(self) -> bool:
+        """Whether it keeps so many compiled guides that it should make way for another: its library drops none."""
+        return sum(self._guides.values()) > GUIDES_BYTES_MAX
+
+    def start(self, start: Start, *, kept_bytes: int = 0) -> None:
+        """Give it a job, of whose guide it keeps so much."""
+        if kept_bytes and start.generation.guide is not None:
+            self._guides[start.generation.guide] = kept_bytes
         turns = start.generation.turns
         tokens = sum(len(turn.text) for turn in turns)  # a character is at least one
         tokens += sum(grid(each.width, each.height, tiles=each.tiles).tokens for turn in turns for each in turn.images)

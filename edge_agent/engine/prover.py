@@ -33,6 +33,9 @@ ENOUGH_S = 3 * bounds.STEP_S
 KEPT = 4096
 """Verdicts remembered, of about 300 bytes each."""
 
+Verdict = EdgeAgentError | int
+"""Why an engine cannot take a guide, or how many bytes it keeps of it."""
+
 log = get_logger()
 
 
@@ -71,7 +74,7 @@ class Prover:
         self._most = kept
         self._now_s = now_s
         self._lock = threading.Lock()
-        self._verdicts: OrderedDict[tuple[Build, bytes], EdgeAgentError | None] = OrderedDict()
+        self._verdicts: OrderedDict[tuple[Build, bytes], Verdict] = OrderedDict()
         self._build: Build | None = None
         self._child: Disposable | None = None
 
@@ -80,12 +83,12 @@ class Prover:
         """The child's process id; None while there is none."""
         return self._child.pid if self._child else None
 
-    def proven(self, guide: Guide, engine: EngineProcess) -> bool:
-        """Return whether a guide is known to be one that an engine can take."""
+    def proven(self, guide: Guide, engine: EngineProcess) -> int | None:
+        """Return how many bytes an engine keeps of a guide that it is known to be able to take; None for any other."""
         if not compiles(engine.spec.backend):
-            return True
-        found, verdict = self._recall((Build.of(engine), _digest(guide)))
-        return found and verdict is None
+            return 0
+        verdict = self._recall((Build.of(engine), _digest(guide)))
+        return verdict if isinstance(verdict, int) else None
 
     def prove(self, guide: Guide, engine: EngineProcess) -> None:
         """Try a guide, unless that was done before.
@@ -95,11 +98,11 @@ class Prover:
         if not compiles(engine.spec.backend):
             return
         key = (Build.of(engine), _digest(guide))
-        found, verdict = self._recall(key)
-        if not found:
+        verdict = self._recall(key)
+        if verdict is None:
             verdict = self._tried(guide, engine)
             self._note(key, verdict)
-        if verdict is not None:
+        if isinstance(verdict, EdgeAgentError):
             raise EdgeAgentError(verdict.code, verdict.message)
 
     def refuse(self, guide: Guide, engine: EngineProcess, error: EdgeAgentError) -> None:
@@ -112,22 +115,21 @@ class Prover:
             self._child.close()
             self._child = None
 
-    def _note(self, key: tuple[Build, bytes], verdict: EdgeAgentError | None) -> None:
+    def _note(self, key: tuple[Build, bytes], verdict: Verdict) -> None:
         with self._lock:
             self._verdicts[key] = verdict
             self._verdicts.move_to_end(key)
             while len(self._verdicts) > self._most:
                 self._verdicts.popitem(last=False)
 
-    def _recall(self, key: tuple[Build, bytes]) -> tuple[bool, EdgeAgentError | None]:
+    def _recall(self, key: tuple[Build, bytes]) -> Verdict | None:
         with self._lock:
-            if key not in self._verdicts:
-                return False, None
-            self._verdicts.move_to_end(key)
-            return True, self._verdicts[key]
+            if key in self._verdicts:
+                self._verdicts.move_to_end(key)
+            return self._verdicts.get(key)
 
-    def _tried(self, guide: Guide, engine: EngineProcess) -> EdgeAgentError | None:
-        """Return why an engine cannot take a guide; None when it can. Raises NotTriedError.
+    def _tried(self, guide: Guide, engine: EngineProcess) -> Verdict:
+        """Return what comes of a trial. Raises NotTriedError.
 
         A child that dies may have been killed for others: a second one is tried.
         """
@@ -140,7 +142,11 @@ class Prover:
             child = self._started(engine)
             try:
                 answer = child.ask({"kind": guide.kind, "text": guide.text}, end_s=self._now_s() + self._trial_s)
-                return EdgeAgentError(Code(answer["code"]), answer["message"]) if "code" in answer else None
+                return (
+                    EdgeAgentError(Code(answer["code"]), answer["message"])
+                    if "code" in answer
+                    else answer["kept_bytes"]
+                )
             except LateError as error:
                 if error.cpu_s < ENOUGH_S:
                     raise NotTriedError("the machine has no time for it") from None

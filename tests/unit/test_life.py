@@ -26,6 +26,7 @@ def fates(*models, free=0, turn_s=TURN_S):
 
 LOAD, STAY, DRAIN, REST = (Fate.LOAD, ""), (Fate.STAY, ""), Fate.DRAIN, Fate.REST
 WORK = {"busy": True, "idle_s": 0.0, "waiting": 9}
+BEGINS_ANEW = "begins anew: the guides that it has compiled take much memory"
 LATE = {"rank": 1.0, "waited_s": TURN_S}
 MORE_S = FINISH_TURNS * TURN_S
 TEXT_GOES = {"text": (DRAIN, "makes room for vision"), "vision": (REST, "waits until text is gone")}
@@ -63,6 +64,9 @@ VISION_WAITS = {"text": STAY, "vision": (REST, "waits for its turn after text")}
         ([loaded("text", rank=5.0), away("vision", rank=1.0, waited_s=TURN_S - 1)], 2 * GIB, VISION_WAITS),
         ([loaded("text", ready_s=9.0, **WORK), away("vision", rank=1.0, waited_s=TURN_S)], 2 * GIB, VISION_WAITS),
         ([loaded("text", ready_s=0.0), away("vision", rank=1.0, waited_s=TURN_S)], 2 * GIB, VISION_WAITS),
+        # whose library drops nothing begins anew, whoever wants it
+        ([loaded("text", worn=True, pinned=True, **WORK)], 2 * GIB, {"text": (DRAIN, BEGINS_ANEW)}),
+        ([away("text", pinned=True)], 4 * GIB, {"text": LOAD}),
         # who would soon be done may finish
         ([loaded("text", **WORK | {"job_s": 0.99 * MORE_S / 9}), away("vision", **LATE)], 2 * GIB, VISION_WAITS),
         ([loaded("text", **WORK | {"job_s": 1.01 * MORE_S / 9}), away("vision", **LATE)], 2 * GIB, TEXT_GOES),

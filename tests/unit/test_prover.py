@@ -18,7 +18,8 @@ from edge_agent.engine.prover import NotTriedError, Prover
 from edge_agent.errors import Code, EdgeAgentError
 
 GREET = "import sys, os, signal, time, json; print('{}', flush=True); "
-GOOD = GREET + "[print('{\"slowest_s\": 0.1}', flush=True) for line in sys.stdin]"
+FINE = '{"slowest_s": 0.1, "kept_bytes": 70}'
+GOOD = GREET + f"[print({FINE!r}, flush=True) for line in sys.stdin]"
 BAD = GREET + '[print(\'{"code": "bad_request", "message": "response_format: no"}\', flush=True) for _ in sys.stdin]'
 DIES = GREET + "input(); os.kill(os.getpid(), signal.SIGKILL)"
 ABORTS = GREET + "input(); os.abort()"
@@ -70,17 +71,19 @@ def refusal(prover, guide, engine=ENGINE):
 def test_a_good_guide_is_tried_once(prover, tmp_path):
     """For one library and one vocabulary: another's may take it otherwise."""
     asked = tmp_path / "asked"
-    proving = prover(GREET + f"[(open({str(asked)!r}, 'a').write('x'), print('{{}}', flush=True)) for _ in sys.stdin]")
+    proving = prover(
+        GREET + f"[(open({str(asked)!r}, 'a').write('x'), print({FINE!r}, flush=True)) for _ in sys.stdin]"
+    )
     for _ in range(1000):
         proving.prove(regex("a"), ENGINE)
-    assert proving.proven(regex("a"), ENGINE)
-    assert not proving.proven(regex("b"), ENGINE)
+    assert proving.proven(regex("a"), ENGINE) == 70
+    assert proving.proven(regex("b"), ENGINE) is None
     assert asked.read_text() == "x"
     newer = Engine("llguidance 2")
     other = Engine()
     other.spec = replace(other.spec, path=Path("/models/psi"))
     for engine in (newer, other):
-        assert not proving.proven(regex("a"), engine)
+        assert proving.proven(regex("a"), engine) is None
         proving.prove(regex("a"), engine)
     assert asked.read_text() == "xxx"
 
@@ -94,7 +97,7 @@ def test_a_hostile_guide_sent_a_thousand_times_is_tried_once(prover, tmp_path):
     said = {refusal(proving, regex("a")) for _ in range(1000)}
     assert said == {"response_format: is not compiled after 0.5 s; simplify it"}
     assert spun.read_text() == "x"
-    assert not proving.proven(regex("a"), ENGINE)
+    assert proving.proven(regex("a"), ENGINE) is None
 
 
 def test_no_more_verdicts_are_kept_than_some(prover):
@@ -102,7 +105,7 @@ def test_no_more_verdicts_are_kept_than_some(prover):
     proving = prover(GOOD, kept=2)
     for text in ("a", "b", "a", "c"):
         proving.prove(regex(text), ENGINE)
-    assert [proving.proven(regex(text), ENGINE) for text in "abc"] == [True, False, True]
+    assert [proving.proven(regex(text), ENGINE) for text in "abc"] == [70, None, 70]
 
 
 def test_what_is_over_the_bounds_starts_no_process(prover):
@@ -133,7 +136,7 @@ def test_a_process_that_is_killed_in_the_middle_is_replaced(prover, tmp_path):
         f"f = {str(first)!r}\n"
         "for line in sys.stdin:\n"
         "    if not os.path.exists(f): open(f, 'w').write(str(os.getpid())); time.sleep(600)\n"
-        "    print('{}', flush=True)"
+        f"    print({FINE!r}, flush=True)"
     )
     proving = prover(program)
     failed = []
@@ -142,7 +145,7 @@ def test_a_process_that_is_killed_in_the_middle_is_replaced(prover, tmp_path):
     pid = wait_for(lambda: first.exists() and first.read_text(), "a trial")
     os.kill(int(pid), signal.SIGKILL)
     trial.join()
-    assert proving.proven(regex("a"), ENGINE)
+    assert proving.proven(regex("a"), ENGINE) == 70
     assert proving.pid not in (None, int(pid))
 
 
@@ -151,7 +154,7 @@ def test_a_process_that_has_no_time_condemns_nobody(prover):
     proving = prover(SLEEPS, trial_s=0.2)
     with pytest.raises(NotTriedError, match="the machine has no time"):
         proving.prove(regex("a"), ENGINE)
-    assert not proving.proven(regex("a"), ENGINE)
+    assert proving.proven(regex("a"), ENGINE) is None
 
 
 @pytest.mark.parametrize("command", [("/no/such/program",), (sys.executable, "-c", "import sys; sys.exit(1)")])
@@ -165,7 +168,7 @@ def test_where_nothing_is_compiled_nothing_is_tried(prover):
     proving = prover(DIES)
     elsewhere = Engine(backend="openai")
     proving.prove(regex("a"), elsewhere)
-    assert proving.proven(regex("a"), elsewhere)
+    assert proving.proven(regex("a"), elsewhere) == 0
     assert proving.pid is None
 
 
