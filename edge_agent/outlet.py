@@ -1,7 +1,7 @@
-"""Standard error of the daemon: takes what any thread writes, at once, and never fails.
+"""Standard error of the daemon: takes what any thread or child writes, at once, and never fails.
 
 A full disk, a reader that is gone or reads no more, a stopped terminal: what cannot be written then is lost, counted,
-and said later. No thread waits for it, and none ends by it.
+and said later. No thread waits for it, and none ends by it; nor does a child, whose libraries print as they like.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 STDERR = 2
 HELD_BYTES_MAX = 2**20
 """What may wait to be written: some thousand lines."""
+HEARD_BYTES = 65_536
 BATCH = 256
 """Pieces that are written at once."""
 DRAIN_S = 1.0
@@ -23,7 +24,7 @@ DRAIN_S = 1.0
 
 
 class Outlet(io.TextIOBase):
-    """A text stream onto a file descriptor, with a thread of its own that writes.
+    """A text stream onto a file descriptor, with a thread that writes, and one that hears what children print.
 
     `lost` is told on that thread, when lines go out again, how many did not. `write` is os.write.
     """
@@ -39,15 +40,18 @@ class Outlet(io.TextIOBase):
         self._lost = 0
         self._torn = False
         self._pieces: stdlib_queue.SimpleQueue[bytes | threading.Event | None] = stdlib_queue.SimpleQueue()
-        threading.Thread(target=self._run, name="stderr", daemon=True).start()
+        self._heard, self._theirs = os.pipe()
+        os.set_blocking(self._theirs, False)
+        for work, name in ((self._run, "stderr"), (self._hear, "stderr-children")):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     def writable(self) -> bool:
         """Return True."""
         return True
 
     def fileno(self) -> int:
-        """Return the descriptor, for children to inherit."""
-        return self._descriptor
+        """Return a descriptor for children to write to, who do not wait either."""
+        return self._theirs
 
     def isatty(self) -> bool:
         """Return whether a terminal shows it."""
@@ -55,14 +59,16 @@ class Outlet(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Take text, to be written soon; while too much waits it is lost."""
-        piece = text.encode(errors="backslashreplace")
+        self._take(text.encode(errors="backslashreplace"))
+        return len(text)
+
+    def _take(self, piece: bytes) -> None:
         with self._lock:
             if self._held_bytes + len(piece) > HELD_BYTES_MAX:
                 self._lost += piece.count(b"\n")
             else:
                 self._held_bytes += len(piece)
                 self._pieces.put(piece)
-        return len(text)
 
     def drain(self, timeout_s: float) -> None:
         """Wait until what was written so far is out, or lost, but no longer than this."""
@@ -71,11 +77,18 @@ class Outlet(io.TextIOBase):
         reached.wait(timeout_s)
 
     def close(self) -> None:
-        """End its thread, after what was written so far."""
-        self._pieces.put(None)
+        """End its threads, after what was written so far, and when the last child has ended."""
+        if not self.closed:
+            self._pieces.put(None)
+            os.close(self._theirs)
         super().close()
 
-    # The thread
+    # The threads
+
+    def _hear(self) -> None:
+        while piece := os.read(self._heard, HEARD_BYTES):
+            self._take(piece)
+        os.close(self._heard)
 
     def _run(self) -> None:
         batch: list[bytes | threading.Event | None] = []
@@ -128,6 +141,11 @@ def standard_error(*, lost: Callable[[int], None]) -> Iterator[None]:
         sys.stderr = before
         outlet.drain(DRAIN_S)
         outlet.close()
+
+
+def for_children() -> int | None:
+    """Return where children shall write their standard error; None where they inherit ours."""
+    return sys.stderr.fileno() if isinstance(sys.stderr, Outlet) else None
 
 
 def drain() -> None:

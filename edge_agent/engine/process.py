@@ -35,6 +35,7 @@ from edge_agent.engine.messages import (
 from edge_agent.engine.work import Held, Work
 from edge_agent.jobs.tiles import grid
 from edge_agent.log import get_logger
+from edge_agent.outlet import for_children
 
 RECEIVE_BYTES = 65_536
 GUIDES_BYTES_MAX = 192 * 2**20
@@ -86,6 +87,7 @@ class EngineProcess:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
+                stderr=for_children(),
             )
             unless_started.pop_all()
         self._outbox: stdlib_queue.SimpleQueue[bytes | None] = stdlib_queue.SimpleQueue()

@@ -18,6 +18,7 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.manifest import Manifest
 from edge_agent.models.store import Store
+from edge_agent.outlet import for_children
 from edge_agent.settings import ModelsSection
 
 POLL_MS = 200
@@ -132,7 +133,9 @@ def fetch(
     order = Order(store.folder.absolute(), store.quota_bytes, store.margin_bytes, variant, hub)
     command = [sys.executable, "-m", "edge_agent.models.hub", "--parent", str(os.getpid())]
     environ = os.environ | QUIET | {"HF_ENDPOINT": hub.url}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as child:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=for_children(), env=environ
+    ) as child:
         try:
             _hand_over(child, ORDER.dump_json(order))
             for line in _lines(child, stop, variant):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pty
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -137,11 +138,23 @@ def test_the_lines_of_a_process_go_through_it_until_it_ends(monkeypatch):
     before = sys.stderr
     with outlet.standard_error(lost=lambda _lines: None):
         sys.stderr.write("a warning\n")
-        assert sys.stderr.fileno() == writing
         outlet.drain()
         assert os.read(reading, 100) == b"a warning\n"
+        child = [sys.executable, "-c", "import sys; sys.stderr.write('a child\\n')"]
+        subprocess.run(child, stderr=outlet.for_children(), check=True)
+        assert os.read(reading, 100) == b"a child\n"
         sys.stderr.write("the last\n")
     assert sys.stderr is before
     assert os.read(reading, 100) == b"the last\n"
     os.close(reading)
     os.close(writing)
+
+
+def test_a_child_that_prints_without_end_waits_for_nobody():
+    """An engine whose library complained into a full pipe stood still, and was killed for its silence."""
+    with pipe(reader=True) as descriptor:
+        out = Outlet(descriptor, lost=lambda _lines: None)
+        program = "import os, sys\nfor _ in range(4000):\n    os.write(2, b'x' * 1023 + b'\\n')\n"
+        shown = f"try:\n    {program.replace(chr(10), chr(10) + '    ')}\nexcept BlockingIOError:\n    pass\n"
+        subprocess.run([sys.executable, "-c", shown], stderr=out.fileno(), check=True, timeout=PATIENCE_S)
+    out.close()
