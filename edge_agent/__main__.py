@@ -2,11 +2,15 @@
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 def main() -> None:
     """Run the command line; the daemon, when it is asked for plainly, without loading the rest of it."""
+    if fault := unreadable(sys.argv[1:], os.environ):
+        sys.stderr.write(f"edge-agent: {fault}\n")
+        sys.exit(2)
     match sys.argv[1:]:
         case ["run"]:
             config = os.environ.get("EDGE_AGENT_CONFIG")
@@ -22,6 +26,25 @@ def main() -> None:
     from edge_agent.daemon import main as daemon  # noqa: PLC0415 - see above
 
     sys.exit(daemon(Path(config) if config else None))
+
+
+def unreadable(arguments: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """Return what we were given that is no text in UTF-8, in a sentence; such bytes can be sent and shown nowhere."""
+    for number, argument in enumerate(arguments, 1):
+        if not _is_text(argument):
+            return f"argument {number} is not valid UTF-8; see the terminal's character set (locale)"
+    for name, value in environ.items():
+        if name.startswith("EDGE_AGENT_") and not _is_text(name + value):
+            return f"the variable {name.encode(errors='replace').decode()} is not valid UTF-8"
+    return None
+
+
+def _is_text(given: str) -> bool:
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -61,10 +61,7 @@ class Endings:
         outcome = self._outcome(run, state, failure=failure, finished=finished)
         # Its end is said once it is written, which a full disk puts off.
         log.info("job.computed", job_id=run.job.job_id, client=run.job.client, row=run.job.row, tokens=run.tokens)
-        self._store.do(
-            lambda queue: queue.end(run.job, state, outcome),
-            partial(_log_end, run, failure.code if failure else None),
-        )
+        self._store.do(lambda queue: queue.end(run.job, state, outcome))
 
     def fail(self, run: Attempt, error: EdgeAgentError) -> None:
         """End an attempt as the engine said; what may go well later is tried again, or by another agent of the pool."""
@@ -76,7 +73,7 @@ class Endings:
             )
         else:
             # Memory that was short may have been so for its neighbours' sake: it runs by itself then.
-            self._store.do(lambda queue: queue.fail(run.job, outcome, alone=True), partial(_log_end, run, error.code))
+            self._store.do(lambda queue: queue.fail(run.job, outcome, alone=True), partial(_log_retry, run, error.code))
 
     def _outcome(
         self, run: Attempt, state: JobState, *, failure: Failure | None = None, finished: Finished | None = None
@@ -160,16 +157,7 @@ class Endings:
             self._store.do(requeue)
 
 
-def _log_end(run: Attempt, code: Code | None, job: Job | None) -> None:
-    """Say what became of an attempt; nothing when something else had ended it before."""
-    if job is not None:
-        event = "job.retried" if job.state is JobState.QUEUED else "job.ended"
-        log.info(
-            event,
-            job_id=job.job_id,
-            client=job.client,
-            row=job.row,
-            state=job.state,
-            code=code,
-            tokens=run.tokens,
-        )
+def _log_retry(run: Attempt, code: Code, job: Job | None) -> None:
+    """Say that a job is tried again after an attempt that failed; ends are said by the chronicle."""
+    if job is not None and job.state is JobState.QUEUED:
+        log.info("job.retried", job_id=job.job_id, client=job.client, row=job.row, code=code, tokens=run.tokens)

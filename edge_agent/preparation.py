@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -187,7 +188,7 @@ class Preparation:
                 if request.images:
                     images = encode(self._develop(job.client, request, folder, limits))
         except EdgeAgentError as error:
-            self._fail(job, Failure.of(error))
+            self._ask(partial(Queue.give_up, job=job, failure=Failure.of(error)))
             return True
         except NotTriedError as error:
             log.warning("guides.waiting", reason=str(error), retry_s=RETRY_S)
@@ -215,10 +216,6 @@ class Preparation:
         finally:
             now_s = self._now_s()
             self._shares.note(client, now_s - begun_s, now_s=now_s)
-
-    def _fail(self, job: Job, failure: Failure) -> None:
-        if self._ask(lambda queue: queue.give_up(job, failure)):
-            log.info("job.ended", job_id=job.job_id, client=job.client, row=job.row, state="failed", code=failure.code)
 
     def _develop(self, client: str, request: Request, folder: Path, limits: Limits) -> tuple[Prepared, ...]:
         """Decode a job's images. Raises EdgeAgentError when they cannot be used, FullError, OSError."""

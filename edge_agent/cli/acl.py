@@ -15,6 +15,11 @@ from edge_agent.mqtt.filters import intersect
 from edge_agent.mqtt.topics import CLIENT
 
 PANEL = "Users"
+RESERVED = {"ca": "the authority, whose key signs everybody's certificate", "broker": "the broker"}
+"""Names whose `NAME.key` and `NAME.pem` are no user's."""
+MADE = frozenset({"passwords", "mosquitto-edge.conf", "ca.srl", "broker.ext"})
+"""What the script makes, beside a password or a certificate, its request and its key for each name."""
+SUFFIXES = (".password", ".pem", ".key", ".csr")
 FILTER_BYTES_MAX = 1024
 """mosquitto reads lines of any length; a filter of an MQTT client is at most this long on hosted brokers."""
 
@@ -75,6 +80,7 @@ def acl(
         monitors=_names(monitor, "--monitor"),
         admins=_names(admin, "--admin"),
     )
+    _keep_apart(fleet, file.name)
     if not fleet.users():
         raise typer.BadParameter("name somebody: --agent, --requester, --monitor, --admin")
     try:
@@ -90,6 +96,15 @@ def _names(given: list[str] | None, option: str) -> tuple[str, ...]:
         if not CLIENT.match(name):
             raise typer.BadParameter(f"{name!r}: a-z 0-9 _ -, a letter or digit first", param_hint=option)
     return tuple(given or ())
+
+
+def _keep_apart(fleet: Fleet, file: str) -> None:
+    """Refuse names whose files would be, or be taken for, those of the broker and the authority."""
+    for name in sorted(RESERVED.keys() & set(fleet.users())):
+        raise typer.BadParameter(f"{name!r}: its files would be those of {RESERVED[name]}; choose another name")
+    theirs = {f"{name}{suffix}" for name in (*RESERVED, *fleet.users()) for suffix in SUFFIXES}
+    if file in MADE | theirs:
+        raise typer.BadParameter(f"{file!r} is another file here, of a secret or a user; choose a name as edge.acl")
 
 
 def _agents(given: list[str], *, reads: list[tuple[str, str]], writes: list[tuple[str, str]]) -> tuple[AgentRole, ...]:

@@ -16,7 +16,7 @@ from edge_agent import settings
 from edge_agent.errors import SettingsError
 from edge_agent.mqtt import certificate
 from edge_agent.mqtt.access import Access, CredentialError, located
-from edge_agent.mqtt.topics import CLIENT
+from edge_agent.mqtt.topics import CLIENT, NAME_RULE
 from edge_agent.mqtt.wire import faults
 from edge_agent.settings import MqttSection
 
@@ -104,6 +104,15 @@ def broker_section(config: Path | None, **given: Any) -> MqttSection:
         raise typer.BadParameter(str(error)) from None
     except ValidationError as error:
         raise typer.BadParameter(faults(error)) from None
+
+
+def own_name(section: MqttSection, given: str | None) -> str:
+    """Return the requester's name that was given, or `requester`'s. Ends the command when that can be nobody's."""
+    for name, hint in ((given, "--name"), (section.username if given is None else None, "--username")):
+        if name is not None and not CLIENT.match(name):
+            way = "" if given else "; --name gives another, which the broker must let this user have"
+            raise typer.BadParameter(f"{name!r} is no requester's name: {NAME_RULE}{way}", param_hint=hint)
+    return given or requester(section)
 
 
 def requester(section: MqttSection) -> str:

@@ -24,6 +24,7 @@ def submit(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
     *,
     agent: Annotated[str | None, typer.Option(help="Id of the agent that shall answer.")] = None,
+    name: Annotated[str | None, typer.Option(help="Who asks; the broker's user name, when it is not given.")] = None,
     pool: Annotated[str | None, typer.Option(help="Name of a pool, any of whose agents may answer.")] = None,
     image: Annotated[
         list[Path] | None,
@@ -54,7 +55,7 @@ def submit(
     """
     if (agent is None) == (pool is None):
         raise typer.BadParameter("give either --agent or --pool")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else prompt
     messages = [{"role": "system", "content": system}] if system else []
     job: dict[str, Any] = {
         "messages": [*messages, {"role": "user", "content": text}],
@@ -71,7 +72,7 @@ def submit(
         job["seed"] = seed
     if stop:
         job["stop"] = stop
-    name = broker.requester(section)
+    name = broker.own_name(section, name)
     with EdgeClient(broker.access(section, name), name=name, root=section.root) as client:
         if not client.wait_connected(CONNECT_S):
             errors.print(broker.unreachable(section, client.trouble))
@@ -82,3 +83,10 @@ def submit(
             raise typer.BadParameter(error.message) from None
         if not follow(handle, json=json):
             raise typer.Exit(1)
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"standard input is not valid UTF-8 at byte {error.start}", param_hint="-") from None

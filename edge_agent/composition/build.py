@@ -42,6 +42,7 @@ from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.pool import Pools
 from edge_agent.mqtt.presence import TAG_CHARACTERS, Announcer
 from edge_agent.mqtt.speech import Speech
+from edge_agent.mqtt.strangers import Strangers
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.topics import KEPT, Topics
 from edge_agent.mqtt.watcher import Watcher
@@ -108,6 +109,7 @@ def _rows_and_broker(parts: Parts, account: Account, news: News) -> None:
         subscriptions=(
             Subscription(topics.commands),
             Subscription(topics.admin("+", SUBJECT)),
+            *(Subscription(each, qos=0, needed=False) for each in topics.near_misses),
             Subscription(topics.event("presence"), retained="always"),
             # Rights that agents did not need before: on old ones they do without.
             *(Subscription(topics.event(leaf), retained="always", needed=False) for leaf in KEPT),
@@ -232,7 +234,9 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
 def _arrivals(parts: Parts, account: Account, news: News) -> None:
     """Make what brings jobs: requests, those of pools, and messages that are watched."""
     settings, topics = parts.settings, parts.topics
+    strangers = Strangers(time.monotonic)
     parts.intake = Intake(
+        strangers=strangers,
         topics=topics,
         speech=Speech(topics),
         settings=settings.queue,
@@ -250,6 +254,7 @@ def _arrivals(parts: Parts, account: Account, news: News) -> None:
         proven=parts.preparation.proven,
     )
     parts.order_intake = OrderIntake(
+        strangers=strangers,
         topics=topics,
         store=parts.store,
         allow=settings.requesters.admins,

@@ -6,6 +6,8 @@ from edge_agent.composition.account import Account
 from edge_agent.composition.parts import Parts
 from edge_agent.engine.keeper import Listener
 from edge_agent.engine.messages import Event
+from edge_agent.errors import EdgeAgentError
+from edge_agent.jobs import chronicle
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.store import Operation
 from edge_agent.mqtt.link import Callbacks, Receipt
@@ -18,10 +20,13 @@ class News:
     def __init__(self, parts: Parts, account: Account) -> None:
         self._parts = parts
         self._account = account
+        self._since_s = {serve.name: parts.queue.clock.now_s() for serve in parts.settings.models.serve}
+        """Since when each model is not loaded, on the queue's clock; while it is: since when it was not."""
 
     def changed(self, changes: Sequence[Job]) -> None:
         """Jobs have changed; told by the store's thread after each commit."""
         parts = self._parts
+        chronicle.note(changes)
         parts.tally.changed(changes)
         parts.supervisor.demand(parts.queue.overview.demand([serve.name for serve in parts.settings.models.serve]))
         parts.outbox.announce(parts.queue, changes)
@@ -61,14 +66,29 @@ class News:
             lost=self._engine_lost,
             unloaded=self._engine_unloaded,
             free=self._parts.dispatcher.look,
-            failed=lambda _model: self._parts.announcer.refresh(),
+            failed=self._engine_failed,
         )
 
     def _heard(self, model: str, event: Event) -> None:
         self._parts.tally.heard(model, event)
         self._parts.dispatcher.said(model, event)
 
+    def _engine_failed(self, model: str, failure: Failure) -> None:
+        """A model cannot be loaded: jobs it was given in the hope that it can are answered, as those are that come now.
+
+        What was accepted before, while it was loaded or by an earlier life of the agent, waits for somebody to mend it.
+        """
+        self._parts.announcer.refresh()
+        if failure.retryable:
+            return
+        error = EdgeAgentError(failure.code, f"model: cannot be loaded: {failure.message}")
+        self._parts.store.do(
+            lambda queue: queue.disappoint(model, Failure.of(error), since_s=self._since_s[model]),
+            lambda jobs: self._parts.outbox.hand_back(jobs, error),
+        )
+
     def _engine_unloaded(self, model: str) -> None:
+        self._since_s[model] = self._parts.store.now_s()
         self._parts.dispatcher.unloaded(model)
         self._parts.announcer.refresh()
 
@@ -78,6 +98,7 @@ class News:
         self._parts.announcer.refresh()
 
     def _engine_lost(self, model: str, failure: Failure, place: str | None) -> None:
+        self._since_s[model] = self._parts.store.now_s()
         self._parts.tally.lost(model, moved=place is not None)
         self._parts.dispatcher.lost(model, failure, place)
         self._parts.announcer.refresh()

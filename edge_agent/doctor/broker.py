@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from edge_agent import RELEASED
+from edge_agent.doctor import greeting
 from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
 from edge_agent.jobs import rules
 from edge_agent.mqtt import certificate, trouble, watcher
@@ -162,7 +163,9 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
     link.start()
     try:
         if not _welcomed(link, access):
-            found = link.trouble or trouble.LOST
+            found = link.excuse or trouble.LOST
+            if found.reason in (trouble.MUTE, trouble.HUNG_UP):
+                found = _asked(access) or found
             yield failed("login", found.reason, found.next)
             return
         yield ok("login", f"the broker welcomes {access.username or 'us'}")
@@ -173,6 +176,12 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
         link.stop(forget=True)
     if access.username is not None:
         yield _anonymous(access)
+
+
+def _asked(access: Access) -> trouble.Trouble | None:
+    """Return what speaks at an address of ours, if it is no broker of MQTT 5."""
+    found = (greeting.ask(access, address) for address in access.addresses)
+    return next((each for each in found if each), None)
 
 
 def session(settings: Settings, welcome: Welcome | None) -> Iterator[Finding]:

@@ -20,6 +20,8 @@ from edge_agent.jobs.json_schema import COUNTS, NAMED, NUMBERS, SCHEMA, SCHEMAS,
 GUIDE_BYTES_MAX = 16_384
 NODES_MAX = 2048
 """Schemas, property names and values of a JSON Schema together."""
+NUMBER_MOST = 2**63
+"""Of a schema's numbers: llguidance holds them in 64 bits, and dies of an integer at or below their least."""
 COUNT_MAX = 128
 """The greatest number in a repetition such as `{1,128}` or `maxLength`."""
 ITEMS_MAX = 1024
@@ -104,7 +106,7 @@ def _measured(bodies: Iterable[Body]) -> "_Group":
 def _check_schema(text: str) -> None:
     try:
         schema = json.loads(text)
-        json_schema.check(schema)
+        json_schema.check(schema, most=NUMBER_MOST)
     except (json.JSONDecodeError, RecursionError) as error:
         raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema is no JSON") from error
     except ValueError as error:

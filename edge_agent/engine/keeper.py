@@ -28,7 +28,7 @@ class Listener:
     `up` comes with the seconds that the start took, `lost` with the place that was set aside for it, in words; None
     when there is no other place to go to. `unloaded` comes before the engine is asked to go: the jobs in it are to be
     done again. `free`: one takes jobs again that had been about to go. `failed`: a model cannot be loaded, for a reason
-    that is new.
+    that is new, or once more for one that does not pass by itself.
     """
 
     event: Callable[[str, Event], None]
@@ -36,7 +36,7 @@ class Listener:
     lost: Callable[[str, Failure, str | None], None]
     unloaded: Callable[[str], None] = lambda _model: None
     free: Callable[[], None] = lambda: None
-    failed: Callable[[str], None] = lambda _model: None
+    failed: Callable[[str, Failure], None] = lambda _model, _failure: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +243,11 @@ class Keeper:
         self._put_off()
 
     def _tell_failed(self, code: Code, reason: str, *, news: bool) -> None:
+        failure = Failure.because(code, reason)
         if news:
             log.error("model.failed", model=self._name, code=code, reason=reason)
-            self._listener.failed(self._name)
+        if news or not failure.retryable:
+            self._listener.failed(self._name, failure)
 
     # On the engine's thread
 

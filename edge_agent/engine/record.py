@@ -49,6 +49,7 @@ class Record:
         self._backoff_s = 0.0
         self._exited = self._planned = False
         self._condemned: Failure | None = None
+        self._failure: Failure | None = None
         self._limits: Limits | None = None
         self._ready_s: float | None = None
         self._load_s = 0.0
@@ -80,6 +81,7 @@ class Record:
                 fallback=self._served.places.fallback(process.spec) if process else None,
                 planned=self._planned,
                 pinned=pinned,
+                failure=self._failure,
             )
 
     def at_work(self) -> EngineProcess | None:
@@ -99,6 +101,7 @@ class Record:
             self._backoff_s = 0.0
             if self.phase is Phase.FAILED and self.process is None:
                 self.phase, self._reason, self._code = Phase.DOWN, "is to be tried again", None
+                self._failure = None
 
     def condemn(self, process: EngineProcess, failure: Failure) -> None:
         """Note why an engine is to be ended, and the model loaded at another place."""
@@ -185,7 +188,8 @@ class Record:
         with self._lock:
             self.process, self.needs_bytes, self._backend = process, needs_bytes, process.spec.backend
             self._planned = self.phase is Phase.UNLOADED
-            self.phase, self._reason = Phase.STARTING, "loading the model"
+            again = f"is tried again, after: {self._failure.message}" if self._failure else ""
+            self.phase, self._reason = Phase.STARTING, again or "loading the model"
             self._since_s = self._now_s()
             self._ready_s, self._condemned = None, None
             self._exited = self.draining = False
@@ -242,7 +246,7 @@ class Record:
     def fail(self, code: Code, reason: str) -> bool:
         """Note that the model cannot be loaded as things are, and why; return whether that is news."""
         with self._lock:
-            return self._fail(code, reason)
+            return self._fail(code, reason, None)
 
     # For the engine's own thread
 
@@ -251,7 +255,7 @@ class Record:
         with self._lock:
             if self.process is not process:
                 return None
-            self.phase, self._reason, self._code = Phase.READY, "", None
+            self.phase, self._reason, self._code, self._failure = Phase.READY, "", None, None
             self._limits, self._ready_s = ready.limits, self._now_s()
             self._load_s = self._ready_s - self._since_s
             return self._load_s
@@ -259,7 +263,8 @@ class Record:
     def gave_up(self, process: EngineProcess, code: Code, reason: str) -> bool:
         """Note that an engine cannot load the model, and why; return whether that is news."""
         with self._lock:
-            return self.process is process and self._fail(code, reason)
+            failure = Failure.because(code, reason)
+            return self.process is process and self._fail(code, reason, None if failure.retryable else failure)
 
     def gone(self, process: EngineProcess) -> None:
         """Note that an engine has ended."""
@@ -267,7 +272,7 @@ class Record:
             if self.process is process:
                 self._exited = True
 
-    def _fail(self, code: Code, reason: str) -> bool:
+    def _fail(self, code: Code, reason: str, failure: Failure | None) -> bool:
         changed = self._reason != reason
-        self.phase, self._reason, self._code = Phase.FAILED, reason, code
+        self.phase, self._reason, self._code, self._failure = Phase.FAILED, reason, code, failure
         return changed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from edge_agent.engine.messages import Limits
 from edge_agent.engine.plan import Phase
 from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.job import Fallback
+from edge_agent.jobs.job import Failure, Fallback
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class EngineStatus:
 
     `limits` are as it said when it was last loaded; None before that. `load_s` is how long
     that took. `planned`: it was unloaded, and not lost, when it was loaded. `host` computes in this device's place.
-    `by_name`: for jobs that name it alone.
+    `by_name`: for jobs that name it alone. `failure` is what its engine said when it could not load it the last time,
+    until it can: a further try most likely ends as that one did. None for what may pass by itself.
     """
 
     model: str
@@ -36,6 +37,7 @@ class EngineStatus:
     fallback: Fallback | None = None
     planned: bool = False
     pinned: bool = False
+    failure: Failure | None = None
 
 
 def resolve(model: str, engines: Sequence[EngineStatus], *, images: int = 0) -> str:
@@ -58,6 +60,8 @@ def resolve(model: str, engines: Sequence[EngineStatus], *, images: int = 0) -> 
         raise EdgeAgentError(Code.UNKNOWN_MODEL, f"model: this agent serves {', '.join(statuses)}")
     check_images(name, most, images=images)
     status = statuses[name]
+    if status.failure is not None:
+        raise EdgeAgentError(status.failure.code, f"model: cannot be loaded: {status.failure.message}")
     if status.phase is Phase.FAILED:
         raise EdgeAgentError(status.code or Code.MODEL_MISSING, f"model: cannot be loaded: {status.reason}")
     if status.phase is Phase.FETCHING:

@@ -65,7 +65,7 @@ class Monitor:
     @property
     def trouble(self) -> str | None:
         """Why there is no connection and what mends it, in a sentence; None while there is one."""
-        return None if self._link.trouble is None else str(self._link.trouble)
+        return None if self._link.excuse is None else str(self._link.excuse)
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Wait for the broker; return whether it is there."""

@@ -52,11 +52,16 @@ def condition(
         return Condition("unhealthy", tuple(reasons))
     if draining:
         return Condition("draining", tuple(reasons))
-    if storage or not engines or all(engine.phase is Phase.FAILED for engine in engines):
+    if storage or not engines or all(_failed(engine) for engine in engines):
         return Condition("unhealthy", tuple(reasons))
     if any(engine.starts <= 1 for engine in beginning):
         return Condition("starting", tuple(reasons))
     return Condition("degraded" if reasons else "ready", tuple(reasons))
+
+
+def _failed(engine: EngineStatus) -> bool:
+    """Return whether it cannot be loaded; a further try changes nothing of that until it succeeds."""
+    return engine.phase is Phase.FAILED or engine.failure is not None
 
 
 def _begins(engine: EngineStatus) -> bool:

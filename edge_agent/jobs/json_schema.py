@@ -66,21 +66,25 @@ _RULES: Mapping[str, _Rule] = {
 }
 
 
-def check(schema: Any) -> None:
+def check(schema: Any, *, most: float = math.inf) -> None:
     """Raise ValueError with a sentence when some keyword of a schema, or of those in it, holds what it may not.
 
-    So does a number anywhere that is none, or beyond what double precision can hold. Unknown keywords pass.
+    So does a number anywhere that is none, or nearer to 0 than double precision tells apart, or beyond `most`; and a
+    NUL, at which some library's text ends. Unknown keywords pass.
     """
     if not _is_schema(schema):
         raise ValueError("a schema must be an object")
     waiting: list[tuple[Any, bool]] = [(schema, True)]
     while waiting:
         value, is_schema = waiting.pop()
-        if _is_number(value) and not _usual(value):
-            raise ValueError("a number in the schema is too large, too small or none; use another")
+        if _is_number(value) and not _usual(value, most):
+            raise ValueError("a number in the schema is too large, too small or none")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("there is a NUL character in the schema")
         if isinstance(value, list):
             waiting += [(each, is_schema) for each in value]
         elif isinstance(value, dict):
+            waiting += [(name, False) for name in value]
             waiting += _parts(value) if is_schema else [(each, False) for each in value.values()]
 
 
@@ -92,18 +96,18 @@ def _parts(schema: Mapping[str, Any]) -> list[tuple[Any, bool]]:
         if holds is not None and not holds(value):
             raise ValueError(f"{keyword} must be {what}")
         if keyword in NAMED:
-            parts += [(each, True) for each in value.values()]
+            parts += [(name, False) for name in value] + [(each, True) for each in value.values()]
         else:
             parts.append((value, keyword in SCHEMA | SCHEMAS))
     return parts
 
 
-def _usual(number: float) -> bool:
+def _usual(number: float, most: float) -> bool:
     try:
-        size = math.fabs(number)
+        value = float(number)
     except OverflowError:
         return False
-    return size == 0 or sys.float_info.min <= size <= sys.float_info.max
+    return value == 0 or (sys.float_info.min <= abs(value) <= sys.float_info.max and -most < value <= most)
 
 
 def circular(schema: Any, references: Iterable[str]) -> bool:

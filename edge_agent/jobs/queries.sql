@@ -70,6 +70,9 @@ SELECT {job} FROM jobs WHERE state IN ('queued', 'waiting') AND expires_s <= :no
 -- name: unserved
 SELECT {job} FROM jobs WHERE state IN ('queued', 'waiting') AND model NOT IN (SELECT value FROM json_each(:models))
 
+-- name: hopeful
+SELECT {job} FROM jobs WHERE state IN ('queued', 'waiting') AND model = :model AND accepted_s >= :since_s
+
 -- name: next_expiry
 SELECT min(expires_s) FROM jobs WHERE state IN ('queued', 'waiting')
 

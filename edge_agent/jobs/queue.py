@@ -359,8 +359,18 @@ class Queue:
 
         Those of pools are handed back instead, and returned.
         """
+        return self._forsake(self._db.jobs("unserved", models=to_json(list(models)).decode()), failure)
+
+    def disappoint(self, model: str, failure: Failure, *, since_s: float) -> list[Job]:
+        """End the waiting jobs that a model was given since then, as it cannot be loaded; older ones wait on.
+
+        Those of pools are handed back instead, and returned.
+        """
+        return self._forsake(self._db.jobs("hopeful", model=model, since_s=since_s), failure)
+
+    def _forsake(self, jobs: Sequence[Job], failure: Failure) -> list[Job]:
         handed_back = []
-        for job in self._db.jobs("unserved", models=to_json(list(models)).decode()):
+        for job in jobs:
             if job.pool is None:
                 self.give_up(job, failure)
             elif self.hand_back(job):

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from edge_agent.mqtt.topics import watch_of
 
 PARTS_MAX = 4096
 """A photo of 16 MiB in parts of 4 KiB."""
+PART_BYTES = 4096
+"""What a part takes of a disk at least, and so of a quota: a block, however little is in it."""
 PIECE_BYTES = 2**20
 PREPARED = "prepared"
 _NEW = ".new"
@@ -63,14 +65,24 @@ class Spool:
     """The images of one agent. `open` it before use.
 
     `quota_bytes` bounds what images and parts of all requesters take together, and apart from them those of all
-    watches; `requester_quota_bytes` what those that one needs do, `image_bytes` one of them.
+    watches; `requester_quota_bytes` what those that one needs do, `image_bytes` one of them. A part counts for
+    `part_bytes` at least.
     """
 
-    def __init__(self, folder: Path, *, quota_bytes: int, requester_quota_bytes: int, image_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        quota_bytes: int,
+        requester_quota_bytes: int,
+        image_bytes: int,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
         self._folder = folder
         self._quota_bytes = quota_bytes
         self._requester_quota_bytes = requester_quota_bytes
         self._image_bytes = image_bytes
+        self._part_bytes = part_bytes
         self._sizes: dict[str, int] = {}
         self._parts: dict[tuple[str, int], dict[int, int]] = {}
         self._shared: set[str] = set()
@@ -108,7 +120,11 @@ class Spool:
 
     def _used_bytes(self, kind: str) -> int:
         images_bytes = sum(size for name, size in self._sizes.items() if name[0] == kind)
-        return images_bytes + sum(sum(sizes.values()) for (name, _), sizes in self._parts.items() if name[0] == kind)
+        return images_bytes + sum(self._cost(sizes) for (name, _), sizes in self._parts.items() if name[0] == kind)
+
+    def _cost(self, sizes: Mapping[int, int]) -> int:
+        """Return what parts of such sizes, by number, take of a quota."""
+        return sum(max(size, self._part_bytes) for size in sizes.values())
 
     def has(self, client: str, sha256: str) -> bool:
         """Return whether an image that this client sent is here, whole."""
@@ -186,9 +202,10 @@ class Spool:
             return True
         name = holder.named(sha256)
         have = self._parts.get((name, parts), {})
-        others_bytes = sum(size for number, size in have.items() if number != part)
-        self._make_room(others_bytes + len(content), holder, replaced_bytes=others_bytes)
-        self._check_share(len(content) - have.get(part, 0), holder)
+        after = {**have, part: len(content)}
+        more_bytes = self._cost(after) - self._cost(have)
+        self._make_room(sum(after.values()), holder, more_bytes=more_bytes)
+        self._check_share(more_bytes, holder)
         folder = self._folder / f"{name}.{parts}"
         with _storing():
             if not folder.exists():
@@ -261,19 +278,21 @@ class Spool:
     def _check_share(self, more_bytes: int, holder: Holder) -> None:
         names = {holder.named(each) for each in holder.hashes}
         held_bytes = sum(self._sizes.get(each, 0) for each in names)
-        held_bytes += sum(sum(sizes.values()) for (each, _), sizes in self._parts.items() if each in names)
+        held_bytes += sum(self._cost(sizes) for (each, _), sizes in self._parts.items() if each in names)
         most_bytes = holder.most_bytes or self._requester_quota_bytes
         if held_bytes + more_bytes > most_bytes:
             most = f"the images of your unfinished jobs may take {most_bytes} bytes here"
             sentence = f"{holder.field}: {most}; send it again when one has ended"
             raise EdgeAgentError(Code.QUOTA_EXCEEDED, sentence, retry_after_s=30.0)
 
-    def _make_room(self, size_bytes: int, holder: Holder, *, replaced_bytes: int = 0) -> None:
+    def _make_room(self, size_bytes: int, holder: Holder, *, more_bytes: int | None = None) -> None:
+        """Raise EdgeAgentError when there is none for an image of `size_bytes`; `more_bytes` is what it needs now."""
         if size_bytes > self._image_bytes:
             raise EdgeAgentError(
                 Code.PAYLOAD_TOO_LARGE, f"the image is over {self._image_bytes} bytes; send a smaller one"
             )
-        if self._used_bytes(holder.named("")[0]) - replaced_bytes + size_bytes > self._quota_bytes:
+        more_bytes = size_bytes if more_bytes is None else more_bytes
+        if self._used_bytes(holder.named("")[0]) + more_bytes > self._quota_bytes:
             raise EdgeAgentError(
                 Code.STORAGE_FULL, "the images of waiting jobs take all room there is for them", retry_after_s=30.0
             )

@@ -65,8 +65,11 @@ class EdgeClient:
     `name` is the requester's name in topics, the client id of `access` when absent; a broker with an ACL wants it to be
     the user name. With `access.session_expiry_s` the broker keeps what comes while the connection is down. For it to do
     so over restarts of the program too, give `session_file`: the part of the client id that nobody can guess is kept
-    there, made with mode 0600 when there is none; one program at a time may use it. Raises OSError when it cannot be.
+    there, made with mode 0600 when there is none; one program at a time may use it.
     Without it keep `access.session` yourself, or let each EdgeClient have a session of its own.
+
+    Raises EdgeAgentError BAD_REQUEST when no requester can have the name (a-z 0-9 _ -, a letter or digit first, at most
+    63), OSError when the file cannot be read or made.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class EdgeClient:
         if session_file is not None:
             access = replace(access, session=session.kept(session_file))
         self._client = name or access.client_id
+        check_name("name", self._client)
         self._root = root
         self._now_s = now_s
         self._notes: stdlib_queue.SimpleQueue[_Note | None] = stdlib_queue.SimpleQueue()
@@ -122,7 +126,7 @@ class EdgeClient:
     @property
     def trouble(self) -> str | None:
         """Why there is no connection and what mends it, in a sentence; None while there is one."""
-        return None if self._link.trouble is None else str(self._link.trouble)
+        return None if self._link.excuse is None else str(self._link.excuse)
 
     def submit(
         self,

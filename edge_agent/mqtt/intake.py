@@ -19,9 +19,11 @@ from edge_agent.jobs.request import Request
 from edge_agent.jobs.spool import Holder, Spool
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
+from edge_agent.mqtt.hearing import printable
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.topics import CLIENT, Asked, Command, Topics
+from edge_agent.mqtt.strangers import Strangers
+from edge_agent.mqtt.topics import CLIENT, MISNAMED, Asked, Command, Topics, answerable
 from edge_agent.mqtt.wire import (
     UNREADABLE,
     Inbound,
@@ -29,6 +31,7 @@ from edge_agent.mqtt.wire import (
     decode_image,
     decode_ref,
     decode_request,
+    loggable,
     readable_job_id,
 )
 from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
@@ -74,6 +77,7 @@ class Intake:
         self,
         *,
         topics: Topics,
+        strangers: Strangers,
         speech: Speech,
         settings: QueueSection,
         images: ImagesSection,
@@ -90,6 +94,7 @@ class Intake:
         proven: Callable[[str, Request], bool] = lambda _model, _request: False,
     ) -> None:
         self._topics = topics
+        self._strangers = strangers
         self._speech = speech
         self._settings = settings
         self._images = images
@@ -127,7 +132,10 @@ class Intake:
         """
         asked = self._asked(inbound)
         if asked is None:
+            self._strangers.note(inbound.topic, f"the topic is no command; it ends in cmd/COMMAND/NAME; {MISNAMED}")
             return _nothing
+        if not CLIENT.match(asked.client):
+            raise EdgeAgentError(Code.BAD_REQUEST, MISNAMED)
         check_properties(inbound, inbox=self._topics.inbox_root(asked.client))
         if self._requesters.allow and asked.client not in self._requesters.allow:
             raise EdgeAgentError(Code.NOT_ALLOWED, "this agent works for named requesters only, and you are none")
@@ -148,7 +156,7 @@ class Intake:
     def _asked(self, inbound: Inbound) -> Asked | None:
         """Return what a message asks of us; None when nobody could be answered."""
         asked = self._topics.parse(inbound.topic)
-        return asked if asked is not None and CLIENT.match(asked.client) else None
+        return asked if asked is not None and answerable(asked.client) else None
 
     def _take_job(self, queue: Queue, inbound: Inbound, asked: Asked) -> _Afterwards:
         request, client = decode_request(inbound.payload), asked.client
@@ -161,8 +169,8 @@ class Intake:
         ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
         envelope = Envelope(client, ttl_s, asked.pool, correlation=inbound.correlation, traceparent=inbound.traceparent)
         attached, proven = self._attach(queue, request, client), self._proven(model, request)
-        job = queue.accept(request, envelope, model=model, attached=attached, proven=proven)
-        return partial(log.info, "job.accepted", job_id=job.job_id, client=client, model=model, row=job.row)
+        queue.accept(request, envelope, model=model, attached=attached, proven=proven)
+        return _nothing
 
     def _attach(self, queue: Queue, request: Request, client: str) -> Attached:
         if not request.images:
@@ -202,19 +210,10 @@ class Intake:
         except EdgeAgentError as error:
             if error.code is Code.BAD_IMAGE:  # the right bytes may still come
                 raise
-            return self._end_waiting(queue, client, piece.sha256, error)
+            # There is no room for it: those of this requester's jobs that wait for it would wait for ever.
+            for job in queue.images.awaiting(client, piece.sha256):
+                queue.give_up(job, Failure.of(error, pooled=job.pool is not None))
         return _nothing
-
-    def _end_waiting(self, queue: Queue, client: str, sha256: str, error: EdgeAgentError) -> _Afterwards:
-        """End this requester's jobs that wait for an image there is no room for: they would wait for ever."""
-        waiting = queue.images.awaiting(client, sha256)
-        ended = [job for job in waiting if queue.give_up(job, Failure.of(error, pooled=job.pool is not None))]
-
-        def afterwards() -> None:
-            for job in ended:
-                log.info("job.ended", job_id=job.job_id, client=client, row=job.row, state="failed", code=error.code)
-
-        return afterwards
 
     def _take_cancel(self, queue: Queue, inbound: Inbound, asked: Asked) -> _Afterwards:
         job = queue.cancel(asked.client, decode_ref(inbound.payload).job_id)
@@ -302,6 +301,20 @@ class Intake:
             return
         job_id = UNREADABLE if asked.command == Command.IMAGE else readable_job_id(inbound.payload)
         pooled = asked.pool is not None
-        log.info("message.rejected", command=asked.command[:16], client=asked.client, job_id=job_id, code=error.code)
+        if CLIENT.match(asked.client):
+            self._note(asked, job_id, error)
+        else:
+            self._strangers.note(inbound.topic, error.message)
         self._rejected(error.code)
         self._outbox.say(self._speech.rejection(asked.client, job_id, error, inbound, pooled=pooled))
+
+    @staticmethod
+    def _note(asked: Asked, job_id: str, error: EdgeAgentError) -> None:
+        log.info(
+            "message.rejected",
+            command=printable(asked.command, 16),
+            client=asked.client,
+            job_id=job_id,
+            code=error.code,
+            reason=loggable(error.message),
+        )

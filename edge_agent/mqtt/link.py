@@ -37,6 +37,8 @@ from edge_agent.mqtt.wire import Inbound, Publication
 
 WILL_DELAY_S = 10
 SESSION_TAKEN_OVER = 0x8E
+KEEPALIVE_TIMEOUT = 0x8D
+"""What paho says when it gives a broker up that says nothing."""
 PACKET_TOO_LARGE = 0x95
 """What a broker would say of a message over its maximum, and disconnect us; so we say it instead."""
 QUOTA_EXCEEDED = 0x97
@@ -155,6 +157,13 @@ class Link:
     def idle(self) -> bool:
         """Whether everything that came was dealt with."""
         return self._held.count == 0
+
+    @property
+    def excuse(self) -> Trouble | None:
+        """Why there is no connection, as far as is known: also while somebody is there and has not answered yet."""
+        if self.trouble is None and self._socket is not None and not self.connected:
+            return trouble.unwelcomed(self._access)
+        return self.trouble
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Wait for a connection; return whether there is one."""
@@ -353,6 +362,7 @@ class Link:
                     goodbye=str(reason) if flags.is_disconnect_packet_from_server else None,
                     fault=getattr(self._socket, "fault", None),
                     welcomed=was_up,
+                    mute=reason.value == KEEPALIVE_TIMEOUT and not flags.is_disconnect_packet_from_server,
                 )
                 self._tell("link.down", found)
             # However long it was up: with a broker that answers nothing it has failed.

@@ -7,8 +7,10 @@ from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.log import get_logger
+from edge_agent.mqtt.hearing import printable
 from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
-from edge_agent.mqtt.topics import CLIENT, Asked, Topics
+from edge_agent.mqtt.strangers import Strangers
+from edge_agent.mqtt.topics import CLIENT, MISNAMED, Asked, Topics, answerable
 from edge_agent.mqtt.wire import (
     RESULT_EXPIRY_S,
     STATUS_EXPIRY_S,
@@ -17,6 +19,7 @@ from edge_agent.mqtt.wire import (
     check_properties,
     decode_order,
     echoed,
+    loggable,
     readable_op_id,
 )
 
@@ -40,12 +43,14 @@ class OrderIntake:
         self,
         *,
         topics: Topics,
+        strangers: Strangers,
         store: Store,
         allow: Collection[str],
         take: Take,
         say: Callable[[Publication], None],
     ) -> None:
         self._topics = topics
+        self._strangers = strangers
         self._store = store
         self._allow = allow
         self._take = take
@@ -62,17 +67,22 @@ class OrderIntake:
 
     def _hear(self, inbound: Inbound) -> None:
         asked = self._topics.parse_admin(inbound.topic)
-        if asked is None or not CLIENT.match(asked.client):
+        if asked is None or not answerable(asked.client):
+            self._strangers.note(inbound.topic, MISNAMED)
             return  # there is nobody to answer
         tell = partial(self._tell, asked.client, echoed(inbound))
         try:
             self._take(asked.client, self._order(asked, inbound), tell)
         except EdgeAgentError as error:
             op_id = readable_op_id(inbound.payload)
-            log.info("order.rejected", client=asked.client, op_id=op_id, code=error.code)
+            reason = loggable(error.message)
+            log.info("order.rejected", client=printable(asked.client), op_id=op_id, code=error.code, reason=reason)
             tell(OrderResult(agent=self._topics.agent, op_id=op_id, state="rejected", error=Failure.of(error)))
 
     def _order(self, asked: Asked, inbound: Inbound) -> ModelOrder:
+        if not CLIENT.match(asked.client):
+            self._strangers.note(inbound.topic, MISNAMED)
+            raise EdgeAgentError(Code.BAD_REQUEST, MISNAMED)
         check_properties(inbound, inbox=self._topics.inbox_root(asked.client))
         if self._allow and asked.client not in self._allow:
             raise EdgeAgentError(Code.NOT_ALLOWED, "this agent takes orders of named administrators only")

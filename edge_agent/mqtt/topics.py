@@ -8,15 +8,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.mqtt.filters import publishable
 
 CLIENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 """A requester's name; agents and pools have such names too."""
 
 
+NAME_RULE = "a-z 0-9 _ -, a letter or digit first, at most 63 of them"
+"""The same, in words."""
+MISNAMED = f"the last level of the topic is the requester's name: {NAME_RULE}"
+LEVEL_BYTES_MAX = 255
+"""Of a name that is none: whoever listens there is told so, while it makes no topic that a broker hangs up over."""
+
+
+def answerable(client: str) -> bool:
+    """Return whether somebody could listen for an answer under this name, be it a right one or not."""
+    return 0 < len(client.encode()) <= LEVEL_BYTES_MAX and "/" not in client and publishable(client)
+
+
 def check_name(field: str, name: str) -> None:
     """Raise EdgeAgentError BAD_REQUEST when nobody can have this name."""
     if not CLIENT.match(name):
-        raise EdgeAgentError(Code.BAD_REQUEST, f"{field}: a-z 0-9 _ -, a letter or digit first, at most 63 of them")
+        raise EdgeAgentError(Code.BAD_REQUEST, f"{field}: {NAME_RULE}")
 
 
 KEPT = ("info", "decision")
@@ -65,6 +78,12 @@ class Topics:
     def commands(self) -> str:
         """The filter of everything requesters may ask."""
         return f"{self.root}/agents/{self.agent}/cmd/+/+"
+
+    @property
+    def near_misses(self) -> tuple[str, ...]:
+        """Filters of what somebody may take for a command: without a name, or with something behind it."""
+        own = f"{self.root}/agents/{self.agent}/cmd"
+        return f"{own}/+", f"{own}/+/+/+"
 
     def command(self, command: Command, client: str) -> str:
         """Where a requester asks."""

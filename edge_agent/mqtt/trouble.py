@@ -25,6 +25,8 @@ class Trouble:
         return f"{self.reason}: {self.next}"
 
 
+HUNG_UP = "what answers there hung up before it welcomed us"
+MUTE = "what answers there says nothing to our greeting"
 LOST = Trouble("the connection was lost", "none needed, it is tried again")
 NO_QOS_1 = Trouble("the broker takes messages of QoS 0 only, which may get lost", "use a broker that takes QoS 1")
 _UNANSWERED = Trouble(
@@ -113,9 +115,9 @@ def of_refusal(reason: str) -> Trouble:
 
 
 def of_end(
-    access: Access, *, unanswered: bool, goodbye: str | None, fault: BaseException | None, welcomed: bool
+    access: Access, *, unanswered: bool, goodbye: str | None, fault: BaseException | None, welcomed: bool, mute: bool
 ) -> Trouble:
-    """Return why a connection ended.
+    """Return why a connection ended; `mute` when we did not wait any longer for an answer.
 
     Either we hung up on a broker that left us `unanswered`; or the broker said why, in the words of its `goodbye`'s
     reason code (MQTT 5, section 3.14.2.1) or by a TLS alert (`fault`); or it said nothing, having `welcomed` us or not.
@@ -128,8 +130,17 @@ def of_end(
         return of_error(fault, access)
     if welcomed:
         return LOST
-    advice = "see the broker's log" if access.tls else "see the broker's log; it may want TLS there (mqtt.tls = true)"
-    return Trouble("what answers there hung up before it welcomed us", advice)
+    return unwelcomed(access) if mute else Trouble(HUNG_UP, _guess(access))
+
+
+def unwelcomed(access: Access) -> Trouble:
+    """Return why nothing comes back over a connection that is there."""
+    return Trouble(MUTE, _guess(access))
+
+
+def _guess(access: Access) -> str:
+    tls = "" if access.tls else "it may want TLS there (mqtt.tls = true), or "
+    return f"{tls}it may speak MQTT 3.1.1 only (a broker of MQTT 5 is needed); see its log, edge-agent doctor finds out"
 
 
 def _of_certificate(error: ssl.SSLCertVerificationError) -> Trouble:

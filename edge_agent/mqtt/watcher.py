@@ -238,7 +238,6 @@ class Watcher:
                 continue
             with self._lock:
                 self._counts[each.client]["taken"] += 1
-            log.info("job.accepted", job_id=each.job_id, client=each.client, model=each.model, row=each.row)
         self._ack(receipt)
 
     def _refused(self, orders: Sequence[_Order], receipt: Receipt, _error: StorageError) -> None:

@@ -39,6 +39,11 @@ TELEMETRY_PERIODS = 3
 
 _BRANCHES = {BRANCH_TEXT: "a string", BRANCH_LIST: "a list", BRANCH_OBJECT: "an object"}
 
+_FIELDS = frozenset(
+    {*Request.model_fields, *ModelOrder.model_fields, "ResponseTopic", "CorrelationData", "traceparent"}
+    | {"sha256", "part", "parts", "image"}
+)
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
@@ -103,6 +108,8 @@ def decode_image(inbound: Inbound) -> ImagePiece:
 
     Without the user property `sha256` the hash is taken of the payload, which then must be the whole image.
     """
+    if not inbound.payload:
+        raise EdgeAgentError(Code.BAD_REQUEST, "the payload is empty; an image, or a part of one, has bytes")
     part, parts = _count(inbound, "part"), _count(inbound, "parts")
     sha256 = inbound.user.get("sha256")
     if parts > PARTS_MAX:
@@ -184,6 +191,17 @@ def faults(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_input=False)
     shown = "; ".join(_fault(fault) for fault in found[:3])
     return f"{shown}; and {len(found) - 3} more" if len(found) > 3 else shown
+
+
+def loggable(sentence: str) -> str:
+    """Return such a sentence for a log: with the names of our fields alone, for all others are the sender's words."""
+    parts = [part.partition(": ") for part in sentence.split("; ")]
+    return "; ".join(f"{_ours(name)}{colon}{rest}" if colon else name for name, colon, rest in parts)
+
+
+def _ours(path: str) -> str:
+    name = path.split(".", maxsplit=1)[0]
+    return name if name in _FIELDS else "a field"
 
 
 def _fault(fault: Any) -> str:

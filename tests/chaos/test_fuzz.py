@@ -29,6 +29,7 @@ from edge_agent.jobs.store import GROUP_MAX, Store
 from edge_agent.mqtt import intake
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.speech import Speech
+from edge_agent.mqtt.strangers import Strangers
 from edge_agent.mqtt.topics import CLIENT, Topics
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, UNREADABLE, Inbound
 from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
@@ -331,6 +332,7 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
         Queue(tmp_path / "queue.db"), tell=recorder.tell, keep_finished_s=86_400.0, keep_finished_jobs=100_000
     )
     taking = Intake(
+        strangers=Strangers(lambda: 0.0),
         topics=TOPICS,
         speech=SPEECH,
         settings=QueueSection(high_water_jobs=1_000_000, high_water_bytes=2**40),

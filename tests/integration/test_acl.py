@@ -192,6 +192,10 @@ def test_a_name_of_several_roles_has_the_rights_of_each():
         ("--agent", "edge-01", "--watch-read", "edge-02=plant/#"),
         ("--agent", "edge-01", "--root", "a b"),
         ("--agent", "edge-01", "--broker", "x; rm -rf /"),
+        ("--agent", "ca"),
+        ("--requester", "line-3", "--requester", "ca", "--proof", "certificates"),
+        ("--monitor", "broker"),
+        ("--admin", "broker", "--proof", "certificates"),
         (),
     ],
 )
@@ -199,3 +203,22 @@ def test_what_would_give_more_than_it_says_is_refused(tmp_path, arguments):
     run = CliRunner().invoke(app, ["acl", str(tmp_path / "edge.acl"), *arguments])
     assert run.exit_code == 2
     assert not (tmp_path / "edge.acl").exists()
+
+
+def made_by(folder, proof):
+    """Return the files that the printed script makes."""
+    script = generated(folder, "--requester", "line-3", "--proof", proof, "--broker", "127.0.0.1")
+    subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=PATIENCE_S)
+    return {path.name for path in folder.iterdir()} - {"edge.acl"}
+
+
+@pytest.mark.parametrize("proof", ["passwords", "certificates"])
+def test_the_acl_is_written_over_no_file_that_the_script_makes(tmp_path, proof):
+    """Such as the authority's key, or somebody's password."""
+    made = made_by(tmp_path, proof)
+    assert "ca.key" in made
+    for name in made:
+        before = (tmp_path / name).read_bytes()
+        run = CliRunner().invoke(app, ["acl", str(tmp_path / name), "--requester", "line-3", "--proof", proof])
+        assert run.exit_code == 2, name
+        assert (tmp_path / name).read_bytes() == before

@@ -6,8 +6,9 @@ import pytest
 
 from edge_agent.engine.plan import Phase
 from edge_agent.engine.roster import EngineStatus
+from edge_agent.errors import Code
 from edge_agent.health.condition import condition
-from edge_agent.jobs.job import Fallback
+from edge_agent.jobs.job import Failure, Fallback
 
 
 def engine(phase, *, starts=1, model="phi"):
@@ -15,6 +16,7 @@ def engine(phase, *, starts=1, model="phi"):
 
 
 READY = engine(Phase.READY)
+BROKEN = Failure.because(Code.MODEL_ERROR, "it is damaged")
 STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backend="x", device="npu", reason="it hung"))
 
 
@@ -30,6 +32,7 @@ STANDS_IN = replace(READY, device="cpu", fallback=Fallback(variant="phi", backen
         ({"engines": [STANDS_IN]}, "degraded", "phi: runs on cpu in place of npu: it hung"),
         ({"engines": [replace(STANDS_IN, phase=Phase.DOWN, reason="is down")]}, "degraded", "phi: is down"),
         ({"engines": [engine(Phase.FAILED)]}, "unhealthy", "phi: is failed"),
+        ({"engines": [replace(engine(Phase.STARTING, starts=2), failure=BROKEN)]}, "unhealthy", "phi: is starting"),
         ({"engines": [READY, engine(Phase.FAILED, model="vision")]}, "degraded", "vision: is failed"),
         ({"engines": []}, "unhealthy", "no model is served"),
         ({"storage": "the disk is full"}, "unhealthy", "the disk is full"),

@@ -84,6 +84,7 @@ LAYERS = (
         "edge_agent.mqtt.pictures",
         "edge_agent.mqtt.pool",
         "edge_agent.mqtt.former",
+        "edge_agent.mqtt.strangers",
         "edge_agent.health.reporter",
         "edge_agent.integrations",
     ),

@@ -5,11 +5,13 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import PATIENCE_S
 from running import wait_for
 
+from edge_agent.engine import roster
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.keeper import Keeper, Listener, Ruling
 from edge_agent.engine.life import Fate, Verdict
@@ -18,6 +20,7 @@ from edge_agent.engine.plan import Phase
 from edge_agent.engine.process import EngineProcess
 from edge_agent.engine.record import Record
 from edge_agent.engine.served import Served
+from edge_agent.errors import Code, EdgeAgentError
 
 LOAD = Ruling(Verdict(Fate.LOAD), unloads="", rest_share=0.0, busy=False)
 
@@ -113,3 +116,34 @@ def test_the_end_of_an_engine_waits_for_no_process_that_has_its_end_of_the_socke
     os.kill(int(left.read_text()), signal.SIGKILL)  # it is there to the last, and lets go of who waits for it
     ending.join(PATIENCE_S)
     assert not held_up
+
+
+def test_a_model_that_its_engine_cannot_load_is_told_so_while_it_is_tried_again(keeper):
+    """Until it is loaded, or somebody asks for it anew; what may pass by itself is waited for, and what came before the
+    engine was started is mended when it is started again."""
+    spec = ModelSpec(Path("/absent"), "onnx", context_tokens=256, parallel=1, threads=1)
+    record, process = keeper.record, SimpleNamespace(spec=spec, ready=None, close=lambda _patience_s: None)
+
+    def refusal():
+        record.load(process, None)
+        try:
+            roster.resolve("text", [record.status(pinned=False)])
+        except EdgeAgentError as error:
+            return error.code, error.message
+        return None
+
+    record.load(process, None)
+    record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
+    assert refusal() == (Code.MODEL_ERROR, "model: cannot be loaded: it is damaged")
+    record.gave_up(process, Code.OUT_OF_MEMORY, "it is large")
+    assert refusal() is None
+    record.fail(Code.MODEL_MISSING, "it is not here")
+    assert refusal() is None
+    record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
+    record.mourn()
+    record.retry()
+    assert refusal() is None
+    record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
+    assert refusal()
+    record.serve(process, Ready(Limits(64, 1), 1.0, "onnx 1", "cpu"))
+    assert refusal() is None

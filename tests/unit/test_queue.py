@@ -167,6 +167,27 @@ def test_waiting_jobs_of_a_model_no_longer_served_end_with_the_reason(queue):
     assert claimed_names(queue) == ["kept"]
 
 
+def test_who_hoped_for_a_model_that_cannot_be_loaded_hears_so_and_older_jobs_wait_on(queue, machine):
+    """Those of pools go to another agent; another model's are none of it."""
+    accept(queue, "older")
+    machine.pass_s(1)
+    since_s = queue.clock.now_s()
+    accept(queue, "hopeful")
+    accept(queue, "incomplete", here={"a" * 64: False})
+    accept(queue, "pooled", pool="hall")
+    accept(queue, "another", model="other")
+    failure = Failure.because(Code.MODEL_ERROR, "model: cannot be loaded")
+    with queue.transaction() as changes:
+        handed_back = queue.disappoint("phi", failure, since_s=since_s)
+    assert [(job.job_id, job.state) for job in changes] == [
+        ("hopeful", JobState.FAILED),
+        ("incomplete", JobState.FAILED),
+    ]
+    assert [job.job_id for job in handed_back] == ["pooled"]
+    assert claimed_names(queue) == ["older"]
+    assert find(queue, "another").state is JobState.QUEUED
+
+
 def test_places_in_the_queue(queue):
     """The first is 1; beyond the limit there is none; other models' jobs do not count."""
     jobs = [accept(queue, name) for name in ("a", "b", "c")]

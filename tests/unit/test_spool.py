@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.spool import Holder, Spool
+from edge_agent.jobs.spool import PART_BYTES, Holder, Spool
 
 PHOTO = bytes(range(256)) * 8
 SHA256 = hashlib.sha256(PHOTO).hexdigest()
@@ -21,7 +21,8 @@ def lying(sha256, client="me"):
 
 def opened(folder, **bounds):
     spool = Spool(
-        folder / "images", **({"quota_bytes": 10_000, "requester_quota_bytes": 8000, "image_bytes": 5_000} | bounds)
+        folder / "images",
+        **({"quota_bytes": 10_000, "requester_quota_bytes": 8000, "image_bytes": 5_000, "part_bytes": 1} | bounds),
     )
     spool.open()
     return spool
@@ -223,3 +224,19 @@ def test_a_disk_that_takes_nothing_is_told(spool, tmp_path):
     with pytest.raises(EdgeAgentError, match="cannot store the image") as refused:
         spool.add(PHOTO, NEW)
     assert refused.value.code is Code.STORAGE_FULL
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_parts_with_next_to_nothing_in_them_count_as_what_the_disk_gives_them(tmp_path, content):
+    """Else one requester could fill a disk with files and take nothing of any quota."""
+    bounds = {"quota_bytes": 40 * PART_BYTES, "image_bytes": 2**20, "part_bytes": PART_BYTES}
+    spool = opened(tmp_path, requester_quota_bytes=10 * PART_BYTES, **bounds)
+    asked = [f"{number:064}" for number in range(9)]
+    holder = Holder("me", set(asked), "image")
+    for number in [*range(10), *range(10)]:  # what is sent again costs nothing
+        spool.add_part(asked[number % 9], part=1 + number % 10, parts=4096, content=content, holder=holder)
+    with pytest.raises(EdgeAgentError) as refused:
+        spool.add_part(asked[0], part=99, parts=4096, content=content, holder=holder)
+    assert refused.value.code is Code.QUOTA_EXCEEDED
+    again = opened(tmp_path, requester_quota_bytes=10 * PART_BYTES, **bounds)
+    assert again.used_bytes == spool.used_bytes == 10 * PART_BYTES

@@ -21,6 +21,7 @@ from edge_agent.mqtt import watcher as watcher_module
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Receipt
 from edge_agent.mqtt.speech import Speech
+from edge_agent.mqtt.strangers import Strangers
 from edge_agent.mqtt.watcher import Watcher, session, subscriptions
 from edge_agent.mqtt.wire import Inbound
 from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
@@ -42,6 +43,7 @@ class Tower:
         self.spool.open()
         self.store = Store(self.queue, tell=self._tell, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01)
         self.intake = Intake(
+            strangers=Strangers(lambda: 0.0),
             topics=TOPICS,
             speech=Speech(TOPICS),
             settings=QueueSection(**settings),

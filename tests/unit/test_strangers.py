@@ -1,0 +1,104 @@
+"""Names and topics that are nearly ours: told to who can be told, and said in the log, but not too often."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from test_intake import Desk
+
+from edge_agent.errors import EdgeAgentError
+from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.client import EdgeClient
+from edge_agent.mqtt.filters import publishable
+from edge_agent.mqtt.strangers import EACH_S, MOST, WITHIN_S, Strangers
+from edge_agent.mqtt.topics import CLIENT, NAME_RULE, Topics, answerable
+from edge_agent.mqtt.wire import loggable
+
+WRONG = ["Line-3", "line.3", "line 3", "zürich", "-line", "a" * 64, "line:3", "LINE", "line@plant", "日本"]
+UNANSWERABLE = ["", "a\nb", "\x1b[2J", "a" * 300, "￾"]
+
+
+@pytest.fixture
+def desk(tmp_path):
+    with Desk(tmp_path) as made:
+        made.said = []
+        made.intake._outbox.say = made.said.append
+        yield made
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_name_that_no_requester_can_have_is_answered_in_its_inbox_and_said_in_the_log(desk, name):
+    assert not CLIENT.match(name)
+    with capture_logs() as said:
+        desk.take("job", {"job_id": "j-1", "prompt": "x"}, client=name)
+    (answer,) = [each for each in desk.said if each.topic.startswith(f"edge/v1/clients/{name}/inbox/")]
+    error = json.loads(answer.payload)["error"]
+    assert error["code"] == "bad_request"
+    assert NAME_RULE in error["message"]
+    assert [each["event"] for each in said if each["log_level"] == "warning"] == ["message.misaddressed"]
+
+
+@pytest.mark.parametrize("name", UNANSWERABLE)
+def test_who_cannot_be_answered_is_said_in_the_log_in_letters_that_can_be_shown(desk, name):
+    with capture_logs() as said:
+        desk.take("job", {"job_id": "j-1", "prompt": "x"}, client=name)
+    (line,) = [each for each in said if each["event"] == "message.misaddressed"]
+    assert line["topic"].isprintable()
+    assert [each for each in desk.said if "/clients/" in each.topic] == []
+
+
+@given(st.text(max_size=300))
+def test_no_name_makes_a_topic_that_a_broker_hangs_up_over(name):
+    if answerable(name):
+        topic = Topics("edge/v1", "edge-01").inbox(name, "j", "status")
+        assert publishable(topic)
+        assert topic.count("/") == 7
+    if CLIENT.match(name):
+        assert answerable(name)
+
+
+def test_topics_that_are_nearly_commands_are_heard():
+    assert Topics("edge/v1", "edge-01").near_misses == (
+        "edge/v1/agents/edge-01/cmd/+",
+        "edge/v1/agents/edge-01/cmd/+/+/+",
+    )
+
+
+@pytest.mark.parametrize("name", [*WRONG, *UNANSWERABLE[1:]])
+def test_a_program_is_told_its_own_wrong_name_at_once(name):
+    with pytest.raises(EdgeAgentError, match="letter or digit first"):
+        EdgeClient(Access("127.0.0.1", 1, client_id="x"), name=name)
+
+
+def lines(strangers, *topics):
+    with capture_logs() as said:
+        for topic in topics:
+            strangers.note(topic, "why")
+    return [each["topic"] for each in said]
+
+
+def test_each_topic_is_said_once_in_a_while_and_all_together_no_more_than_so_often():
+    now_s = [0.0]
+    strangers = Strangers(lambda: now_s[0])
+    assert lines(strangers, "a", "a", "b") == ["a", "b"]
+    made_up = [str(number) for number in range(1000)]
+    assert len(lines(strangers, *made_up)) == MOST - 2
+    now_s[0] = WITHIN_S
+    with capture_logs() as said:
+        strangers.note("a", "why")
+        strangers.note("c", "why")
+    assert [(each["topic"], each["unsaid"]) for each in said] == [("c", 1000 - (MOST - 2) + 1)]
+    now_s[0] = EACH_S
+    assert lines(strangers, "a") == ["a"]
+
+
+def test_a_sentence_in_the_log_holds_no_word_of_the_sender(desk):
+    secret = "the pump code is 4711"
+    with capture_logs() as said:
+        desk.take("job", {"job_id": "j-1", "prompt": "x", secret: 1, "metadata": {secret: []}, "max_tokens": 0})
+    (line,) = [each for each in said if each["event"] == "message.rejected"]
+    assert "max_tokens: " in line["reason"]
+    assert secret not in str(said)
+    assert loggable("the payload is not valid JSON") == "the payload is not valid JSON"
