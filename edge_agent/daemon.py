@@ -2,6 +2,7 @@
 
 import faulthandler
 import sys
+import traceback
 from pathlib import Path
 
 from edge_agent import log, settings
@@ -31,3 +32,6 @@ def main(config: Path | None) -> int:
         except SettingsError as error:
             sys.stderr.write(f"edge-agent: the settings cannot be used:\n{error}\n")
             return EXIT_SETTINGS
+        except Exception:  # noqa: BLE001 - told here, where it waits for no reader
+            traceback.print_exc()
+            return EXIT_AGAIN

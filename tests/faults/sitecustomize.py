@@ -6,7 +6,7 @@ short; `submit` looks no longer for a broker than that.
 FAULTS_SILENCE_S is how long the daemon waits for a silent engine; FAULTS_ASIDE_S how long it leaves a device alone that
 failed once; FAULTS_BACKEND (`module:function`) replaces the backend in engine children.
 FAULTS_CLAIM_S is how long the queue takes to say what there is to do.
-FAULTS_CRASH lets the main thread fail in its first turn.
+FAULTS_CRASH lets the main thread fail in its first turn, or before anything is made when it is `begin`.
 FAULTS_FREEZE is a folder: a thread whose name is a file in it stands still for ever when it next begins a turn; no
 turn may take longer than three seconds then.
 """
@@ -38,7 +38,9 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
 
         claim = queue.Queue.claim
         queue.Queue.claim = lambda *given, **named: time.sleep(float(claim_s)) or claim(*given, **named)
-    if os.environ.get("FAULTS_CRASH"):
+    if os.environ.get("FAULTS_CRASH") == "begin":
+        agent.build.begin = lambda *_given, **_named: 1 / 0
+    elif os.environ.get("FAULTS_CRASH"):
         supervisor.Supervisor.attend = lambda _supervisor: 1 / 0
     if folder := os.environ.get("FAULTS_FREEZE"):
         import freezing

@@ -93,9 +93,10 @@ def test_jobs_are_answered_and_sigterm_is_heard(broker, tiny_model, tmp_path, wa
     assert (agent.state_dir / "queue.db").read_bytes().startswith(b"SQLite format 3\0")
 
 
-def test_it_ends_by_its_fault_though_it_cannot_tell_of_it(broker, tiny_model, tmp_path):
+@pytest.mark.parametrize("when", ["begin", "1"])
+def test_it_ends_by_its_fault_though_it_cannot_tell_of_it(broker, tiny_model, tmp_path, when):
     agent = AgentProcess(folder=tmp_path / "a", broker=broker, models=[{"name": "t", "path": str(tiny_model)}])
-    with started(agent, stalled, **faulty(FAULTS_CRASH="1")) as process:
+    with started(agent, stalled, **faulty(FAULTS_CRASH=when)) as process:
         assert process.wait(60) == 1
 
 
