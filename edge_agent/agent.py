@@ -204,7 +204,7 @@ class Agent:
             for link in self._parts.links:
                 link.attend()
             self._parts.pools.attend()
-            self._parts.former.attend(connected=self._parts.link.connected)
+            self._parts.former.attend(connection=self._parts.link.connections if self._parts.link.connected else 0)
             self._feed()
             self._wake.wait(TICK_S)
             self._wake.clear()

@@ -61,25 +61,32 @@ class Former:
         if self._note.exists():
             self._links = {name: self._link(access, name, receive) for name, receive in sessions.items()}
         self._begun = False
+        self._ready: dict[str, int] = {}
+        self._settled: set[str] = set()
 
     @property
     def links(self) -> list[Link]:
         """The connections, while there are any."""
         return [*self._links.values()] if self._begun else []
 
-    def attend(self, *, connected: bool) -> None:
-        """Begin once we are `connected` ourselves; end each session when it is empty."""
-        if connected and not self._begun:
+    def attend(self, *, connection: int) -> None:
+        """Begin once we are connected ourselves, by the `connection` of that number (0: none); end what is empty."""
+        if connection and not self._begun:
             self._begun = True
             for link in self._links.values():
                 link.start()
         for name, link in [*self._links.items()] if self._begun else []:
             link.attend()
             if link.connected and (name in self._emptied or not self._had(link)) and link.idle:
-                self._end(name, link)
+                # Looked at twice: where the broker takes user names for client ids it is our own session, and to take
+                # it has thrown us off.
+                if self._ready.setdefault(name, connection) != connection or not connection:
+                    self._leave(name)
+                elif name in self._settled:
+                    self._end(name, link)
+                self._settled.add(name)
             elif link.connections > TRIES:
-                self._links.pop(name).stop()
-                log.warning("session.former_left", session=name, next="it is tried again after the next start")
+                self._leave(name)
 
     def stop(self) -> None:
         """Leave what is left as it is, for the next start."""
@@ -113,6 +120,14 @@ class Former:
             return Presence.model_validate_json(inbound.payload).boot_id == self._boot_id
         except ValidationError:
             return False
+
+    def _leave(self, name: str) -> None:
+        self._links.pop(name).stop()
+        log.warning(
+            "session.former_left",
+            session=name,
+            next="it is tried again after the next start; the broker must not take user names for client ids",
+        )
 
     def _end(self, name: str, link: Link) -> None:
         link.stop(forget=True)

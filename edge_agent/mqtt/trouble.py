@@ -98,7 +98,7 @@ def of_refusal(reason: str) -> Trouble:
     mends = {
         "Bad user name or password": "mend mqtt.username and mqtt.password_file, or the broker's users",
         "Not authorized": "mend mqtt.username and mqtt.password_file, or the broker's users and ACL",
-        "Client identifier not valid": "let the broker take our client id (use_username_as_clientid off in mosquitto)",
+        "Client identifier not valid": "let the broker take client ids of up to 96 characters, of a-z 0-9 _ - .",
         "Unsupported protocol version": "use a broker that speaks MQTT 5",
         "QoS not supported": NO_QOS_1.next,
         "Retain not supported": "none needed, it is tried again without; but then who comes later does not see us",

@@ -9,6 +9,7 @@ from running import PATIENCE_S, AgentProcess, Listener, mosquitto_pub, wait_for
 from secured import Mosquitto
 
 from edge_agent.mqtt.access import Access
+from edge_agent.mqtt.broker import PrivateBroker
 from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.link import Callbacks, Link
 
@@ -161,3 +162,21 @@ def test_a_copy_of_a_state_folder_is_told_from_another_agent_of_the_name(broker,
             }
 
         wait_for(lambda: len(told()) == 2, "both to say so")
+
+
+def test_where_user_names_are_taken_for_client_ids_our_own_session_is_not_ended(tmp_path):
+    """There the old id is our own: to look under it throws us off once, and loses no job."""
+    settings = "use_username_as_clientid true\nlog_type all\n"
+    with PrivateBroker(folder=tmp_path / "broker", settings=settings) as broker:
+        agent = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[])
+        agent.config.write_text(agent.config.read_text().replace("[mqtt]\n", '[mqtt]\nusername = "edge-01"\n'))
+        with agent:
+            agent.wait_said("session.former_left")
+            sent = 0
+            for sent in range(1, 6):
+                body = json.dumps({"job_id": f"j-{sent}", "prompt": "x", "model": "none"})
+                mosquitto_pub(broker, JOBS, body, "-u", "line-3")
+            agent.wait_said("message.rejected", sent)
+            assert agent.said("session.former_ended") == []
+            assert len(agent.said("link.up")) <= 3
+            assert agent.stop() == 0
