@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from fakes import Time, accept, claim, find
+from fakes import ANSWER, Time, accept, claim, find, request
 from running import AgentProcess, Listener, mosquitto_pub, wait_for
 
 import edge_agent
@@ -227,3 +227,33 @@ def test_a_daemon_rebooted_with_its_clock_a_day_back_does_what_waited(broker, tm
         wait_for(lambda: len(ended()) == 3, "three results")
         assert ended() == [(f"j-{n}", "succeeded") for n in range(3)]
         assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("shows_s", [60.0, 4_070_908_800.0], ids=["1970", "2099"])
+@pytest.mark.parametrize("first", [True, False], ids=["then-right", "right-then"])
+def test_a_wrong_clock_on_one_boot_expires_nothing_and_runs_nothing_twice(tmp_path, shows_s, first):
+    """Waiting jobs wait on, ended ones are remembered and their results still owed, a cancel before its job is kept."""
+    time = Time()
+    right_s = time.wall_s
+    time.wall_s = shows_s if first else right_s
+    with opened(time, tmp_path) as queue:
+        accept(queue, "ended")
+        ended = claim(queue)
+        accept(queue, "waits", ttl_s=10.0)
+        with queue.transaction():
+            queue.end(ended, JobState.SUCCEEDED, ANSWER)
+            queue.cancel("line-3", "comes-later")
+            queue.remember_clock()
+    time.reboot(away_s=1.0)
+    time.wall_s = right_s if first else shows_s
+    with opened(time, tmp_path) as queue:
+        expire(queue)
+        with queue.transaction():
+            queue.prune(keep_s=86_400.0, keep_jobs=100)
+            assert [owed.job.job_id for owed in queue.results.owed(9)] == ["ended"]
+            assert queue.repeated(request("ended"), "line-3").state is JobState.SUCCEEDED
+        assert find(queue, "waits").state is JobState.QUEUED
+        assert accept(queue, "comes-later").state is JobState.CANCELED
+        time.pass_s(11.0)
+        expire(queue)
+        assert find(queue, "waits").state is JobState.EXPIRED

@@ -297,7 +297,9 @@ def test_what_the_broker_does_not_let_it_watch_is_said_and_costs_no_pool(tmp_pat
             (refused,) = agent.wait_said("link.subscription_refused")
             assert refused["filters"] == ["cams/+"]
             agent.wait_said("engine.ready")
-            monitor.wait("presence", health="degraded", reason="the broker refuses the watched topic cams/+")
+            monitor.wait(
+                "presence", health="degraded", reason="the broker refuses the watched topic cams/+ (Not authorized)"
+            )
             assert client.submit(pool="hall", prompt="Hello", max_tokens=4).result(60).agent == "edge-01"
             mosquitto_pub(broker, "doors/a", "fan")
             answers.wait_on("answers/doors")
