@@ -64,7 +64,7 @@ class Attempt:
             seed=request.seed,
             repetition_penalty=request.repetition_penalty,
             stop=request.stops,
-            guide=guide_of(request),
+            guide=guide_of(request, self.owner),
             owner=self.owner,
         )
 

@@ -58,7 +58,7 @@ class Preparation:
     """Gets jobs with images ready. `look` and `changed` may be called from any thread and only leave notes.
 
     `limits` tells what a model's engine takes, None before it was up, `engine` who it is, None while it is not; `ready`
-    is told when a job may be claimed.
+    is told when a job may be claimed. `apart`: whether clients are to learn nothing of each other's guides, by time.
     """
 
     def __init__(
@@ -73,9 +73,11 @@ class Preparation:
         limits: Callable[[str], Limits | None],
         ready: Callable[[], None],
         short: Callable[[], bool] = lambda: False,
+        apart: bool = False,
         now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._models = models
+        self._apart = apart
         self._store = store
         self._spool = spool
         self._darkroom = darkroom
@@ -115,10 +117,14 @@ class Preparation:
         if concerned:
             self._wake.set()
 
-    def proven(self, model: str, request: Request) -> bool:
+    def proven(self, model: str, request: Request, client: str) -> bool:
         """Return whether a request's guide, if it has one, is known to be one that its engine takes now."""
-        guide, engine = guide_of(request), self._engine(model)
+        guide, engine = guide_of(request, self._owner(client)), self._engine(model)
         return guide is None or (engine is not None and self._guides.proven(guide, engine) is not None)
+
+    def _owner(self, client: str) -> str:
+        """Return whose a client's guides are: its own, where nobody shall learn what others asked."""
+        return client if self._apart else ""
 
     # The thread
 
@@ -179,7 +185,7 @@ class Preparation:
         images = None
         try:
             request = stored(job.request)
-            guide = guide_of(request)
+            guide = guide_of(request, self._owner(job.client))
             if guide is not None and engine is None:
                 return False
             with self._counted(job.client):

@@ -201,6 +201,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         limits=lambda model: parts.supervisor.status(model).limits,
         ready=parts.dispatcher.look,
         short=lambda: free_bytes(settings.agent.state_dir) < settings.queue.min_free_bytes,
+        apart=settings.privacy.share_prefixes == "client",
     )
     parts.supervisor = Supervisor(
         [

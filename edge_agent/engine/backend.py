@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edge_agent.engine.messages import Canary, Event, Generation, Guide, JobId, Limits
 from edge_agent.engine.model_folder import check
@@ -105,7 +105,8 @@ class Follower(Protocol):
         """
 
 
-Load = Callable[[ModelSpec], LoadedModel]
+Load = Callable[..., LoadedModel]
+"""Takes a ModelSpec, and by keyword what tests put in the place of clocks and chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +259,9 @@ def find(name: str, device: str = "cpu") -> Load:
     if not entry.libraries:
         return load
 
-    def checked(spec: ModelSpec) -> LoadedModel:
+    def checked(spec: ModelSpec, **told: Any) -> LoadedModel:
         check(spec.path)
-        return load(spec)
+        return load(spec, **told)
 
     return checked
 

@@ -65,10 +65,14 @@ class GuideKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """What a text must look like: a JSON Schema as JSON, a regular expression, or a grammar in llama.cpp's EBNF."""
+    """What a text must look like: a JSON Schema as JSON, a regular expression, or a grammar in llama.cpp's EBNF.
+
+    Whatever is kept of one is kept for its `owner`, see Generation.
+    """
 
     kind: GuideKind
     text: str
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,7 @@ def decode(body: bytes) -> Message:
         stop = tuple(generation.pop("stop"))
         guide = generation.pop("guide")
         if guide is not None:
-            guide = Guide(GuideKind(guide["kind"]), guide["text"])
+            guide = Guide(GuideKind(guide["kind"]), guide["text"], guide["owner"])
         return Start(Generation(turns=turns, stop=stop, guide=guide, **generation))
     if kind is Load and (canary := fields["canary"]):
         fields["canary"] = Canary(**canary | {"expected": tuple(canary["expected"])})

@@ -1,5 +1,6 @@
 """Guides for openvino-genai: tried before the model sees them."""
 
+import hashlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -91,10 +92,12 @@ class _Steps(genai.StreamerBase):  # type: ignore[misc]  # of a library without 
 
 def _asked(guide: Guide) -> Any:
     """Return what the library is told: of a JSON Schema our own grammar, where there is one, for its own has no end."""
+    # The library keeps what it compiled by the text of it: with whose it is in a remark, each owner has their own.
+    whose = f"\n# {hashlib.sha256(guide.owner.encode()).hexdigest()}" if guide.owner else ""
     if guide.kind is GuideKind.JSON_SCHEMA and (grammar := translated(guide.text)) is not None:
-        return genai.StructuredOutputConfig(grammar=grammar)
+        return genai.StructuredOutputConfig(grammar=grammar + whose)
     if guide.kind is GuideKind.GRAMMAR:  # it would take any number of digits for a shorter number
-        return genai.StructuredOutputConfig(grammar=rewritten(guide.text, "\\u{:04x}".format))
+        return genai.StructuredOutputConfig(grammar=rewritten(guide.text, "\\u{:04x}".format) + whose)
     return genai.StructuredOutputConfig(**{_FIELDS[guide.kind]: guide.text})
 
 

@@ -172,13 +172,13 @@ class Prover:
         return self._child
 
 
-def guide_of(request: Request) -> Guide | None:
-    """Return what the answer to a request must keep to; None for free text."""
+def guide_of(request: Request, owner: str) -> Guide | None:
+    """Return what the answer to a request of an owner must keep to; None for free text."""
     shape = request.response_format
     if shape is None or shape.guide is None:
         return None
     kind, text = shape.guide
-    return Guide(GuideKind(kind), text)
+    return Guide(GuideKind(kind), text, owner)
 
 
 def _command(spec: ModelSpec) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def _command(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _digest(guide: Guide) -> bytes:
-    return hashlib.sha256(f"{guide.kind}\n{guide.text}".encode()).digest()
+    return hashlib.sha256(f"{guide.kind}\n{guide.owner}\n{guide.text}".encode()).digest()
 
 
 def _refused(what: str) -> EdgeAgentError:

@@ -91,7 +91,7 @@ class Intake:
         free_bytes: Callable[[], int],
         rejected: Callable[[Code], None] = lambda _code: None,
         pool_full: Callable[[], bool] = lambda: False,
-        proven: Callable[[str, Request], bool] = lambda _model, _request: False,
+        proven: Callable[[str, Request, str], bool] = lambda _model, _request, _client: False,
     ) -> None:
         self._topics = topics
         self._strangers = strangers
@@ -168,7 +168,7 @@ class Intake:
         model = self.admit(queue, request, client)
         ttl_s = request.ttl_s if inbound.expiry_s is None else min(request.ttl_s, inbound.expiry_s)
         envelope = Envelope(client, ttl_s, asked.pool, correlation=inbound.correlation, traceparent=inbound.traceparent)
-        attached, proven = self._attach(queue, request, client), self._proven(model, request)
+        attached, proven = self._attach(queue, request, client), self._proven(model, request, client)
         queue.accept(request, envelope, model=model, attached=attached, proven=proven)
         return _nothing
 

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -189,3 +190,16 @@ def test_a_hostile_guide_takes_no_time(model, ask, guide):
     assert end.reason is FinishReason.CANCELED
     if hostile is not None:
         list(model.cancel(hostile.job_id))
+
+
+def test_whose_a_guide_is_changes_nothing_of_it(model, ask):
+    """Each owner has their own, of every kind: what it lets through is the same."""
+    asked = [
+        Guide(GuideKind.REGEX, "(yes|no)!"),
+        Guide(GuideKind.JSON_SCHEMA, json.dumps(STATE)),
+        Guide(GuideKind.JSON_SCHEMA, json.dumps({"type": "object", "patternProperties": {"^a": {"type": "null"}}})),
+        Guide(GuideKind.GRAMMAR, 'root ::= "the " ("pump" | "fan")'),
+    ]
+    for guide in asked:
+        texts = {drive(model, ask(guide=replace(guide, owner=owner)))[0].text for owner in ("", "line-3", "a#b")}
+        assert len(texts) == 1, guide

@@ -17,7 +17,8 @@ def test_an_image_has_a_name_that_only_its_owners_images_have(tmp_path):
     images = encode((Prepared(path="/images/1", sha256=SHA256, use=use),))
     content = [{"type": "image_sha256", "sha256": SHA256}, {"type": "text", "text": "What is it?"}]
     messages = [{"role": "user", "content": content}]
-    job = accept(Time().queue(tmp_path), prompt=None, messages=messages, here={SHA256: True})
+    with Time().queue(tmp_path) as queue:
+        job = accept(queue, prompt=None, messages=messages, here={SHA256: True})
 
     def name(owner):
         attempt = Attempt(

@@ -86,6 +86,10 @@ def test_a_good_guide_is_tried_once(prover, tmp_path):
         assert proving.proven(regex("a"), engine) is None
         proving.prove(regex("a"), engine)
     assert asked.read_text() == "xxx"
+    anothers = replace(regex("a"), owner="line-4")
+    assert not proving.proven(anothers, ENGINE)  # or the time would tell that somebody had asked for it
+    proving.prove(anothers, ENGINE)
+    assert asked.read_text() == "xxxx"
 
 
 def test_a_hostile_guide_sent_a_thousand_times_is_tried_once(prover, tmp_path):
