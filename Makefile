@@ -60,8 +60,8 @@ bench: $(VENV)/.dev broker ## measure, for about two hours, on a machine with no
 
 .PHONY: chaos
 chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad messages, 100,000 odd jobs, 50 loads, half an hour of load
-	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 POOL_JOBS=300 IDLE_AGENTS=50 FREEZE_S=95 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 ACCEPTED_CASES=100000 AGAINST_JOBS=200 AGAINST_ROUNDS=10 SOAK_S=1800 FLOOD_S=300 PULL_KILLS=50 LOADS=50 \
-		$(VENV)/bin/python -m pytest -s tests/chaos tests/integration/test_pull.py tests/unit/test_engine_silence.py tests/integration/test_unwritten_log.py
+	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 POOL_JOBS=300 IDLE_AGENTS=50 FREEZE_S=95 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 ACCEPTED_CASES=100000 AGAINST_JOBS=200 AGAINST_ROUNDS=10 SOAK_S=1800 FLOOD_S=300 PULL_KILLS=50 LOADS=50 HOSTILE_GUIDES_ROUNDS=20 \
+		$(VENV)/bin/python -m pytest -s tests/chaos tests/integration/test_pull.py tests/unit/test_engine_silence.py tests/integration/test_unwritten_log.py tests/integration/test_guided_jobs.py
 
 .PHONY: mutants
 mutants: $(VENV)/.dev ## change one thing in the deciding modules, 70 times each, and see whether their tests notice

@@ -9,9 +9,9 @@ from fakes import ENGINE_DIED, PATIENCE_S, Time, flush, request
 from running import wait_for
 
 from edge_agent.dispatcher import PROGRESS_S, Dispatcher
+from edge_agent.engine.guide import TOO_SLOW
 from edge_agent.engine.messages import Failed, Finished, FinishReason, JobId, Limits, Progress, Ready, Text, Usage
 from edge_agent.engine.plan import Phase
-from edge_agent.engine.prover import Prover
 from edge_agent.engine.roster import EngineStatus
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Fallback, JobState, Outcome
@@ -28,8 +28,9 @@ class FakeProcess:
         self.ready = Ready(limits, load_ms=1.0, library="fake 1", device="cpu")
         self.started, self.canceled = [], []
 
-    def start(self, start):
+    def start(self, start, *, kept_bytes=0):
         self.started.append(start.generation)
+        self.kept_bytes = kept_bytes
 
     def cancel(self, job_id):
         self.canceled.append(job_id)
@@ -80,7 +81,7 @@ class Floor:
             outbox=self.outbox,
             supervisor=lambda: self,
             pace=Pace(),
-            guides=Prover(),
+            guides=self,
             apart=apart,
             lanes=lambda parallel: min(parallel, self.allowed),
             now_s=lambda: self.machine.now_s() - self.frozen_s,
@@ -88,6 +89,17 @@ class Floor:
         self.allowed = 99
         self.spare, self.condemned, self.forgiven, self.fallback = False, [], [], None
         self.stopped = False
+        self.proofs, self.refused = {}, []
+
+    # as who tries guides
+
+    def proven(self, guide, engine):
+        assert engine is self.engine
+        return self.proofs.get(guide.text)
+
+    def refuse(self, guide, engine, error):
+        assert engine is self.engine
+        self.refused.append((guide.text, error.message))
 
     # as the supervisor
 
@@ -626,3 +638,36 @@ def test_jobs_of_an_engine_that_is_unloaded_go_back_to_their_place_unharmed(floo
     floor.processes["phi"] = reloaded = FakeProcess(2)
     floor.dispatcher.up("phi", 1e9)
     floor.wait_started("1.2", "2.2", engine=reloaded)
+
+
+def guided(floor, text):
+    """Store a job with a guide that was tried with what ran when it came."""
+    asked = request("g", response_format={"type": "regex", "regex": text})
+    floor.ask(lambda queue: queue.accept(asked, Envelope("line-3", 600.0), model="phi", proven=True))
+
+
+def test_a_guide_that_nobody_tried_with_what_runs_now_reaches_no_engine(floor):
+    """Its job waits until it is tried, and lost nothing; others go on."""
+    guided(floor, "yes")
+    wait_for(lambda: floor.find("g").unprepared, "the job to be put back", PATIENCE_S)
+    waiting = floor.find("g")
+    assert (waiting.state, waiting.strikes, waiting.attempt) == (JobState.QUEUED, 0, 1)
+    floor.accept("a")
+    floor.wait_started("2.1")
+
+
+def test_a_guide_that_was_tried_reaches_the_engine(floor):
+    """With what the engine will keep of it."""
+    floor.proofs["yes"] = 70
+    guided(floor, "yes")
+    floor.wait_started("1.1")
+    assert (floor.engine.started[0].guide.text, floor.engine.kept_bytes) == ("yes", 70)
+
+
+def test_a_guide_that_held_up_an_engine_is_refused_from_then_on(floor):
+    floor.proofs["yes"] = 70
+    guided(floor, "yes")
+    floor.wait_started("1.1")
+    floor.say(Failed(JobId("1.1"), Code.BAD_REQUEST, TOO_SLOW))
+    floor.wait_state("g", JobState.FAILED)
+    assert floor.refused == [("yes", TOO_SLOW)]

@@ -7,8 +7,8 @@ from structlog.testing import capture_logs
 
 from edge_agent import preparation as preparation_module
 from edge_agent.engine.messages import Limits
-from edge_agent.engine.prover import Prover
-from edge_agent.errors import Code
+from edge_agent.engine.prover import NotTriedError, Prover
+from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.darkroom import IMAGE_S, BadImageError, Darkroom, FullError, Print
 from edge_agent.jobs.job import TERMINAL, Outcome
 from edge_agent.jobs.shares import FREE_S, Shares
@@ -42,12 +42,32 @@ class Room(Darkroom):
         return Print(336, 336, 336, 336, "0" * 64)
 
 
+class Court(Prover):
+    """Tries nothing, and lets the time pass that each guide takes; the first `hindered` cannot be tried."""
+
+    def __init__(self, time):
+        super().__init__()
+        self._time = time
+        self.asked, self.hindered = [], 0
+
+    def prove(self, guide, engine):
+        """Refuse the hostile one, after long."""
+        assert engine == "engine"
+        if self.hindered:
+            self.hindered -= 1
+            raise NotTriedError("no process")
+        self.asked.append(guide.text)
+        self._time.pass_s(3.0 if guide.text.startswith("hostile") else 0.01)
+        if guide.text.startswith("hostile"):
+            raise EdgeAgentError(Code.BAD_REQUEST, "response_format: takes over 2 s to compile; simplify it")
+
+
 class Lab:
     """A queue and a spool to fill, then `run`."""
 
     def __init__(self, folder):
         self.time, self.ended, self.jobs, self.short = Time(), {}, 0, []
-        self.room = Room(self.time)
+        self.room, self.court = Room(self.time), Court(self.time)
         self.queue = self.time.queue(folder)
         self.spool = Spool(folder / "images", quota_bytes=10_000, requester_quota_bytes=10_000, image_bytes=1_000)
         self.spool.open()
@@ -72,6 +92,14 @@ class Lab:
         self.time.pass_s(0.01)
         return job
 
+    def guide(self, client, text, **more):
+        """Store a job with a guide."""
+        self.jobs += 1
+        shape = {"type": "regex", "regex": text}
+        job = accept(self.queue, f"{client}-{self.jobs}", client=client, response_format=shape, **more)
+        self.time.pass_s(0.01)
+        return job
+
     def tell(self, changes):
         """Take down which jobs ended."""
         self.ended |= {job.job_id: job for job in changes if job.state in TERMINAL}
@@ -87,8 +115,8 @@ class Lab:
             store=store,
             spool=self.spool,
             darkroom=self.room,
-            guides=Prover(),
-            engine=lambda _model: None,
+            guides=self.court,
+            engine=lambda _model: "engine",
             limits=lambda _model: Limits(4096, 1, images_per_prompt=8),
             ready=lambda: ready.append(None),
             short=lambda: self.short.pop() if self.short else False,
@@ -166,6 +194,33 @@ def test_a_job_that_ends_while_its_images_are_decoded_is_no_trouble(lab, monkeyp
     with capture_logs() as said:
         lab.run()
     assert (list(lab.ended), said) == ([job.job_id], [])
+
+
+def test_hostile_guides_of_one_hold_up_anothers_once(lab):
+    """Whatever model they are for; and what guides take counts with what images take."""
+    for number in range(3):
+        lab.guide("bad", f"hostile {number}")
+    lab.guide("good", "yes")
+    lab.guide("other", "no", model="psi")
+    lab.ask("bad", PHOTO)
+    lab.ask("good", PHOTO)
+    lab.run()
+    assert lab.court.asked == ["hostile 0", "yes", "no", "hostile 1", "hostile 2"]
+    assert lab.room.looked == ["good-7", "bad-6"]
+    assert list(lab.ended) == ["bad-1", "bad-2", "bad-3"]
+    assert Outcome.model_validate_json(lab.ended["bad-1"].outcome).error.code is Code.BAD_REQUEST
+
+
+def test_a_guide_that_could_not_be_tried_waits_and_is_said(lab, monkeypatch):
+    """There was no process for it; its job is neither refused nor run untried."""
+    monkeypatch.setattr("edge_agent.preparation.RETRY_S", 0.01)
+    lab.court.hindered = 2
+    lab.guide("one", "yes")
+    with capture_logs() as said:
+        lab.run()
+    assert lab.court.asked == ["yes"]
+    assert not lab.ended
+    assert [each["event"] for each in said] == ["guides.waiting"] * 2
 
 
 def test_what_was_used_is_forgotten():
