@@ -65,13 +65,13 @@ class Kept:
         """Whether ended jobs hold more than they may."""
         return self._too_much(*(self._db.row("most_bytes", passed="[]") or ("", 0)))
 
-    def shed(self) -> bool:
+    def shed(self, *, rows: int = AT_ONCE) -> bool:
         """Erase the oldest texts, then forget the oldest jobs, of who has most, until all keep to the bounds.
 
-        But for those whose result is owed. Returns whether there may be more to shed.
+        But for those whose result is owed; at most `rows`. Returns whether there may be more to shed.
         """
         passed: list[str] = []
-        for _ in range(AT_ONCE):
+        for _ in range(rows):
             most = self._db.row("most_bytes", passed=to_json(passed).decode())
             if most is None or not self._too_much(*most):  # none: all that is left is owed
                 return False
@@ -79,10 +79,10 @@ class Kept:
                 passed.append(most[0])
         return True
 
-    def shed_jobs(self, most: int) -> bool:
+    def shed_jobs(self, most: int, *, rows: int = AT_ONCE) -> bool:
         """Forget the oldest jobs of who has most of them, until there are no more than so many; see `shed`."""
         passed: list[str] = []
-        for _ in range(AT_ONCE):
+        for _ in range(rows):
             (jobs, _), client = self._total(), self._db.row("most_jobs", passed=to_json(passed).decode())
             if jobs <= most or client is None:
                 return False

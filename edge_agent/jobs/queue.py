@@ -19,7 +19,7 @@ from edge_agent.jobs.backlog import Backlog, Ledger
 from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.database import Database, translated
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
-from edge_agent.jobs.kept import UNBOUNDED, Allowance, Kept
+from edge_agent.jobs.kept import AT_ONCE, UNBOUNDED, Allowance, Kept
 from edge_agent.jobs.leftovers import Leftovers
 from edge_agent.jobs.needed import NeededImages
 from edge_agent.jobs.overview import Overview
@@ -412,23 +412,23 @@ class Queue:
 
     # Housekeeping
 
-    def forget_ended(self, older_s: float) -> int:
-        """Forget jobs that ended longer ago, but those whose result is owed; return how many, at most ROWS_AT_ONCE."""
-        return self._db.run("prune_age", before_s=self.clock.now_s() - older_s, limit=ROWS_AT_ONCE)
+    def forget_ended(self, older_s: float, *, rows: int = ROWS_AT_ONCE) -> int:
+        """Forget jobs that ended longer ago, but those whose result is owed; return how many, at most `rows`."""
+        return self._db.run("prune_age", before_s=self.clock.now_s() - older_s, limit=rows)
 
-    def prune(self, *, keep_s: float, keep_jobs: int) -> bool:
-        """Forget finished jobs beyond age, number and bytes, and old cancels; a bounded number of rows of each.
+    def prune(self, *, keep_s: float, keep_jobs: int, rows: int = ROWS_AT_ONCE) -> bool:
+        """Forget finished jobs beyond age, number and bytes, and old cancels; at most `rows` of each.
 
         Returns whether that bound was reached, so that there may be more to forget.
         """
-        aged = self.forget_ended(keep_s)
-        surplus = self.kept.shed_jobs(keep_jobs)
-        surplus = self.kept.shed() or surplus
+        aged = self.forget_ended(keep_s, rows=rows)
+        surplus = self.kept.shed_jobs(keep_jobs, rows=rows)
+        surplus = self.kept.shed(rows=min(rows, AT_ONCE)) or surplus
         self._db.run("prune_cancels", before_s=self.clock.now_s() - keep_s)
         if self._db.row("cancel_count")[0] > CANCELS_MAX:
             self._db.run("prune_cancel_count", keep=CANCELS_MAX)
         self.remember_clock()
-        return surplus or aged == ROWS_AT_ONCE
+        return surplus or aged == rows
 
     def remember_clock(self) -> None:
         """Store where the queue's clock stands, for the next start."""

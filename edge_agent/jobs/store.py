@@ -82,7 +82,8 @@ class Store:
         self._ended = 0
         self._doubt = ""
         self._next_due_s = 0.0
-        self._next_housekeeping_s = 0.0
+        self._next_housekeeping_s = self._untidy_s = 0.0
+        self._rows = ROWS_AT_ONCE
         self.beat = Beat("store")
         self._thread = threading.Thread(target=self._run, name="store")
 
@@ -165,6 +166,8 @@ class Store:
                     log.error("store.abandoned", operations=len(held), reason=str(error))
                     break
                 self._stop.wait(self._retry_s)
+            else:
+                self._tidy()
         self._queue.close()
         self.beat.over()
 
@@ -202,7 +205,8 @@ class Store:
                     outcomes.append(operation.act(self._queue))
                 except EdgeAgentError as error:
                     outcomes.append(error)
-            released = self._keep_house()
+            released, next_release_s = self._queue.release()
+            self._next_due_s = min(self._queue.expire() or math.inf, next_release_s or math.inf)
         self._recovered()
         self._ended += sum(job.state in TERMINAL for job in changes)
         for operation, outcome in zip(group, outcomes, strict=True):
@@ -210,17 +214,25 @@ class Store:
         if changes or released:
             self._tell(changes)
 
-    def _keep_house(self) -> bool:
-        """Do what time asks for; return whether jobs may be claimed again that had to wait."""
+    def _tidy(self) -> None:
+        """Forget what is old or too much: apart from what others wait for, which a full disk may still take."""
+        if self.now_s() < self._untidy_s:
+            return
+        try:
+            with self._queue.transaction():
+                self._prune()
+            self._rows = min(2 * self._rows, ROWS_AT_ONCE)
+        except StorageError:  # it takes room before it gives some: less at a time, in a while
+            self._rows = 1
+            self._untidy_s = self._next_housekeeping_s = self.now_s() + self._retry_s
+
+    def _prune(self) -> None:
         now_s = self.now_s()
-        released, next_release_s = self._queue.release()
-        self._next_due_s = min(self._queue.expire() or math.inf, next_release_s or math.inf)
         if now_s >= self._next_housekeeping_s or self._ended >= ROWS_AT_ONCE or self._queue.kept.over:
             self._ended = 0
-            more = self._queue.prune(keep_s=self._keep_s, keep_jobs=self._keep_jobs)
+            more = self._queue.prune(keep_s=self._keep_s, keep_jobs=self._keep_jobs, rows=self._rows)
             self._watch_clock()
             self._next_housekeeping_s = now_s if more else now_s + HOUSEKEEPING_S
-        return released > 0
 
     def _watch_clock(self) -> None:
         """Say when the wall clock is not believed, and when it is again."""

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 import edge_agent.jobs.store as store_module
 from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.jobs.database import DiskFullError
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.store import Operation, Store
@@ -256,3 +257,22 @@ def test_a_lock_that_nobody_lets_go_ends_no_stop(store, lock, monkeypatch):
     store.do(store_job("a"))
     store.stop()
     assert not store._thread.is_alive()
+
+
+def test_a_disk_that_takes_results_and_no_pruning_takes_the_results(store, queue, monkeypatch):
+    """What is to be forgotten needs room before it gives some: it keeps no result back, and is tried with less."""
+    tried = []
+
+    def prune(*, rows, **_bounds):
+        tried.append(rows)
+        if rows > 1:
+            raise DiskFullError("database or disk is full")
+        return False
+
+    monkeypatch.setattr(queue, "prune", prune)
+    store.start()
+    flush(store)
+    assert store.ask(store_job("a"), timeout_s=PATIENCE_S).state is JobState.QUEUED
+    assert store.trouble is None
+    queue.clock._boottime = lambda: 1e6  # a while later
+    wait_for(lambda: 1 in tried or store.do(lambda _queue: None), "a smaller step")
