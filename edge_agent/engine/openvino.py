@@ -57,61 +57,78 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
             Code.UNSUPPORTED,
             f"openvino runs on {' and '.join(DEFAULTS)} here, not on {spec.device}; choose one of them",
         )
-    special_tokens, vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
-    vocab_size, context_tokens = read_numbers(spec.path)
-    sees = (spec.path / DECODER).is_file()
-    context_tokens = min(spec.context_tokens, context_tokens)
-    limits = Limits(context_tokens, spec.parallel, images_per_prompt=context_tokens // Grid(1, 1).tokens if sees else 0)
-    block_tokens = BLOCK_TOKENS[spec.device]
-    cache = Cache(-(-limits.context_tokens // block_tokens) * limits.parallel, block_tokens)
-    device, told = spec.device.upper(), properties(spec, graph=DECODER if sees else TEXT_GRAPH)
-    # The library hands it on to the models that see, which do not know it (2026.4).
-    sampler = {} if sees else {"sampler_num_threads": spec.threads}
+    folder = _Folder(spec, now_s)
+    try:
+        with library():
+            return folder.loaded()
+    except EdgeAgentError as error:
+        raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
 
-    eyes: Eyes | None = None
-    named = not sees  # what stands for tokens there has no other names
 
-    def opened(kind: type[OpenvinoModel]) -> Any:
-        words, scheduler = tokenizer(spec.path, vocabulary), _scheduler(limits, cache, kind)
-        return genai.ContinuousBatchingPipeline(spec.path, words, scheduler, device, **told, **sampler)
+class _Folder:
+    """What a folder says of itself, and the models that are opened with it. Raises EdgeAgentError as `load` does."""
 
-    def model(kind: type[OpenvinoModel], pipeline: Any) -> OpenvinoModel:
+    def __init__(self, spec: ModelSpec, now_s: Callable[[], float]) -> None:
+        self._spec = spec
+        self._now_s = now_s
+        self._special_tokens, self._vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
+        self._vocab_size, context_tokens = read_numbers(spec.path)
+        self._sees = sees = (spec.path / DECODER).is_file()
+        context_tokens = min(spec.context_tokens, context_tokens)
+        images_per_prompt = context_tokens // Grid(1, 1).tokens if sees else 0
+        self._limits = Limits(context_tokens, spec.parallel, images_per_prompt)
+        block_tokens = BLOCK_TOKENS[spec.device]
+        self._cache = Cache(-(-context_tokens // block_tokens) * spec.parallel, block_tokens)
+        self._told = properties(spec, graph=DECODER if sees else TEXT_GRAPH)
+        self._eyes: Eyes | None = None
+
+    def loaded(self) -> LoadedModel:
+        """Return the model. Owners are told apart where tokens have other names, see openvino_owners.py."""
+        named, pipeline = not self._sees, self._opened(OpenvinoModel)
+        if self._sees:
+            kept_tokens = self._limits.context_tokens
+            self._eyes = Eyes(self._spec.path, device=self._device, properties=self._told, kept_tokens=kept_tokens)
+        elif self._spec.apart and not alike(pipeline, self._vocab_size):
+            del pipeline  # there is no room for two
+            named, pipeline = False, self._opened(OpenvinoModel)
+        first = self._model(OpenvinoModel, pipeline, Owners(named=named))
+        return OpenvinoFirst(first, self._whole) if self._spec.apart else first
+
+    @property
+    def _device(self) -> str:
+        return self._spec.device.upper()
+
+    def _whole(self) -> OpenvinoModel:
+        with library():
+            return self._model(OpenvinoWhole, self._opened(OpenvinoWhole), Owners(named=False))
+
+    def _opened(self, kind: type[OpenvinoModel]) -> Any:
+        words = tokenizer(self._spec.path, self._vocabulary)
+        scheduler = _scheduler(self._limits, self._cache, kind)
+        # The library hands it on to the models that see, which do not know it (2026.4).
+        sampler = {} if self._sees else {"sampler_num_threads": self._spec.threads}
+        told = self._told | sampler
+        return genai.ContinuousBatchingPipeline(self._spec.path, words, scheduler, self._device, **told)
+
+    def _model(self, kind: type[OpenvinoModel], pipeline: Any, owners: Owners) -> OpenvinoModel:
         reader = Reader(
             pipeline.get_tokenizer(),
-            special_tokens,
-            vocab_size=vocab_size,
-            eyes=eyes,
-            images_most=limits.images_per_prompt,
+            self._special_tokens,
+            vocab_size=self._vocab_size,
+            eyes=self._eyes,
+            images_most=self._limits.images_per_prompt,
         )
         return kind(
             pipeline=pipeline,
             reader=reader,
-            vocabulary=vocabulary,
-            vocab_size=vocab_size,
-            limits=limits,
-            cache=cache,
-            owners=Owners(named=named),
-            device=spec.device,
-            now_s=now_s,
+            vocabulary=self._vocabulary,
+            vocab_size=self._vocab_size,
+            limits=self._limits,
+            cache=self._cache,
+            owners=owners,
+            device=self._spec.device,
+            now_s=self._now_s,
         )
-
-    def whole() -> OpenvinoModel:
-        with library():
-            return model(OpenvinoWhole, opened(OpenvinoWhole))
-
-    try:
-        with library():
-            pipeline = opened(OpenvinoModel)
-            if sees:
-                eyes = Eyes(spec.path, device=device, properties=told, kept_tokens=context_tokens)
-            elif spec.apart and not alike(pipeline, vocab_size):
-                named = False
-                del pipeline  # there is no room for two
-                pipeline = opened(OpenvinoModel)
-    except EdgeAgentError as error:
-        raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
-    first = model(OpenvinoModel, pipeline)
-    return OpenvinoFirst(first, whole) if spec.apart else first
 
 
 def properties(spec: ModelSpec, *, graph: str) -> dict[str, Any]:
