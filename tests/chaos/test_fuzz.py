@@ -30,7 +30,7 @@ from edge_agent.mqtt import intake
 from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.speech import Speech
 from edge_agent.mqtt.strangers import Strangers
-from edge_agent.mqtt.topics import CLIENT, Topics
+from edge_agent.mqtt.topics import CLIENT, MISNAMED, Topics, answerable
 from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, UNREADABLE, Inbound
 from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
 
@@ -283,7 +283,7 @@ def judge(case, said, stored):
     """Fail unless a message was answered as it deserves."""
     inbound = case.inbound
     asked = TOPICS.parse(inbound.topic)
-    if asked is None or not CLIENT.match(asked.client):
+    if asked is None or not answerable(asked.client):
         assert said == []
         return
     command, client = asked.command, asked.client
@@ -316,7 +316,9 @@ def judge(case, said, stored):
     assert DIGITS not in message
     assert message.isprintable()
     assert 10 < len(message) < 1000
-    if body["error"]["code"] == Code.BAD_REQUEST and not re.match("CorrelationData|traceparent", message):
+    if not CLIENT.match(client):
+        assert message == MISNAMED
+    elif body["error"]["code"] == Code.BAD_REQUEST and not re.match("CorrelationData|traceparent", message):
         assert case.field is None or case.field in message or "not valid JSON" in message
 
 
