@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from edge_agent.engine.guide import STEP_S
+from edge_agent.engine.guide import SLOW_S
 
 TIMES = 2.0
-"""A step may take so many times as long as usual whatever it does, and STEP_S more."""
+"""A step may take so many times as long as usual whatever it does, and SLOW_S more."""
 FORGOTTEN = 1.02
 """The usual time grows by this with each step that takes longer, so that longer texts and more of them become usual."""
 
@@ -31,4 +31,4 @@ class Burden:
             min(took.wall_s, usual.wall_s * FORGOTTEN),
             min(took.cpu_s, usual.cpu_s * FORGOTTEN),
         )
-        return took.wall_s - TIMES * usual.wall_s > STEP_S and took.cpu_s - TIMES * usual.cpu_s > STEP_S
+        return took.wall_s - TIMES * usual.wall_s > SLOW_S and took.cpu_s - TIMES * usual.cpu_s > SLOW_S

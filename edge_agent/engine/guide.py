@@ -36,6 +36,8 @@ OPTIONAL_MAX = 24
 STEP_S = 0.5
 """Processor time that compiling a guide, or choosing one token by it, may take: so long it may stop an engine's lanes.
 What takes longer is refused in its trial, see guide_child.py, or ends the text that it slows down."""
+SLOW_S = 0.7 * STEP_S
+"""A text is ended when one token took so long: the next takes a little longer than the one before."""
 TOO_SLOW = "response_format: takes too long to follow; simplify it"
 """What is said then: where a text leads shows only when it is written."""
 

@@ -39,8 +39,6 @@ _GRAMMARS: Mapping[GuideKind, Callable[[str], str]] = {
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 """The library's defaults: of an ambiguous grammar they let it take up to 2.7 s over one token's choice (EPYC, a
 vocabulary of 32,064)."""
-_SLOW_S = 0.7 * bounds.STEP_S
-"""A text is ended when a choice took so long: the next takes a little longer than the one before."""
 KEPT = 32
 """Compiled guides that are kept: some take tens of milliseconds, none more than a few MB."""
 _POSITION = re.compile(r"^(at )?\d+\(\d+\): ")
@@ -70,7 +68,7 @@ class Constraint:
         began_s = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         self._check()
-        if time.thread_time() - began_s > _SLOW_S:
+        if time.thread_time() - began_s > bounds.SLOW_S:
             raise EdgeAgentError(Code.BAD_REQUEST, bounds.TOO_SLOW)
         bits = np.unpackbits(self._words.view(np.uint8), count=self._vocab_size, bitorder="little")
         if not bits.any():

@@ -191,8 +191,8 @@ def test_what_turned_out_too_slow_is_refused_from_then_on(prover):
         ([(0.1, 0.2), (0.9, 0.2)], False),  # others took the processor
         ([(0.1, 0.2), (0.2, 9.0)], False),  # many threads
         ([(0.1, 0.2), (0.9, 1.0)], True),
-        ([(0.001, 0.001), (0.4, 0.4), (0.6, 0.6)], True),
-        ([(2.0, 4.0), (3.0, 6.0)], False),  # a slow machine
+        ([(0.001, 0.001), (0.3, 0.3), (0.4, 0.4)], True),
+        ([(2.0, 4.0), (4.0, 8.0)], False),  # a slow machine
     ],
 )
 def test_a_step_that_took_far_longer_than_usual_is_found(steps, heavy):
