@@ -149,7 +149,8 @@ class Store:
     def _run(self) -> None:
         held: list[Operation[Any]] = []
         while True:
-            self._cleaning.turn()
+            if self._trouble is None:  # on a full disk others would take the room of a log that is cut
+                self._cleaning.turn()
             group = held + self._take(wait=not held)
             held = []
             self.beat()
