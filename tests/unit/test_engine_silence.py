@@ -99,6 +99,7 @@ class Child:
     pid = 1
     finished = 0
     prefill_per_s = None
+    worn = False
 
     def __init__(self, now_s, killed):
         self._killed = killed
