@@ -42,7 +42,7 @@ class _Logger:
         return getattr(self._logger, level) if structlog.is_configured() else _say_nothing
 
 
-def _say_nothing(_event: str, **_fields: Any) -> None:
+def _say_nothing(*_event: Any, **_fields: Any) -> None:
     pass
 
 

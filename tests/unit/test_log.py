@@ -56,3 +56,10 @@ def test_a_line_that_cannot_be_written_ends_nothing():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_a_program_that_has_no_log_of_ours_hears_nothing_and_is_not_hurt():
+    """Whatever way an event is logged: one with a level by number ended the connection of EdgeClient."""
+    program = "from edge_agent.log import get_logger as of; of().info('a', b=1); of().log(20, 'a', b=1)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
