@@ -4,6 +4,7 @@ Pull, one step at a time: the child's loop asks for a step, sends its events, lo
 commands, asks again. So batching, cancelling and joining mid-way need no threads.
 """
 
+import functools
 import importlib
 import os
 import sys
@@ -259,6 +260,7 @@ def find(name: str, device: str = "cpu") -> Load:
     if not entry.libraries:
         return load
 
+    @functools.wraps(load)
     def checked(spec: ModelSpec, **told: Any) -> LoadedModel:
         check(spec.path)
         return load(spec, **told)

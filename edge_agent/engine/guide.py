@@ -38,6 +38,10 @@ STEP_S = 0.5
 What takes longer is refused in its trial, see guide_child.py, or ends the text that it slows down."""
 SLOW_S = 0.7 * STEP_S
 """A text is ended when one token took so long: the next takes a little longer than the one before."""
+EASY_S = 0.02
+"""A token may always take so long: many times what most guides take, on a slow board too."""
+ALLOWED_S = 2.0
+"""What all tokens of a text may take beyond it: a text of thousands, each a little under SLOW_S, stops lanes too."""
 TOO_SLOW = "response_format: takes too long to follow; simplify it"
 """What is said then: where a text leads shows only when it is written."""
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from edge_agent.engine import guide as bounds
+from edge_agent.engine.burden import Allowance
 from edge_agent.engine.grammar import rewritten
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.errors import Code, EdgeAgentError
@@ -54,6 +55,8 @@ class Constraint:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._words = np.zeros(-(-vocab_size // _WORD_BITS), np.uint32)
+        self._allowance = Allowance()
+        self._taken_s = 0.0
 
     @property
     def complete(self) -> bool:
@@ -68,7 +71,7 @@ class Constraint:
         began_s = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         self._check()
-        if time.thread_time() - began_s > bounds.SLOW_S:
+        if self._allowance.spent(self._taken_s + time.thread_time() - began_s):
             raise EdgeAgentError(Code.BAD_REQUEST, bounds.TOO_SLOW)
         bits = np.unpackbits(self._words.view(np.uint8), count=self._vocab_size, bitorder="little")
         if not bits.any():
@@ -77,8 +80,10 @@ class Constraint:
 
     def take(self, token: int) -> None:
         """Go on to the token after this one. Raises EdgeAgentError BAD_REQUEST as `allowed` does."""
+        began_s = time.thread_time()
         self._matcher.consume_token(token)
         self._check()
+        self._taken_s = time.thread_time() - began_s
 
     def _check(self) -> None:
         if self._matcher.is_error():

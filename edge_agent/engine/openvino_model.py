@@ -161,7 +161,8 @@ class OpenvinoModel:
         yield from self._pieced(pieces, took.wall_s)
         for sequence in generating:
             yield from self._advance(sequence, self._read)
-        if not pieces and self._burden.heavy(took):
+        guided = any(each.guide is not None for each in generating)
+        if not pieces and self._burden.heavy(took, texts=len(generating), guided=guided):
             yield from self._relieve()
         self._settle()
 

@@ -11,7 +11,9 @@ from typing import Any
 import openvino_genai as genai
 
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.burden import Burden, Took
 from edge_agent.engine.contained import contained
+from edge_agent.engine.guide import TOO_SLOW
 from edge_agent.engine.messages import (
     Event,
     Failed,
@@ -32,7 +34,7 @@ from edge_agent.engine.openvino_sequence import OpenvinoSequence, sampling
 from edge_agent.engine.openvino_vocabulary import tokenizer
 from edge_agent.engine.prompt import SpecialTokens, answer_room
 from edge_agent.engine.words import Vocabulary, Words
-from edge_agent.errors import EdgeAgentError
+from edge_agent.errors import Code, EdgeAgentError
 
 SHAPE_TOKENS = 64
 """Prompts are padded to multiples of this: the library's align_to in utils.cpp."""
@@ -104,6 +106,7 @@ class NpuModel:
         self._vocabulary = vocabulary
         self._now_s = now_s
         self._sequences: dict[JobId, OpenvinoSequence] = {}
+        self._burden = Burden()
         self.limits = limits
         self.library = f"openvino-genai {genai.__version__.partition('-')[0]}"
         self.device = device
@@ -159,10 +162,15 @@ class NpuModel:
             yield Failed(sequence.job_id, error.code, error.message)
 
     def _compute(self, sequence: OpenvinoSequence) -> Iterator[Event]:
-        if sequence.prefilled:
-            yield from self._say(sequence, next(sequence.handle, None))
-        else:
+        if not sequence.prefilled:
             yield from self._prefill(sequence)
+            return
+        began_s, began_cpu_s = self._now_s(), time.process_time()
+        token = next(sequence.handle, None)
+        took = Took(self._now_s() - began_s, time.process_time() - began_cpu_s)
+        if self._burden.heavy(took, texts=1, guided=sequence.guide is not None):
+            raise EdgeAgentError(Code.BAD_REQUEST, TOO_SLOW)
+        yield from self._say(sequence, token)
 
     def _stop(self, sequence: OpenvinoSequence) -> Iterator[Event]:
         if held := sequence.words.rest():

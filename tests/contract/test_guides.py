@@ -9,7 +9,9 @@ import jsonschema
 import pytest
 from driving import drive
 
-from edge_agent.engine.messages import Failed, FinishReason, Generation, Guide, GuideKind, Text, Turn
+from edge_agent.engine import burden
+from edge_agent.engine.guide import TOO_SLOW
+from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Guide, GuideKind, Text, Turn
 from edge_agent.errors import Code, EdgeAgentError
 
 QUESTION = (Turn("user", "is the pump on? " * 8),)
@@ -190,6 +192,19 @@ def test_a_hostile_guide_takes_no_time(model, ask, guide):
     assert end.reason is FinishReason.CANCELED
     if hostile is not None:
         list(model.cancel(hostile.job_id))
+
+
+def test_a_text_that_took_what_all_its_tokens_may_is_ended(model, ask, monkeypatch):
+    """Though none of them took long; the others go on. That so much is allowed at all is tried without a model."""
+    model.start(slow := ask(900, guide=Guide(GuideKind.REGEX, "[a-z ]*\u2603")))
+    model.start(neighbour := ask(40))
+    for bound in ("EASY_S", "ALLOWED_S", "BORNE"):
+        monkeypatch.setattr(burden, bound, 0)
+    ends = {}
+    while len(ends) < 2:
+        ends |= {each.job_id: each for each in model.step() if isinstance(each, Failed | Finished)}
+    assert ends[slow.job_id] == Failed(slow.job_id, Code.BAD_REQUEST, TOO_SLOW)
+    assert isinstance(ends[neighbour.job_id], Finished)
 
 
 def test_whose_a_guide_is_changes_nothing_of_it(model, ask):

@@ -57,8 +57,9 @@ def drive_on(model):
 
 def test_it_is_the_backend_for_that_device_only(npu):
     """The others go on with the pipeline of continuous batching."""
-    assert backend.find("openvino", "npu") is npu.load
-    assert backend.find("openvino", "gpu") is backend.find("openvino") is not npu.load
+    found = {device: backend.find("openvino", device).__wrapped__ for device in ("npu", "gpu", "cpu")}
+    assert found["npu"] is npu.load
+    assert found["gpu"] is found["cpu"] is not npu.load
 
 
 @pytest.mark.parametrize(("context_tokens", "prompt_tokens"), [(4096, 4096), (1000, 1024), (64, 64)])

@@ -1,6 +1,5 @@
 """Guides are tried in a process that may die of them: what is remembered, whose fault that is, what is waited for."""
 
-import itertools
 import os
 import signal
 import sys
@@ -12,7 +11,8 @@ import pytest
 from running import wait_for
 
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.burden import Burden, Took
+from edge_agent.engine.burden import Allowance, Burden, Took
+from edge_agent.engine.guide import ALLOWED_S, EASY_S, SLOW_S
 from edge_agent.engine.messages import Guide, GuideKind, Limits, Ready
 from edge_agent.engine.prover import NotTriedError, Prover
 from edge_agent.errors import Code, EdgeAgentError
@@ -198,12 +198,31 @@ def test_what_turned_out_too_slow_is_refused_from_then_on(prover):
 def test_a_step_that_took_far_longer_than_usual_is_found(steps, heavy):
     burden = Burden()
     *before, last = (Took(*each) for each in steps)
-    assert not any(map(burden.heavy, before))
-    assert burden.heavy(last) is heavy
+    assert not any(burden.heavy(each, texts=1, guided=True) for each in before)
+    assert burden.heavy(last, texts=1, guided=True) is heavy
 
 
-def test_what_becomes_usual_is_borne():
-    """Longer texts, and more of them."""
+@pytest.mark.parametrize("guided", [True, False])
+def test_what_becomes_usual_is_borne(guided):
+    """Longer texts, and more of them; without guides the machine may be as slow as it likes."""
+    burden, most = Burden(), 5 if guided else 100
+    grown = (min(most, 1.01**step) * (1 + step // 100) for step in range(800))
+    took = (Took(0.1 * times, 0.1 * times) for times in grown)
+    assert not any(burden.heavy(each, texts=1 + step // 100, guided=guided) for step, each in enumerate(took))
+
+
+def test_many_steps_that_take_a_little_longer_are_found():
+    """Each is hardly slower than the one before, and all of them hold up everybody."""
     burden = Burden()
-    grown = (Took(0.1 * 1.01**step, 0.1 * 1.01**step) for step in range(300))
-    assert not any(map(burden.heavy, itertools.islice(grown, 300)))
+    burden.heavy(Took(0.003, 0.003), texts=1, guided=False)
+    crept = [min(0.3, 0.003 * 1.015**step) for step in range(400)]
+    found = [step for step, each in enumerate(crept) if burden.heavy(Took(each, each), texts=2, guided=True)]
+    assert found
+    assert sum(crept[: found[0]]) < 10
+
+
+def test_what_tokens_may_take_is_bounded_in_all():
+    easy, hard = Allowance(), Allowance()
+    assert not any(easy.spent(EASY_S) for _ in range(10_000))
+    assert [hard.spent(SLOW_S) for _ in range(9)].count(False) <= ALLOWED_S / (SLOW_S - EASY_S)
+    assert Allowance().spent(1.01 * SLOW_S)
