@@ -15,7 +15,7 @@ from edge_agent.jobs.queue import Queue
 from edge_agent.log import get_logger
 
 LASTING = frozenset({errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
-"""What keeps a folder from being one whatever is mounted, unlocked or mended."""
+"""What keeps a folder from being one whatever is mounted, unlocked or mended; but for a link to what is not there."""
 
 log = get_logger()
 
@@ -30,6 +30,8 @@ def locked(folder: Path) -> Iterator[Path]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno == errno.EEXIST and (link := _astray(folder)):
+            raise PassingError(f"agent.state_dir: {link} is a link to what is not there, or not mounted yet") from error
         raise (SettingsError if error.errno in LASTING else PassingError)(
             f"agent.state_dir: {folder} cannot be written: {error.strerror}; "
             "set it to a folder of this user (with --config), or run as the one it belongs to"
@@ -39,6 +41,12 @@ def locked(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         os.close(descriptor)
+
+
+def _astray(folder: Path) -> Path | None:
+    """Return the link of a path that leads nowhere; None when none does."""
+    parts = (folder, *folder.parents)
+    return next((each for each in parts if os.path.islink(each) and not os.path.exists(each)), None)  # noqa: PTH110, PTH114 - these never raise
 
 
 def _lock(descriptor: int, folder: Path) -> None:

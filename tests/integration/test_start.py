@@ -68,6 +68,19 @@ def test_a_state_folder_that_can_be_none_ends_with_status_2(broker, tmp_path, na
     assert "agent.state_dir" in agent.log.read_text()
 
 
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_state_folder_behind_a_link_is_waited_for_until_what_it_leads_to_is_mounted(broker, tmp_path, below):
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    agent = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[], environ=faulty())
+    agent.config.write_text(agent.config.read_text().replace(str(agent.state_dir), str(tmp_path / "link" / below)))
+    with agent:
+        (said, *_) = agent.wait_said("start.waits")
+        assert f"{tmp_path / 'link'} is a link to what is not there" in said["reason"]
+        (tmp_path / "disk").mkdir()
+        agent.wait_said("agent.started")
+        assert agent.stop() == 0
+
+
 def test_a_catalogue_and_metrics_that_are_not_there_yet_hold_up_no_more_than_they_must(broker, tmp_path):
     """The first is waited for; without the other the agent works, and says that it is degraded."""
     more = tmp_path / "more.toml"
