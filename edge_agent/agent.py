@@ -25,7 +25,7 @@ from edge_agent.log import get_logger
 from edge_agent.mqtt import former
 from edge_agent.outlet import drain
 from edge_agent.settings import Settings
-from edge_agent.state_dir import locked, open_queue
+from edge_agent.state_dir import Files, locked, open_queue
 from edge_agent.waiting import awaited
 
 TICK_S = 1.0
@@ -56,6 +56,8 @@ class Agent:
         self._stopping = threading.Event()
         self._hurry = threading.Event()
         self._crashed = threading.Event()
+        self._files: Files
+        self._status = 0
         self._stuck: tuple[str, ...] = ()
         self._root = root
         self._parts: Parts
@@ -82,7 +84,7 @@ class Agent:
                 self._note_crash("main", error)
             if self._crashed.is_set():
                 return self._abandon()
-        return 0
+        return self._status
 
     # Order of start and stop
 
@@ -205,9 +207,17 @@ class Agent:
                 link.attend()
             self._parts.pools.attend()
             self._parts.former.attend(connection=self._parts.link.connections if self._parts.link.connected else 0)
+            self._look_for_files()
             self._feed()
             self._wake.wait(TICK_S)
             self._wake.clear()
+
+    def _look_for_files(self) -> None:
+        """Stop when our files are not in place any more: what is accepted then, the next start would not find."""
+        if (gone := self._files.gone) and not self._stopping.is_set():
+            log.error("state.gone", file=str(gone), next="the agent ends, and begins again with what is there then")
+            self._status = 1
+            self._stopping.set()
 
     def _feed(self) -> None:
         """Tell the service manager how we are; while a thread does not come back it hears no sign of life.
@@ -262,5 +272,6 @@ class Agent:
             secret = former.secret(folder)
             allowance = given.allowance(settings)
             queue = open_queue(folder, age_step_s=settings.queue.age_step_s, allowance=allowance)
+            self._files = Files(folder)
             held.push(unless_open.pop_all())
         return queue, secret

@@ -58,6 +58,35 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise PassingError(f"agent.state_dir: {folder} cannot be locked: {error.strerror}") from error
 
 
+class Files:
+    """What we work with in a state folder: the lock that keeps others out, and the queue.
+
+    A folder that was moved, deleted or mounted over lets us work on, with what nobody finds any more.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        files = (folder / name for name in ("lock", "queue.db", "queue.db-wal"))
+        self._known = {file: found for file in files if (found := _identity(file))}
+
+    @property
+    def gone(self) -> Path | None:
+        """The first that is not there any more, or is another one; what cannot be told now is taken to be there."""
+        for file, known in self._known.items():
+            with contextlib.suppress(OSError):
+                if _identity(file) != known:
+                    return file
+        return None
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Return which file has a name; None when none has. Raises OSError."""
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 def open_queue(folder: Path, *, age_step_s: float, allowance: Allowance = UNBOUNDED) -> Queue:
     """Open the queue; a damaged one is set aside, under a name that says when, and a fresh one begun.
 

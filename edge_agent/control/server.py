@@ -117,7 +117,7 @@ class ControlServer:
             self._selector.close()
             return
         self._thread.join()
-        with contextlib.suppress(FileNotFoundError), beside(self._folder) as address:
+        with contextlib.suppress(OSError), beside(self._folder) as address:  # nobody listens there any more
             os.unlink(address)  # noqa: PTH108 - see start
 
     # The thread

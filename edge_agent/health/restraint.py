@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge_agent.awake import awake_s
 from edge_agent.health.governor import Level, Policy, State, View, govern, level_of, reasons
-from edge_agent.health.snapshot import free_bytes
+from edge_agent.health.snapshot import free_bytes, told_by
 from edge_agent.log import get_logger
 from hardware.readings import Readings
 
@@ -43,7 +43,8 @@ class Restraint:
         """Take in what the machine shows, and decide anew."""
         if self._policy is None:
             return
-        view = View(seen, self._memory_total_bytes, free_bytes(self._state_dir), self._reload_bytes())
+        free = told_by(lambda: free_bytes(self._state_dir))
+        view = View(seen, self._memory_total_bytes, free, self._reload_bytes())
         self._state, steps = govern(self._state, view, policy=self._policy, now_s=self._now_s())
         for step in steps:
             log.warning(

@@ -78,8 +78,8 @@ class Snapshots:
         seen = reading(before, after, memory=self._memory, tokens=tokens - tokens_before)
         told = seen.model_copy(
             update={
-                "agent_rss_bytes": self._process.memory_info().rss,
-                "disk_free_bytes": free_bytes(self._state_dir),
+                "agent_rss_bytes": told_by(lambda: self._process.memory_info().rss),
+                "disk_free_bytes": told_by(lambda: free_bytes(self._state_dir)),
             }
         )
         self._told = after.at_s, told
@@ -145,8 +145,16 @@ def on_battery(seen: Readings) -> bool | None:
     return any(known) if known else None
 
 
+def told_by(look: Callable[[], int]) -> int | None:
+    """Return what the system says; None when it says nothing now, as of a disk that is gone."""
+    try:
+        return look()
+    except OSError:
+        return None
+
+
 def free_bytes(folder: Path) -> int:
-    """Return the bytes an unprivileged process may still write below a folder."""
+    """Return the bytes an unprivileged process may still write below a folder. Raises OSError."""
     stat = os.statvfs(folder)
     return stat.f_bavail * stat.f_frsize
 

@@ -4,6 +4,7 @@ https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload (since
 agent publishes anyway. What was announced is noted in a file, so that it is taken back when it is switched off.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -129,7 +130,7 @@ class HomeAssistant:
     def announce(self) -> None:
         """Say what we are, and take back what we said elsewhere; nothing while the disk takes no note of it."""
         try:
-            earlier = self._mark.read_text(encoding="utf-8") if self._mark.exists() else None
+            earlier = self._noted()
             if earlier and earlier != self._topic:
                 self._say(_retained(earlier, b""))
             if self._topic is None:
@@ -142,6 +143,11 @@ class HomeAssistant:
         self._overwritten = False
         self._kept.said(self._body)
         self._say(_retained(self._topic, self._body))
+
+    def _noted(self) -> str | None:
+        """Return where we announced ourselves; None when nothing says so, or a power cut spoilt it. Raises OSError."""
+        noted = self._mark.read_bytes().decode(errors="replace") if self._mark.exists() else ""
+        return noted if noted.isprintable() and "\ufffd" not in noted else None
 
     def seen(self, inbound: Inbound) -> None:
         """Take in what Home Assistant says of itself, or what somebody said in our place."""
@@ -161,7 +167,8 @@ class HomeAssistant:
     def settled(self) -> None:
         """Forget what was taken back, now that the broker has heard of it."""
         if self._topic is None:
-            self._mark.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is taken back once more after the next start
+                self._mark.unlink(missing_ok=True)
 
 
 def status_topic(prefix: str) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from edge_agent.jobs.database import StorageError
+from edge_agent.jobs.database import StorageError, translated
 from edge_agent.jobs.leftovers import Leftovers
 from edge_agent.log import get_logger
 
@@ -32,19 +32,28 @@ class Cleaning:
         """How long there is nothing to do, if no more is written; None: for ever."""
         return None if self._since_s is None else max(0.0, self._due_s - self._now_s())
 
-    def turn(self) -> None:
-        """Clean if it is time to, and give back to the disk some of what has become free."""
+    def turn(self, *, cut: bool = True) -> None:
+        """Clean if it is time to, and give back to the disk some of what has become free.
+
+        Without `cut` the log is only emptied: what it holds of a full disk is ours to write to, cut others took it.
+        """
         now_s = self._now_s()
+        try:
+            with translated():
+                self._turn(now_s, cut=cut)
+        except StorageError as error:
+            self._failed(error, now_s)
+
+    def _turn(self, now_s: float, *, cut: bool) -> None:
         if now_s >= self._due_s or (self._failed_s is None and self._leftovers.long):
-            self._clean(now_s)
-        if self._since_s is None and now_s >= self._next_gift_s and self._leftovers.surplus:
+            self._clean(now_s, truncate=cut and now_s >= self._due_s)
+        if cut and self._since_s is None and now_s >= self._next_gift_s and self._leftovers.surplus:
             # What keeps us from it keeps us from cleaning too, which tells of it.
             self._next_gift_s = now_s if self._leftovers.give_back() is None else now_s + TOLD_S
         if self._since_s is None and self._leftovers.pending:
             self._since_s, self._due_s = now_s, now_s + ERASED_S
 
-    def _clean(self, now_s: float) -> None:
-        truncate = now_s >= self._due_s
+    def _clean(self, now_s: float, *, truncate: bool) -> None:
         error = self._leftovers.clear(truncate=truncate)
         if error is not None:
             self._failed(error, now_s)

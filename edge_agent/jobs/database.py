@@ -94,7 +94,7 @@ _DAMAGE = frozenset(
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn SQLite's errors into StorageError or DamagedError; any other is our own fault and crashes."""
+    """Turn what SQLite and the disk say into StorageError or DamagedError; all else is our own fault and crashes."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -104,6 +104,8 @@ def translated() -> Iterator[None]:
         if (passing := _PASSING.get(code & 0xFF)) is not None:
             raise passing(str(error)) from error
         raise
+    except OSError as error:
+        raise StorageError(error.strerror or type(error).__name__) from error
 
 
 def job_of(row: Sequence[Any]) -> Job:

@@ -149,8 +149,7 @@ class Store:
     def _run(self) -> None:
         held: list[Operation[Any]] = []
         while True:
-            if self._trouble is None:  # on a full disk others would take the room of a log that is cut
-                self._cleaning.turn()
+            self._cleaning.turn(cut=self._trouble is None)
             group = held + self._take(wait=not held)
             held = []
             self.beat()

@@ -4,6 +4,7 @@ Messages wait in them that nobody may lose, and they go on to collect more. So e
 connection: what waits there is taken in like all else (what came to both is known by its id), then it is ended.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -40,7 +41,7 @@ def secret(folder: Path) -> str:
             _note(folder).touch(mode=0o600)
         return session.kept(file)
     except OSError as error:
-        raise StorageError(f"{error.filename}: {error.strerror}") from error
+        raise StorageError(f"{file}: {error.strerror}") from error
 
 
 class Former:
@@ -134,7 +135,8 @@ class Former:
         del self._links[name]
         log.info("session.former_ended", session=name, found=self._had(link))
         if not self._links:
-            self._note.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # on a disk that cannot be written now: the next start finds none again
+                self._note.unlink(missing_ok=True)
 
 
 def _note(folder: Path) -> Path:

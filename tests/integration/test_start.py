@@ -94,3 +94,26 @@ def test_a_catalogue_and_metrics_that_are_not_there_yet_hold_up_no_more_than_the
         state = ask_agent(agent.state_dir, AskState()).state
         assert any(reason.startswith("metrics: cannot listen on 192.0.2.1") for reason in state.reasons)
         assert agent.stop() == 0
+
+
+def test_what_cannot_be_removed_from_the_state_folder_ends_no_agent(broker, tmp_path):
+    """As on a disk that has become read-only: here somebody's folders stand in the places of our files."""
+    agent = AgentProcess(folder=tmp_path / "agent", broker=broker, models=[], environ=faulty())
+    (agent.state_dir / "session.former").mkdir(parents=True)
+    with agent:
+        agent.wait_said("session.former_ended")
+        (agent.state_dir / "control.sock").unlink()
+        (agent.state_dir / "control.sock").mkdir()
+        assert agent.stop() == 0
+        assert agent.said("thread.crashed") == []
+
+
+@pytest.mark.parametrize("lost", [".", "lock", "queue.db", "queue.db-wal"])
+def test_an_agent_whose_files_are_not_in_place_any_more_ends_in_order_to_be_started_again(broker, tmp_path, lost):
+    """Moved, deleted or mounted over: it would accept what no start finds again, or beside another agent."""
+    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=[], environ=faulty()) as agent:
+        agent.wait_said("agent.started")
+        (agent.state_dir / lost).rename(tmp_path / "moved")
+        assert agent.process.wait(60) == 1
+        assert agent.said("state.gone")
+        assert agent.said("agent.stopped")

@@ -243,3 +243,18 @@ def test_a_disk_that_takes_no_note_keeps_it_from_being_announced_and_nothing_els
     (tmp_path / "homeassistant").rmdir()
     one.announce()
     assert said == [(CONFIG, True, True)]
+
+
+@pytest.mark.parametrize("noted", [b"", b"\0" * 35, b"\xff\xfe"])
+def test_a_note_that_a_power_cut_spoilt_is_written_anew_and_nothing_taken_back(made, tmp_path, noted):
+    (tmp_path / "homeassistant").write_bytes(noted)
+    one, said = made("homeassistant")
+    one.announce()
+    assert said == [(CONFIG, True, True)]
+    assert (tmp_path / "homeassistant").read_text() == CONFIG
+
+
+def test_a_note_that_cannot_be_removed_ends_nothing(made, tmp_path):
+    (tmp_path / "homeassistant").mkdir()
+    off, _ = made(None)
+    off.settled()

@@ -162,6 +162,12 @@ def test_a_reading_counts_from_the_one_before_it(tree, tmp_path):
     assert snapshots.take(snapshots.look()).cpu_percent == 100.0
 
 
+def test_of_a_disk_that_is_gone_nothing_is_told_and_all_else_is(tree, tmp_path):
+    snapshots = Snapshots(tree("plain-vm"), memory=MEMORY, state_dir=tmp_path / "gone", generated=lambda: 0)
+    seen = snapshots.take(snapshots.look())
+    assert (seen.disk_free_bytes, seen.agent_rss_bytes > 0) == (None, True)
+
+
 def test_who_asks_is_told_of_now_and_takes_nothing_from_the_reports(tree, tmp_path):
     """Asked again at once, the same is told: the load of a moment says little, and each reading costs."""
     root = tree("plain-vm")

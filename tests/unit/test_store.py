@@ -1,6 +1,8 @@
 """The store's thread: one transaction for all that waits, and nothing said before it is on disk."""
 
 import contextlib
+import os
+import resource
 import sqlite3
 import threading
 
@@ -13,6 +15,7 @@ import edge_agent.jobs.store as store_module
 from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.database import DiskFullError
 from edge_agent.jobs.job import JobState
+from edge_agent.jobs.kept import Allowance, Bounds
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.store import Operation, Store
 
@@ -53,6 +56,17 @@ def lock(tmp_path, queue):
 @pytest.fixture
 def disk(queue, monkeypatch):
     return FullDisk(queue, monkeypatch)
+
+
+@contextlib.contextmanager
+def limited(kind, most):
+    """Have the kernel give this process no more of something."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
 
 
 def store_job(name):
@@ -276,3 +290,45 @@ def test_a_disk_that_takes_results_and_no_pruning_takes_the_results(store, queue
     assert store.trouble is None
     queue.clock._boottime = lambda: 1e6  # a while later
     wait_for(lambda: 1 in tried or store.do(lambda _queue: None), "a smaller step")
+
+
+def test_a_log_that_cannot_grow_is_written_to_from_its_beginning(queue, machine, tmp_path):
+    """A full disk holds room in it that is ours."""
+    store = Store(queue, tell=lambda _jobs: None, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
+    store._cleaning._now_s = machine.now_s
+    store.start()
+    for number in range(20):
+        store.ask(store_job(f"j-{number}"), timeout_s=PATIENCE_S)
+    log = tmp_path / "queue.db-wal"
+    done = threading.Event()
+    with limited(resource.RLIMIT_FSIZE, log.stat().st_size):
+        store.do(store_job("more"), lambda _job: done.set())
+        wait_for(lambda: store.trouble, "a log that cannot grow")
+        assert not done.is_set()
+        machine.pass_s(5)
+        assert done.wait(PATIENCE_S)
+        assert store.trouble is None
+        store.stop()
+
+
+@pytest.mark.parametrize("kind", ["descriptors", "folder"])
+def test_what_the_disk_does_not_tell_ends_no_thread(tmp_path, machine, kind):
+    """No descriptor is left to look at the log with; the folder's disk says nothing of its room."""
+    looks = []
+
+    def free_bytes():
+        looks.append(kind)
+        return os.statvfs(tmp_path if kind == "descriptors" else tmp_path / "gone").f_bavail
+
+    queue = machine.queue(tmp_path, allowance=Allowance(Bounds(1, 1), 0, free_bytes))
+    store = Store(queue, tell=lambda _jobs: None, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
+    most = 3 if kind == "descriptors" else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    accept(queue)
+    store.start()
+    with limited(resource.RLIMIT_NOFILE, most):
+        for number in range(3):
+            flush(store)
+            store.ask(store_job(f"j-{number}"), timeout_s=PATIENCE_S)
+        assert looks
+        assert store.trouble is None
+        store.stop()
