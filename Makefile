@@ -69,7 +69,7 @@ mutants: $(VENV)/.dev ## change one thing in the deciding modules, 70 times each
 
 .PHONY: schemas
 schemas: $(VENV)/.dev ## write the JSON Schemas anew after a change of the payloads
-	$(VENV)/bin/python -m edge_agent.mqtt.json_schemas edge_agent/mqtt/schemas
+	$(VENV)/bin/python -m edge_agent.protocol.json_schemas edge_agent/protocol/schemas
 
 .PHONY: clean
 clean: ## remove everything make has made here

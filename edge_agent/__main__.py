@@ -23,7 +23,7 @@ def main() -> None:
 
             app()
             return
-    from edge_agent.daemon import main as daemon  # noqa: PLC0415 - see above
+    from edge_agent.agent.daemon import main as daemon  # noqa: PLC0415 - see above
 
     sys.exit(daemon(Path(config) if config else None))
 

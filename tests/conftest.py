@@ -17,8 +17,8 @@ import structlog
 from hypothesis import settings
 from running import find_program
 
-from edge_agent.mqtt import broker as broker_module
-from edge_agent.mqtt.broker import BrokerMissingError, PrivateBroker, find_mosquitto
+from edge_agent.mqtt import private_broker as broker_module
+from edge_agent.mqtt.private_broker import BrokerMissingError, PrivateBroker, find_mosquitto
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands down that it is ignored
 settings.register_profile("untimed", deadline=None)  # how long a case takes is the machine's affair
@@ -92,7 +92,7 @@ def _one_log() -> Iterator[None]:
     """Logs go to standard error; a command run inside a test sets up none, which would last beyond it."""
     structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edge_agent.log.configure", lambda **_settings: None)
+        patch.setattr("edge_agent.base.log.configure", lambda **_settings: None)
         yield
 
 

@@ -7,14 +7,13 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.attachments import Attached
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.clock import Clock
 from edge_agent.jobs.database import DiskFullError
 from edge_agent.jobs.job import Failure, Outcome
 from edge_agent.jobs.queue import Envelope, Queue
-from edge_agent.jobs.request import Request
-from edge_agent.mqtt.wire import Publication
+from edge_agent.jobs.request import Attached, Request
+from edge_agent.protocol.messages import Publication
 from hardware.machine import Board, Cpu, Machine, Memory
 
 PATIENCE_S = 10.0

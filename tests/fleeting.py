@@ -1,7 +1,8 @@
 """A fleet for tests: what agents say, given to a roster."""
 
 from edge_agent.fleet.roster import Roster
-from edge_agent.mqtt.payloads import (
+from edge_agent.protocol.messages import Inbound
+from edge_agent.protocol.payloads import (
     CandidateInfo,
     DecisionReport,
     EngineReading,
@@ -14,7 +15,6 @@ from edge_agent.mqtt.payloads import (
     ServedModel,
     Telemetry,
 )
-from edge_agent.mqtt.wire import Inbound
 
 ROOT = "edge/v1"
 LIMITS = Limits(payload_bytes=1, queue_jobs=1, queue_bytes=1, ttl_s=1.0)

@@ -21,12 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SUBJECTS = {
-    "edge_agent/mqtt/placement.py": ["test_placement_state.py", "test_placement.py"],
-    "edge_agent/engine/life.py": ["test_life.py"],
+    "edge_agent/client/placement.py": ["test_placement_state.py", "test_placement.py"],
+    "edge_agent/engine/hosting/residency.py": ["test_residency.py"],
     "edge_agent/health/governor.py": ["test_governor.py"],
     "edge_agent/models/choose.py": ["test_choose.py"],
-    "edge_agent/jobs/rules.py": ["test_rules.py"],
-    "edge_agent/jobs/watch.py": ["test_watch.py"],
+    "edge_agent/watch/rules.py": ["test_rules.py"],
+    "edge_agent/watch/decide.py": ["test_watch.py"],
 }
 """Pure modules, and the unit tests that are theirs."""
 TIMEOUT_S = 120.0

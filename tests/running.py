@@ -15,11 +15,11 @@ import psutil
 from jsonschema import Draft202012Validator
 
 import edge_agent
+from edge_agent.client.client import EdgeClient
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.json_schemas import schemas
 from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.subscriptions import Subscription
+from edge_agent.protocol.json_schemas import schemas
 
 FAULTS = Path(__file__).with_name("faults")
 PATIENCE_S = 60.0

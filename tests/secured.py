@@ -11,7 +11,7 @@ from running import PATIENCE_S
 from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
-from edge_agent.mqtt.broker import PrivateBroker, random_port
+from edge_agent.mqtt.private_broker import PrivateBroker, random_port
 
 USERS = (
     *("--agent", "edge-01:line,press", "--agent", "edge-02", "--requester", "line-3", "--requester", "line-4"),

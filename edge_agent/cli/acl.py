@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from edge_agent import settings
-from edge_agent.mqtt.acl import AgentRole, Fleet, render
-from edge_agent.mqtt.filters import intersect
-from edge_agent.mqtt.topics import CLIENT
+from edge_agent.protocol.acl import AgentRole, Fleet, render
+from edge_agent.protocol.filters import intersect
+from edge_agent.protocol.topics import CLIENT
+from edge_agent.settings import load as settings
 
 PANEL = "Users"
 RESERVED = {"ca": "the authority, whose key signs everybody's certificate", "broker": "the broker"}

@@ -8,7 +8,8 @@ import typer
 import typer.core
 import typer.main
 
-from edge_agent import __version__, log
+from edge_agent import __version__
+from edge_agent.base import log
 
 VERBS = (
     "run",

@@ -3,12 +3,12 @@
 from types import TracebackType
 from typing import Self
 
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.cli.follow import summary
-from edge_agent.errors import EdgeAgentError
+from edge_agent.client.client import EdgeClient
+from edge_agent.client.handle import Handle, JobRejectedError, Update
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.handle import Handle, JobRejectedError, Update
-from edge_agent.mqtt.payloads import Chunk, Result, Status
+from edge_agent.protocol.payloads import Chunk, Result, Status
 
 MAX_TOKENS = 96
 TTL_S = 120

@@ -17,18 +17,19 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from edge_agent import settings
+from edge_agent.base.errors import Code, EdgeAgentError, SettingsError
+from edge_agent.bench import calibrate
+from edge_agent.bench.bench import Bench, NothingSoundError, Report, Subject
+from edge_agent.bench.calibrate import THREADS, Axis
+from edge_agent.bench.workload import Plan
 from edge_agent.cli import bench_subject
 from edge_agent.cli.bench_report import as_json, drawing, show, show_tried
 from edge_agent.cli.bench_subject import Backend, Device, Size
-from edge_agent.engine.workload import Plan
-from edge_agent.errors import Code, EdgeAgentError, SettingsError
-from edge_agent.models import calibrate, measurements
-from edge_agent.models.bench import Bench, NothingSoundError, Report, Subject
-from edge_agent.models.calibrate import THREADS, Axis
-from edge_agent.models.store import Store
-from edge_agent.settings import Settings
-from edge_agent.state_dir import locked
+from edge_agent.jobs.state_dir import locked
+from edge_agent.models import measurements
+from edge_agent.models.build_store import Store
+from edge_agent.settings import load as settings
+from edge_agent.settings.load import Settings
 from hardware.machine import Machine
 from hardware.probe import probe
 

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edge_agent.bench.bench import Report, in_words
+from edge_agent.bench.calibrate import Calibration, Verdict
+from edge_agent.bench.workload import Row, out_name
 from edge_agent.cli.chart import bars
-from edge_agent.engine.workload import Row, out_name
-from edge_agent.models.bench import Report, in_words
-from edge_agent.models.calibrate import Calibration, Verdict
 
 ABSENT = "—"
 LABELS = {

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.bench.bench import Subject
 from edge_agent.models import catalogue, measurements
-from edge_agent.models.bench import Subject
+from edge_agent.models.build_store import Store
 from edge_agent.models.choose import options_of
-from edge_agent.models.known import Known
 from edge_agent.models.load import Placed
 from edge_agent.models.places import placed
 from edge_agent.models.provision import here
-from edge_agent.models.store import Store
-from edge_agent.settings import ServeSection, Settings
+from edge_agent.models.reference_answers import Known
+from edge_agent.settings.load import ServeSection, Settings
 
 
 class Size(StrEnum):

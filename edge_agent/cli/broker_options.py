@@ -12,13 +12,13 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from edge_agent import settings
-from edge_agent.errors import SettingsError
+from edge_agent.base.errors import SettingsError
 from edge_agent.mqtt import certificate
 from edge_agent.mqtt.access import Access, CredentialError, located
-from edge_agent.mqtt.topics import CLIENT, NAME_RULE
-from edge_agent.mqtt.wire import faults
-from edge_agent.settings import MqttSection
+from edge_agent.protocol.messages import faults
+from edge_agent.protocol.topics import CLIENT, NAME_RULE
+from edge_agent.settings import load as settings
+from edge_agent.settings.load import MqttSection
 
 PANEL = "Broker"
 

@@ -6,8 +6,8 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
+from edge_agent.models.build_store import Installed, Store, in_words
 from edge_agent.models.catalogue import Catalogue, Variant
-from edge_agent.models.store import Installed, Store, in_words
 
 
 @dataclass(frozen=True, slots=True)

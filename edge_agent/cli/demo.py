@@ -15,13 +15,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from edge_agent.base.errors import BackendMissingError
 from edge_agent.cli.drawing import red_circle
 from edge_agent.cli.follow import follow
-from edge_agent.errors import BackendMissingError
+from edge_agent.client.client import EdgeClient
+from edge_agent.client.handle import Handle
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.broker import BrokerError, BrokerMissingError, PrivateBroker
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.handle import Handle
+from edge_agent.mqtt.private_broker import BrokerError, BrokerMissingError, PrivateBroker
 
 AGENT = "demo"
 MODEL = "demo-1m"

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent import settings
+from edge_agent.base.errors import SettingsError
 from edge_agent.doctor import broker, builds, machine
 from edge_agent.doctor.finding import Finding, Level, failed, ok
-from edge_agent.errors import SettingsError
-from edge_agent.jobs import rules
-from edge_agent.mqtt.topics import Topics
+from edge_agent.protocol.topics import Topics
+from edge_agent.settings import load as settings
+from edge_agent.watch import rules
 from hardware.probe import probe
 
 MARKS = {

@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent import settings
-from edge_agent.errors import EdgeAgentError, SettingsError
+from edge_agent.base.errors import EdgeAgentError, SettingsError
 from edge_agent.health.birth import decision_report
-from edge_agent.jobs.darkroom import bound_bytes
+from edge_agent.images.decoder_process import bound_bytes
 from edge_agent.models import catalogue, runtimes
+from edge_agent.models.build_store import Store
 from edge_agent.models.choose import choose
 from edge_agent.models.measurements import installed_libraries, measured
 from edge_agent.models.provision import here, wanted
-from edge_agent.models.store import Store
-from edge_agent.mqtt.payloads import CandidateInfo, ModelDecision
+from edge_agent.protocol.payloads import CandidateInfo, ModelDecision
+from edge_agent.settings import load as settings
 from hardware.machine import Machine
 from hardware.probe import probe
 

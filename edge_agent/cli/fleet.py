@@ -20,11 +20,11 @@ from edge_agent.cli.asking import Asking
 from edge_agent.cli.fleet_screen import Scene, page, screen
 from edge_agent.cli.keyboard import Keyboard
 from edge_agent.fleet.browsing import Browsing, Place
-from edge_agent.fleet.life import SILENCE_S
+from edge_agent.fleet.liveness import SILENCE_S
 from edge_agent.fleet.monitor import Monitor
 from edge_agent.fleet.roster import AGENTS_MAX
 from edge_agent.fleet.rows import Order, Row, row, rows
-from edge_agent.settings import MqttSection
+from edge_agent.settings.load import MqttSection
 
 CONNECT_S = 10.0
 LOOK_S = 0.2

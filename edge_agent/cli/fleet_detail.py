@@ -18,7 +18,7 @@ from edge_agent.cli.words import (
 )
 from edge_agent.fleet.roster import Member, Sample
 from edge_agent.fleet.rows import Row
-from edge_agent.mqtt.payloads import CandidateInfo, EngineReading, Info, ModelDecision, Telemetry
+from edge_agent.protocol.payloads import CandidateInfo, EngineReading, Info, ModelDecision, Telemetry
 
 NAMES = 12
 """Columns of the names at the left."""

@@ -12,7 +12,7 @@ from edge_agent.cli.words import STATE_STYLES, padded
 from edge_agent.fleet.browsing import Browsing, Place
 from edge_agent.fleet.roster import Member
 from edge_agent.fleet.rows import Row
-from edge_agent.mqtt.hearing import printable
+from edge_agent.protocol.decode import printable
 
 KEYS = {
     Place.LIST: "↑↓ choose|⏎ detail|/ filter|s sort|r reverse|t test prompt|q quit",

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from edge_agent.cli.words import readable
-from edge_agent.mqtt.handle import Handle, JobRejectedError
-from edge_agent.mqtt.payloads import Chunk, Result, Status
+from edge_agent.client.handle import Handle, JobRejectedError
+from edge_agent.protocol.payloads import Chunk, Result, Status
 
 SILENT_S = 3.0
 """After so long without a word it is said that nobody answers."""

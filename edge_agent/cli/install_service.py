@@ -10,8 +10,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from edge_agent import installation
-from edge_agent.installation import SETTINGS_FILE, UNIT, Command, File
+from edge_agent.service import units
+from edge_agent.service.units import SETTINGS_FILE, UNIT, Command, File
 from hardware.probe import probe
 
 BOOTED = Path("/run/systemd/system")
@@ -51,23 +51,23 @@ def install_service(
 def _refusal(root: Path, *, remove: bool) -> str:
     """Return why it cannot be done; empty when it can."""
     if os.geteuid() != 0:
-        return f"only root may; run: sudo {installation.program()} install-service"
+        return f"only root may; run: sudo {units.program()} install-service"
     if root == HERE and not BOOTED.is_dir():
         return "this machine is not run by systemd; for an image's folder there is --root"
-    if not remove and root == HERE and (reason := installation.hidden(installation.needed())):
+    if not remove and root == HERE and (reason := units.hidden(units.needed())):
         return f"{reason}; install edge-agent below /opt, and run it from there"
     return ""
 
 
 def _install(root: Path, *, dry_run: bool) -> None:
     accelerators = probe().accelerators
-    wanted = list(installation.files(accelerators, start=installation.program()))
+    wanted = list(units.files(accelerators, start=units.program()))
     for file in wanted:
         _place(file, _below(root, file.path), dry_run=dry_run)
-    for each in installation.closed(accelerators):
+    for each in units.closed(accelerators):
         _tell("left out", f"{each.name or each.vendor}: {_why_closed(each.node)}")
     if root == HERE:
-        _run(list(installation.commands(wanted)), dry_run=dry_run)
+        _run(list(units.commands(wanted)), dry_run=dry_run)
     typer.echo(f"\nNext: edit {SETTINGS_FILE}, then: systemctl enable --now {UNIT}")
     typer.echo(f"Where it runs already: systemctl restart {UNIT}")
 
@@ -108,9 +108,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _remove(root: Path, *, dry_run: bool) -> None:
-    if root == HERE and installation.UNIT_FILE.exists():
+    if root == HERE and units.UNIT_FILE.exists():
         _run([Command(("systemctl", "disable", "--now", UNIT), "stop it")], dry_run=dry_run)
-    there = [path for path in installation.ours() if _below(root, path).exists()]
+    there = [path for path in units.ours() if _below(root, path).exists()]
     for path in there:
         _say("remove", str(path), dry_run=dry_run)
         if not dry_run:

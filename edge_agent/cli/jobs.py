@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent import settings
+from edge_agent.base.errors import EdgeAgentError, SettingsError
 from edge_agent.cli.words import readable
 from edge_agent.control.caller import reach
-from edge_agent.control.desk import Desk
+from edge_agent.control.job_admin import Desk
 from edge_agent.control.messages import Ask, CancelJob, JobLine, ListJobs, PruneJobs, Reply, RetryJob, ShowJob
-from edge_agent.errors import EdgeAgentError, SettingsError
+from edge_agent.jobs.ids import job_id as new_id
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.request import Request
-from edge_agent.mqtt.client import job_id as new_id
-from edge_agent.mqtt.payloads import Result
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.topics import Topics
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.payloads import Result
+from edge_agent.protocol.topics import Topics
+from edge_agent.settings import load as settings
 
 errors = Console(stderr=True, highlight=False)
 

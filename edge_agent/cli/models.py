@@ -15,16 +15,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from edge_agent import settings
+from edge_agent.base.errors import EdgeAgentError, SettingsError
 from edge_agent.cli import broker_options as broker
 from edge_agent.cli import builds, orders
 from edge_agent.cli.bar import FileLine, PullLine, bar
-from edge_agent.errors import EdgeAgentError, SettingsError
 from edge_agent.models import archive, catalogue, fetch
+from edge_agent.models.build_store import Store, in_words
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.manifest import Manifest
-from edge_agent.models.store import Store, in_words
-from edge_agent.settings import MqttSection
+from edge_agent.settings import load as settings
+from edge_agent.settings.load import MqttSection
 
 errors = Console(stderr=True, highlight=False)
 

@@ -11,17 +11,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from edge_agent import settings
+from edge_agent.base.errors import EdgeAgentError, SettingsError
 from edge_agent.cli import broker_options as broker
 from edge_agent.cli.bar import FileLine, bar
 from edge_agent.cli.follow import SILENT_S
 from edge_agent.cli.words import readable
+from edge_agent.client.client import EdgeClient
+from edge_agent.client.order_book import OrderHandle
 from edge_agent.control.caller import ask_agent
-from edge_agent.errors import EdgeAgentError, SettingsError
-from edge_agent.mqtt.client import EdgeClient, job_id
-from edge_agent.mqtt.order_book import OrderHandle
-from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
-from edge_agent.settings import MqttSection
+from edge_agent.jobs.ids import job_id
+from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.settings import load as settings
+from edge_agent.settings.load import MqttSection
 
 CONNECT_S = 10.0
 LOOK_S = 0.3

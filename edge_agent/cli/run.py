@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge_agent.daemon import main as daemon
+from edge_agent.agent.daemon import main as daemon
 
 
 def run(

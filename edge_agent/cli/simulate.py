@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from edge_agent.cli import broker_options as broker
-from edge_agent.fleet.simulate import AGENTS_MAX, Simulation, names
-from edge_agent.mqtt.topics import CLIENT
-from edge_agent.settings import MqttSection
+from edge_agent.protocol.topics import CLIENT
+from edge_agent.settings.load import MqttSection
+from edge_agent.simulator.run import AGENTS_MAX, Simulation, names
 
 FOR_S_MAX = 86_400.0
 DESCRIPTORS = 1024

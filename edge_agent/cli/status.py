@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent import settings
+from edge_agent.base.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.cli.words import STATE_STYLES, number, size
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState, Standing
-from edge_agent.errors import Code, EdgeAgentError, SettingsError
-from edge_agent.mqtt.payloads import EngineReading, Telemetry
+from edge_agent.protocol.payloads import EngineReading, Telemetry
+from edge_agent.settings import load as settings
 
 WATCH_S = 2.0
 EXIT_UNHEALTHY = 1

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_agent.control.desk import Desk
+from edge_agent.base.errors import Code, EdgeAgentError, SettingsError
+from edge_agent.control.job_admin import Desk
 from edge_agent.control.messages import Ask, AskState, PruneJobs, Reply, decode_reply
 from edge_agent.control.server import beside
-from edge_agent.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.jobs.database import DamagedError, LockedError, SchemaTooNewError, StorageError
 from edge_agent.jobs.queue import Queue
-from edge_agent.state_dir import locked
+from edge_agent.jobs.state_dir import locked
 
 ANSWER_S = 30.0
 """More than the agent takes at most, which may have to wait for its disk."""

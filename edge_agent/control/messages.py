@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, ValidationError
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure, JobState
 from edge_agent.jobs.request import JobName
 from edge_agent.jobs.strict import Strict
-from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
-from edge_agent.mqtt.payloads import JobEvent, Payload, Result, Telemetry
-from edge_agent.mqtt.wire import faults
+from edge_agent.protocol.messages import faults
+from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.protocol.payloads import JobEvent, Payload, Result, Telemetry
 
 LISTED_MAX = 1000
 ASK_BYTES_MAX = 4096

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_agent.awake import awake_s
-from edge_agent.beat import IDLE_S, Beat
-from edge_agent.control.desk import Desk
+from edge_agent.base.awake import awake_s
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.heartbeat import IDLE_S, Beat
+from edge_agent.base.log import get_logger
+from edge_agent.control.job_admin import Desk
 from edge_agent.control.messages import ASK_BYTES_MAX, AskState, Reply, Standing, decode_ask
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Store
-from edge_agent.log import get_logger
-from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
 
 NAME = "control.sock"
 CONNECTIONS_MAX = 8

@@ -15,16 +15,16 @@ from pathlib import Path
 from edge_agent import RELEASED
 from edge_agent.doctor import greeting
 from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
-from edge_agent.jobs import rules
-from edge_agent.mqtt import certificate, trouble, watcher
+from edge_agent.mqtt import certificate, trouble
 from edge_agent.mqtt.access import Access, CredentialError, located
 from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.session import new
 from edge_agent.mqtt.subscriptions import FILTERS_AT_ONCE, Subscription
-from edge_agent.mqtt.topics import Topics
 from edge_agent.mqtt.welcome import Welcome
-from edge_agent.mqtt.wire import Publication
-from edge_agent.settings import Settings
+from edge_agent.protocol.messages import Publication
+from edge_agent.protocol.topics import Topics
+from edge_agent.settings.load import Settings
+from edge_agent.watch import rules, watcher
 
 CONNECT_S = 10.0
 ANSWER_S = 5.0

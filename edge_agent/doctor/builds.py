@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.doctor.finding import Finding, failed, ok, warning
 from edge_agent.engine.backend import backend_of
-from edge_agent.errors import EdgeAgentError
 from edge_agent.models import catalogue
-from edge_agent.models.store import Store
-from edge_agent.settings import ServeSection, Settings
-from edge_agent.upstream_settings import UpstreamSection
+from edge_agent.models.build_store import Store
+from edge_agent.settings.load import ServeSection, Settings
+from edge_agent.settings.upstream import UpstreamSection
 
 
 def look(settings: Settings, *, full: bool, told: Callable[[int], None] = lambda _bytes: None) -> Iterator[Finding]:

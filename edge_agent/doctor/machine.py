@@ -10,14 +10,14 @@ from datetime import datetime
 from pathlib import Path
 
 from edge_agent import RELEASED
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState
 from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
-from edge_agent.errors import EdgeAgentError
 from edge_agent.health.snapshot import free_bytes
-from edge_agent.installation import UNIT
-from edge_agent.models.store import in_words
-from edge_agent.settings import Settings
+from edge_agent.models.build_store import in_words
+from edge_agent.service.units import UNIT
+from edge_agent.settings.load import Settings
 from hardware.machine import Machine
 
 UNITS = (

@@ -1,1 +1,1 @@
-"""Engines: one child process per loaded model, and the parent's end of it."""
+"""What is behind every model: the contract of backends, their messages, the child; a folder for each library."""

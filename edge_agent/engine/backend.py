@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from edge_agent.base.errors import BackendMissingError, Code, EdgeAgentError
 from edge_agent.engine.messages import Canary, Event, Generation, Guide, JobId, Limits
 from edge_agent.engine.model_folder import check
-from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
 
 NOWHERE = Path()
 """The path of a model that is not on this device."""
@@ -128,44 +128,44 @@ class Entry:
 
 _BACKENDS: Mapping[str, Entry] = {
     "onnx": Entry(
-        "edge_agent.engine.onnx:load",
-        "edge_agent.engine.onnx_guide:guides",
+        "edge_agent.engine.onnx.load:load",
+        "edge_agent.engine.onnx.guide:guides",
         ("onnxruntime_genai", "onnxruntime", "llguidance"),
         "cpu",
         ("genai_config.json",),
     ),
     "openvino": Entry(
-        "edge_agent.engine.openvino:load",
-        "edge_agent.engine.openvino:guides",
+        "edge_agent.engine.openvino.load:load",
+        "edge_agent.engine.openvino.load:guides",
         ("openvino_genai", "openvino"),
         "openvino",
         ("openvino_language_model.xml", "openvino_model.xml"),
     ),
     "transformers": Entry(
-        "edge_agent.engine.transformers:load",
-        "edge_agent.engine.lane_by_lane:guides",
+        "edge_agent.engine.hf.transformers:load",
+        "edge_agent.engine.hf.lane_by_lane:guides",
         ("torch", "transformers", "llguidance"),
         "transformers",
         ("model.safetensors", "model.safetensors.index.json"),
     ),
     "llamacpp": Entry(
-        "edge_agent.engine.llamacpp:load",
-        "edge_agent.engine.llamacpp:guides",
+        "edge_agent.engine.llamacpp.load:load",
+        "edge_agent.engine.llamacpp.load:guides",
         ("xllamacpp", "llguidance"),
         "llamacpp",
         ("*.gguf",),
     ),
     # Its folders look like that of transformers: whoever wants it says so.
     "mlx": Entry(
-        "edge_agent.engine.mlx:load",
-        "edge_agent.engine.lane_by_lane:guides",
+        "edge_agent.engine.hf.mlx:load",
+        "edge_agent.engine.hf.lane_by_lane:guides",
         ("mlx", "mlx_lm", "transformers", "llguidance"),
         "mlx",
         (),
     ),
-    "openai": Entry("edge_agent.engine.openai:load", "", (), "", ()),
+    "openai": Entry("edge_agent.engine.openai.load:load", "", (), "", ()),
 }
-_OF_DEVICE = {("openvino", "npu"): "edge_agent.engine.openvino_npu:load"}
+_OF_DEVICE = {("openvino", "npu"): "edge_agent.engine.openvino.npu:load"}
 """Where a library drives a device in another way than the rest."""
 _TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """The onnxruntime-genai wheel reports its use to its makers unless this is set before its import."""

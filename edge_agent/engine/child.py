@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from edge_agent.awake import keep_time
-from edge_agent.child import tie
+from edge_agent.base.awake import keep_time
+from edge_agent.base.child_process import tie
+from edge_agent.base.errors import BackendMissingError, Code, EdgeAgentError
 from edge_agent.engine.backend import NOWHERE, LoadedModel, ModelSpec, backend_of, find
 from edge_agent.engine.messages import (
     Cancel,
@@ -37,8 +38,7 @@ from edge_agent.engine.messages import (
     decode,
     encode,
 )
-from edge_agent.engine.rehearsal import Rehearsal
-from edge_agent.errors import BackendMissingError, Code, EdgeAgentError
+from edge_agent.engine.selftest.rehearsal import Rehearsal
 
 NAME = "ea-engine"
 """The process name, as `ps -e` and the kernel's log show it; the kernel keeps 15 bytes."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 
 _PANIC = "PanicException"
 """What a library written in Rust raises (pyo3): it is no Exception, and its class cannot be imported."""

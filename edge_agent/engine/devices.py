@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from edge_agent.base.errors import BackendMissingError, EdgeAgentError
 from edge_agent.engine.backend import find
-from edge_agent.errors import BackendMissingError, EdgeAgentError
 
 _NAME_BYTES = 256
 
@@ -39,7 +39,7 @@ def _onnx() -> Iterator[dict[str, Any]]:
     yield {"device": "cpu", "name": "CPU"}
     if og.is_cuda_available():
         yield from _cuda()
-    plugins = importlib.import_module("edge_agent.engine.onnx_plugins")
+    plugins = importlib.import_module("edge_agent.engine.onnx.plugins")
     for device in plugins.PLUGINS:
         with contextlib.suppress(EdgeAgentError):  # not installed, or of no use here
             yield {"device": device, "name": str(plugins.hardware(device).device.vendor or device)}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 
 ERRORS: tuple[type[Exception], ...] = (RuntimeError, MemoryError)
 """What the bindings of C++ raise; MemoryError stands for its bad_alloc."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NewType
 
-from edge_agent.errors import Code
+from edge_agent.base.errors import Code
 
 JobId = NewType("JobId", str)
 """One attempt at one job, as the engine knows it: `"{row}.{attempt}"`. Never used twice."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 
 CONFIG_BYTES_MAX = 2**22
 _RUNS_CODE = frozenset({"customopslibrary", "modelfile"})

@@ -13,7 +13,7 @@ from edge_agent.fleet.roster import BYTES_MAX, Roster
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
-from edge_agent.mqtt.wire import Inbound
+from edge_agent.protocol.messages import Inbound
 
 PACKET_BYTES_MAX = 2 * max(BYTES_MAX.values())
 """The broker is told to send us nothing larger."""

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from edge_agent.fleet.life import Birth, Life
-from edge_agent.mqtt.hearing import show
-from edge_agent.mqtt.payloads import DecisionReport, Info, Presence, Telemetry
-from edge_agent.mqtt.topics import CLIENT, Topics
-from edge_agent.mqtt.wire import TELEMETRY_PERIODS, Inbound
+from edge_agent.fleet.liveness import Birth, Life
+from edge_agent.protocol.decode import show
+from edge_agent.protocol.messages import TELEMETRY_PERIODS, Inbound
+from edge_agent.protocol.payloads import DecisionReport, Info, Presence, Telemetry
+from edge_agent.protocol.topics import CLIENT, Topics
 
 AGENTS_MAX = 1000
 """More are not shown; each may take BYTES_MAX."""

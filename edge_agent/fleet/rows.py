@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from edge_agent.fleet.life import Standing
+from edge_agent.fleet.liveness import Standing
 from edge_agent.fleet.roster import Member, Roster, memory_percent
-from edge_agent.mqtt.payloads import EngineReading, ServedModel, Telemetry
+from edge_agent.protocol.payloads import EngineReading, ServedModel, Telemetry
 
 N = TypeVar("N", int, float)
 

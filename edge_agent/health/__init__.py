@@ -1,1 +1,1 @@
-"""How the agent is: readings, reports, the service manager."""
+"""How the agent and its machine are: readings, counts, what holds the agent back; nothing here is sent."""

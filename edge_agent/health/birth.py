@@ -5,12 +5,14 @@ from dataclasses import asdict
 from types import MappingProxyType
 
 from edge_agent import __version__
-from edge_agent.engine.roster import EngineStatus
+from edge_agent.engine.hosting.status import EngineStatus
+from edge_agent.health.condition import Condition
 from edge_agent.models.choose import Candidate, Decision
-from edge_agent.models.known import Compared
-from edge_agent.models.ladder import SetAside
+from edge_agent.models.fallback import SetAside
+from edge_agent.models.reference_answers import Compared
 from edge_agent.models.upstream import DEVICE, MEMORY_BYTES, whose
-from edge_agent.mqtt.payloads import (
+from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX
+from edge_agent.protocol.payloads import (
     PROTOCOL_VERSION,
     AcceleratorInfo,
     CandidateInfo,
@@ -24,9 +26,7 @@ from edge_agent.mqtt.payloads import (
     ServedModel,
     SetAsideInfo,
 )
-from edge_agent.mqtt.presence import Condition
-from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX
-from edge_agent.settings import ServeSection, Settings
+from edge_agent.settings.load import ServeSection, Settings
 from hardware.machine import Machine
 
 

@@ -1,10 +1,18 @@
 """How the agent is, from what is known of its parts. Pure: the worst that is true, with every reason."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from edge_agent.engine.plan import Phase
-from edge_agent.engine.roster import EngineStatus
-from edge_agent.mqtt.presence import Condition
+from edge_agent.engine.hosting.status import EngineStatus
+from edge_agent.engine.phase import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How the agent is: `starting`, `ready`, `degraded`, `draining` or `unhealthy`, and why."""
+
+    health: str
+    reasons: tuple[str, ...] = ()
 
 
 def condition(

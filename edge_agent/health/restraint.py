@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_agent.awake import awake_s
+from edge_agent.base.awake import awake_s
+from edge_agent.base.log import get_logger
 from edge_agent.health.governor import Level, Policy, State, View, govern, level_of, reasons
 from edge_agent.health.snapshot import free_bytes, told_by
-from edge_agent.log import get_logger
 from hardware.readings import Readings
 
 REST_SHARE = 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from edge_agent.mqtt.payloads import AcceleratorReading, MachineReading
+from edge_agent.protocol.payloads import AcceleratorReading, MachineReading
 from hardware import usage
 from hardware.gauges import Gauges
 from hardware.heat import Sensor, slowed

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
-from edge_agent.log import get_logger
-from edge_agent.mqtt.kept import Kept
-from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import TELEMETRY_PERIODS, Inbound, Publication
+from edge_agent.base.log import get_logger
+from edge_agent.protocol.messages import TELEMETRY_PERIODS, Inbound, Publication
+from edge_agent.protocol.topics import Topics
+from edge_agent.serving.retained import Kept
 
 log = get_logger()
 

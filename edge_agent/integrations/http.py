@@ -9,9 +9,9 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from edge_agent.awake import awake_s
-from edge_agent.beat import Beat
-from edge_agent.log import get_logger
+from edge_agent.base.awake import awake_s
+from edge_agent.base.heartbeat import Beat
+from edge_agent.base.log import get_logger
 
 CONNECTIONS_MAX = 16
 """Connections at once; for a further one the oldest is cut off."""

@@ -12,10 +12,10 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from edge_agent.health.tally import Counts, Distribution, ModelCounts
+from edge_agent.health.condition import Condition
+from edge_agent.health.counters import Counts, Distribution, ModelCounts
 from edge_agent.integrations.http import Answer, HttpServer
-from edge_agent.mqtt.payloads import EngineReading, Telemetry
-from edge_agent.mqtt.presence import Condition
+from edge_agent.protocol.payloads import EngineReading, Telemetry
 
 PREFIX = "edge_agent_"
 HEALTHS = ("starting", "ready", "degraded", "draining", "unhealthy")

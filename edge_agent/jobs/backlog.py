@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge_agent.mqtt.topics import watch_of
+from edge_agent.jobs.ids import watch_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ Said of rows that have changed, once that is durable: so no way to end a job can
 
 from collections.abc import Sequence
 
+from edge_agent.base.log import get_logger
 from edge_agent.jobs.job import TERMINAL, Job, Outcome
-from edge_agent.log import get_logger
 
 log = get_logger()
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
+from edge_agent.base.log import get_logger
 from edge_agent.jobs.database import StorageError, translated
 from edge_agent.jobs.leftovers import Leftovers
-from edge_agent.log import get_logger
 
 ERASED_S = 1.0
 """How long erased text may lie in the files: all that is erased meanwhile costs the disk one cleaning."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from edge_agent.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
+from edge_agent.base.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
 
 
 class JobState(StrEnum):
@@ -103,7 +103,7 @@ class Timings(Frozen):
 class ImageUse(Frozen):
     """An image of the prompt: its size in pixels as sent, upright, and as the model saw it; the prompt tokens it took.
 
-    `scaled` says whether the two differ. `tiles` are what the image was given at most, see tiles.py.
+    `scaled` says whether the two differ. `tiles` are what the image was given at most, see phi_tiling.py.
     """
 
     width: int

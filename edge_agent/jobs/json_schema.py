@@ -1,7 +1,7 @@
 """What the keywords of a JSON Schema may hold (pure), by the standard and for any library that reads it.
 
 Libraries look at a schema with the eyes of their language, and fail in as many ways when a keyword holds something
-else: so that is refused before. What a schema may ask for here is another question, see engine/guide.py.
+else: so that is refused before. What a schema may ask for here is another question, see engine/guides/guide.py.
 """
 
 import math

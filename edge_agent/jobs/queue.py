@@ -13,18 +13,17 @@ from typing import Self
 
 from pydantic_core import to_json
 
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.attachments import Attached
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.backlog import Backlog, Ledger
 from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.database import Database, translated
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
-from edge_agent.jobs.kept import AT_ONCE, UNBOUNDED, Allowance, Kept
 from edge_agent.jobs.leftovers import Leftovers
 from edge_agent.jobs.needed import NeededImages
 from edge_agent.jobs.overview import Overview
-from edge_agent.jobs.request import Request
+from edge_agent.jobs.request import Attached, Request
 from edge_agent.jobs.results import Results
+from edge_agent.jobs.retention import AT_ONCE, UNBOUNDED, Allowance, Kept
 
 CANCELS_MAX = 10_000
 """Cancels remembered for jobs that have not come; beyond it the oldest are forgotten of the client who has most."""

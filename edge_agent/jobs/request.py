@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -18,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.response_format import ResponseFormat
 from edge_agent.jobs.strict import Strict
 
@@ -234,3 +236,11 @@ def stored(text: str | None) -> Request:
         raise EdgeAgentError(
             Code.BAD_REQUEST, f"{field}: is taken no more by this version of the agent; send the job anew"
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A request whose images are named by hash, and for each hash whether its bytes are here."""
+
+    request: Request
+    here: Mapping[str, bool]

@@ -13,14 +13,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from edge_agent.awake import awake_s, result_awake
-from edge_agent.beat import Beat
-from edge_agent.errors import EdgeAgentError
+from edge_agent.base.awake import awake_s, result_awake
+from edge_agent.base.errors import EdgeAgentError
+from edge_agent.base.heartbeat import Beat
+from edge_agent.base.log import get_logger
 from edge_agent.jobs.cleaning import Cleaning
 from edge_agent.jobs.database import LockedError, StorageError
 from edge_agent.jobs.job import TERMINAL, Job
 from edge_agent.jobs.queue import ROWS_AT_ONCE, Queue
-from edge_agent.log import get_logger
 
 T = TypeVar("T")
 

@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import backend_of
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import manifest as manifests
+from edge_agent.models.build_store import Store, in_words, sync, writing
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.listing import PLAIN, Wanted
 from edge_agent.models.manifest import (
@@ -30,9 +31,8 @@ from edge_agent.models.manifest import (
     StoredFile,
     matched,
 )
-from edge_agent.models.part import Part
+from edge_agent.models.partial_file import Part
 from edge_agent.models.programs import is_named_so, is_program, is_source
-from edge_agent.models.store import Store, in_words, sync, writing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _FILES = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE})

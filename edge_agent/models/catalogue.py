@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from edge_agent.errors import PassingError, SettingsError
+from edge_agent.base.errors import PassingError, SettingsError
 
 SHIPPED = Path(__file__).with_name("catalogue.toml")
 

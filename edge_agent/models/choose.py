@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import names
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.memory import (
     CONTEXT_TOKENS_MIN,

@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.outlet import for_children
+from edge_agent.models.build_store import Store
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.manifest import Manifest
-from edge_agent.models.store import Store
-from edge_agent.outlet import for_children
-from edge_agent.settings import ModelsSection
+from edge_agent.settings.load import ModelsSection
 
 POLL_MS = 200
 """How often a pull that says nothing looks whether it shall stop."""

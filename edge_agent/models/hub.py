@@ -16,15 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from edge_agent.child import tie
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.child_process import tie
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.models.build_store import Store, writing
 from edge_agent.models.fetch import ORDER, SAID, Done, Order, Progress, Refused, present
 from edge_agent.models.listing import Wanted, select
 from edge_agent.models.manifest import Manifest, StoredFile
-from edge_agent.models.part import Part
+from edge_agent.models.partial_file import Part
 from edge_agent.models.programs import is_program
 from edge_agent.models.remote import PassingError, Remote
-from edge_agent.models.store import Store, writing
 
 ORDER_BYTES_MAX = 2**20
 ADDRESS_SPACE_BYTES = 512 * 2**20

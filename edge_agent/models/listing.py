@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.manifest import BUILD_BYTES_MAX, FILES_MAX, Vouched
 from edge_agent.models.programs import is_named_so, is_source

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.choose import free_bytes
 from edge_agent.models.memory import (
     CONTEXT_TOKENS_MIN,
@@ -17,7 +17,7 @@ from edge_agent.models.memory import (
     with_settings,
 )
 from edge_agent.models.runtimes import is_for
-from edge_agent.settings import ServeSection
+from edge_agent.settings.load import ServeSection
 from hardware.machine import Accelerator, Machine
 
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from edge_agent.errors import SettingsError
-from edge_agent.log import get_logger
+from edge_agent.base.errors import SettingsError
+from edge_agent.base.log import get_logger
 from edge_agent.models.choose import Measurement
 from hardware.machine import Machine
 

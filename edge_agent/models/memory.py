@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.engine.backend import gguf_file
-from edge_agent.engine.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MAX
-from edge_agent.errors import EdgeAgentError
+from edge_agent.engine.batching.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MAX
 from edge_agent.models.catalogue import Family, Variant
 from edge_agent.models.gguf import read_facts
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import backend_of, names
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.choose import Decision, Measurement
 from edge_agent.models.load import Placed
 from edge_agent.models.measurements import identity
-from edge_agent.settings import ServeSection
+from edge_agent.settings.load import ServeSection
 
 
 def of_decision(decision: Decision, installed: Mapping[str, Path]) -> list[Placed]:

@@ -8,27 +8,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from edge_agent.beat import Beat
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.heartbeat import Beat
+from edge_agent.base.log import get_logger
 from edge_agent.engine.backend import NOWHERE, ModelSpec
+from edge_agent.engine.hosting.served import NotYetError
 from edge_agent.engine.messages import Canary
-from edge_agent.engine.served import NotYetError
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.log import get_logger
 from edge_agent.models import places
 from edge_agent.models import runtimes as libraries
+from edge_agent.models.build_store import Store, in_words
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
 from edge_agent.models.compiled import keeping
+from edge_agent.models.fallback import Ladder, SetAside
 from edge_agent.models.fetch import TELLS_S, Hub, Progress, fetch
-from edge_agent.models.known import Compared, Known, compared
-from edge_agent.models.ladder import Ladder, SetAside
 from edge_agent.models.load import Placed, prepare
 from edge_agent.models.measurements import installed_libraries, measured
 from edge_agent.models.memory import read_build
+from edge_agent.models.reference_answers import Compared, Known, compared
 from edge_agent.models.runtimes import Runtimes
-from edge_agent.models.store import Store, in_words
 from edge_agent.models.upstream import DEVICE, upstream, whose
-from edge_agent.settings import ServeSection, Settings
+from edge_agent.settings.load import ServeSection, Settings
 from hardware.machine import Machine
 from hardware.probe import probe
 

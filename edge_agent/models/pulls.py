@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.beat import Beat
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.log import get_logger
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.heartbeat import Beat
+from edge_agent.base.log import get_logger
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Decision
 from edge_agent.models.fetch import TELLS_S, Progress

@@ -15,12 +15,12 @@ import httpx2
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.retry_after import retry_after_s
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.fetch import Hub
 from edge_agent.models.listing import Published
-from edge_agent.models.part import Part
-from edge_agent.retry import retry_after_s
+from edge_agent.models.partial_file import Part
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from edge_agent.engine.backend import NOWHERE, ModelSpec
-from edge_agent.settings import ServeSection
+from edge_agent.settings.load import ServeSection
 
 DEVICE = "upstream"
 """What results say it ran on."""

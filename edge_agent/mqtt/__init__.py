@@ -1,1 +1,1 @@
-"""Everything that touches the broker."""
+"""Connections to brokers, and all of paho; what is said over them is in protocol."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from edge_agent.mqtt import session
-from edge_agent.settings import MqttSection
+from edge_agent.settings.load import MqttSection
 
 RECEIVE_MAX = 256
 """Unacknowledged QoS 1 messages the broker may send us: what one commit takes in, and the bound on what we hold."""

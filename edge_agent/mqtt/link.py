@@ -20,12 +20,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_agent.awake import awake_s
-from edge_agent.beat import Beat
-from edge_agent.log import get_logger
+from edge_agent.base.awake import awake_s
+from edge_agent.base.heartbeat import Beat
+from edge_agent.base.log import get_logger
 from edge_agent.mqtt import packets, trouble
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.load import Held, Unsent
+from edge_agent.mqtt.flow import Held, Unsent
 from edge_agent.mqtt.redial import Redial
 from edge_agent.mqtt.renewal import Renewal
 from edge_agent.mqtt.silence import Silence
@@ -33,7 +33,7 @@ from edge_agent.mqtt.sockets import Paho, hang_up, plain
 from edge_agent.mqtt.subscriptions import Grant, Subscription, Subscriptions
 from edge_agent.mqtt.trouble import Trouble
 from edge_agent.mqtt.welcome import LACKS, RETAINED, Welcome, limits, read
-from edge_agent.mqtt.wire import Inbound, Publication
+from edge_agent.protocol.messages import Inbound, Publication
 
 WILL_DELAY_S = 10
 SESSION_TAKEN_OVER = 0x8E

@@ -9,10 +9,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.log import get_logger
+from edge_agent.base.log import get_logger
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.subscriptions import Subscription
-from edge_agent.mqtt.wire import Inbound, Publication
+from edge_agent.protocol.messages import Inbound, Publication
 
 log = get_logger()
 

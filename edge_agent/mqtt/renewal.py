@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from edge_agent.log import get_logger
+from edge_agent.base.log import get_logger
 from edge_agent.mqtt.access import Access, CredentialError
 
 RENEWAL_LOOK_S = 5.0

@@ -12,7 +12,7 @@ import re
 import secrets
 from pathlib import Path
 
-from edge_agent.log import get_logger
+from edge_agent.base.log import get_logger
 
 BYTES = 16
 _KEPT = re.compile(r"[a-z2-7]{26}\n?\Z")

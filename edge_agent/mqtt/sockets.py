@@ -10,7 +10,7 @@ from paho.mqtt.client import Client, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion, MessageState, MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
 
-from edge_agent.beat import Beat
+from edge_agent.base.heartbeat import Beat
 from edge_agent.mqtt.access import Access
 
 CONNECT_S = 60.0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_agent.log import get_logger
+from edge_agent.base.log import get_logger
 from edge_agent.mqtt.welcome import obstacle
 
 FAILED = 0x80

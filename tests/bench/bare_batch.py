@@ -23,7 +23,7 @@ BLOCK_TOKENS = 32
 
 def bare(spec: ModelSpec, line: Connection) -> None:
     """Answer lists of prompts that come over a pipe with the tokens of all answers; None ends it."""
-    from edge_agent.engine.openvino import TEXT_GRAPH, properties
+    from edge_agent.engine.openvino.load import TEXT_GRAPH, properties
 
     import openvino_genai as genai  # in this process only  # isort: skip
 

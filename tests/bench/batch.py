@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.client.client import EdgeClient
 from edge_agent.engine.backend import backend_of
-from edge_agent.mqtt.client import EdgeClient
 from tests.bench.rig import Figure, arguments, interleave, median, model_folder, report, rig, spread
 from tests.running import requester
 

@@ -12,14 +12,13 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from edge_agent.engine import workload
+from edge_agent.base.errors import EdgeAgentError
+from edge_agent.bench import calibrate, workload
+from edge_agent.bench.bench import ROOM_TOKENS, in_words
+from edge_agent.bench.calibrate import THREADS, Options, Tried
+from edge_agent.bench.workload import Plan, Prompts
 from edge_agent.engine.backend import ModelSpec, backend_of
-from edge_agent.engine.trial import Trial
-from edge_agent.engine.workload import Plan, Prompts
-from edge_agent.errors import EdgeAgentError
-from edge_agent.models import calibrate
-from edge_agent.models.bench import ROOM_TOKENS, in_words
-from edge_agent.models.calibrate import THREADS, Options, Tried
+from edge_agent.engine.hosting.one_shot import Trial
 from hardware.probe import probe
 from tests.bench.rig import Figure, arguments, median, model_folder, report
 

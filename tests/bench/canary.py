@@ -6,8 +6,8 @@ The child's own clock, from its start of loading to ready; without a trial a mod
 from dataclasses import replace
 
 from edge_agent.engine.backend import ModelSpec, backend_of
+from edge_agent.engine.hosting.one_shot import Trial
 from edge_agent.engine.messages import Canary
-from edge_agent.engine.trial import Trial
 from hardware.probe import probe
 from tests.bench.rig import arguments, interleave, median, model_folder, report
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from edge_agent.mqtt.payloads import Chunk, Result, Status
+from edge_agent.protocol.payloads import Chunk, Result, Status
 from tests.bench.profile import profiled
 from tests.bench.rig import Figure, Rig, arguments, cpu_s, median, model_folder, report, rig
 from tests.running import Listener, requester, wait_for

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from edge_agent.engine import workload
+from edge_agent.bench import workload
+from edge_agent.bench.workload import Plan, Prompts, out_name
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.trial import Trial
-from edge_agent.engine.workload import Plan, Prompts, out_name
+from edge_agent.engine.hosting.one_shot import Trial
 from hardware.probe import probe
 from tests.bench.rig import Figure, arguments, median, model_folder, report
 

@@ -9,7 +9,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from edge_agent.mqtt.payloads import Result, Status
+from edge_agent.protocol.payloads import Result, Status
 from tests.bench.rig import Figure, Rig, arguments, model_folder, percentile, report, rig
 from tests.running import requester
 

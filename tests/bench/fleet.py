@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from edge_agent import log
+from edge_agent.base import log
+from edge_agent.client.client import EdgeClient
+from edge_agent.client.handle import Handle
 from edge_agent.fleet.monitor import Monitor
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.handle import Handle
-from edge_agent.mqtt.payloads import Result, Status
+from edge_agent.mqtt.private_broker import PrivateBroker
+from edge_agent.protocol.payloads import Result, Status
 from tests.bench.rig import Figure, arguments, cpu_s, percentile, report
 
 MIB = 2**20

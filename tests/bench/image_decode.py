@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from edge_agent.jobs.darkroom import Darkroom
-from edge_agent.jobs.tiles import TILE_PIXELS, TILES_MOST, grid
+from edge_agent.images.decoder_process import Darkroom
+from edge_agent.images.phi_tiling import TILE_PIXELS, TILES_MOST, grid
 from tests.bench.rig import Figure, arguments, median, report
 
 CASES = (

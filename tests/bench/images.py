@@ -24,7 +24,7 @@ from PIL import Image as Pillow
 from edge_agent.engine import backend
 from edge_agent.engine.backend import LoadedModel, ModelSpec
 from edge_agent.engine.messages import Failed, Finished, Generation, Image, JobId, Progress, Turn
-from edge_agent.jobs.tiles import TILES_MOST, grid
+from edge_agent.images.phi_tiling import TILES_MOST, grid
 from hardware.probe import probe
 from tests.bench.rig import Figure, arguments, interleave, median, model_folder, report
 

@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from edge_agent.mqtt.wire import TEXT_BYTES_MAX
+from edge_agent.watch.decode import TEXT_BYTES_MAX
 from tests.bench.rig import arguments, median, report, rig, wait_idle
 from tests.running import faulty, forget_peak, mosquitto_pub, peak_bytes
 

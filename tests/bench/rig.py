@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from edge_agent import log
-from edge_agent.mqtt.broker import PrivateBroker
+from edge_agent.base import log
+from edge_agent.mqtt.private_broker import PrivateBroker
 from edge_agent.synth import FULL, FULL_VISION, TINY_VISION, build_demo, build_text
 from tests.running import AgentProcess
 

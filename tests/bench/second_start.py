@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from edge_agent.engine.backend import ModelSpec, backend_of
-from edge_agent.engine.trial import Trial
+from edge_agent.engine.hosting.one_shot import Trial
 from hardware.probe import probe
 from tests.bench.rig import Figure, arguments, median, model_folder, report
 

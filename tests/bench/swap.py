@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 from PIL import Image, ImageDraw
 
+from edge_agent.client.client import EdgeClient
 from edge_agent.models.choose import free_bytes
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.payloads import Result
+from edge_agent.protocol.payloads import Result
 from hardware import memory
 from tests.bench.rig import Figure, Rig, arguments, model_folder, percentile, report, rig, spread
 from tests.running import requester, wait_for

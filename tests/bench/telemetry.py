@@ -4,16 +4,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from edge_agent.engine.plan import Phase
-from edge_agent.engine.roster import EngineStatus
-from edge_agent.health.reporter import Reporter
+from edge_agent.engine.hosting.status import EngineStatus
+from edge_agent.engine.phase import Phase
+from edge_agent.health.condition import Condition
+from edge_agent.health.counters import Tally
 from edge_agent.health.snapshot import Snapshots
-from edge_agent.health.tally import Tally
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Store
-from edge_agent.mqtt.payloads import EngineReading
-from edge_agent.mqtt.presence import Condition
-from edge_agent.mqtt.topics import Topics
+from edge_agent.protocol.payloads import EngineReading
+from edge_agent.protocol.topics import Topics
+from edge_agent.serving.reporter import Reporter
 from hardware.probe import probe
 from tests.bench.rig import TELEMETRY_S, Figure, arguments, report, spread
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link
-from edge_agent.mqtt.wire import Publication
+from edge_agent.protocol.messages import Publication
 from tests.bench.rig import Figure, arguments, report, rig
 
 MIB = 2**20

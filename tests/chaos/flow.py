@@ -14,9 +14,9 @@ from unittest import mock
 from running import PATIENCE_S, Listener, requester, wait_for
 
 from edge_agent.mqtt import redial
-from edge_agent.mqtt.payloads import Chunk, Result
-from edge_agent.mqtt.topics import Command, Topics
-from edge_agent.mqtt.wire import Publication
+from edge_agent.protocol.messages import Publication
+from edge_agent.protocol.payloads import Chunk, Result
+from edge_agent.protocol.topics import Command, Topics
 
 AGENT = "edge-01"
 RESULTS = "edge/v1/clients/+/inbox/+/+/result"

@@ -17,14 +17,14 @@ from types import SimpleNamespace
 import pytest
 from running import PATIENCE_S, wait_for
 
-from edge_agent.attempt import Attempt
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.hosting.process import EngineProcess
+from edge_agent.engine.hosting.prover import NotTriedError, Prover
 from edge_agent.engine.messages import Failed, Finished, FinishReason, Progress, Ready, Start, Text
-from edge_agent.engine.process import EngineProcess
-from edge_agent.engine.prover import NotTriedError, Prover
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs import json_schema
-from edge_agent.mqtt.wire import decode_request
+from edge_agent.protocol.messages import decode_request
+from edge_agent.running.attempt import Attempt
 
 pytestmark = pytest.mark.engine
 

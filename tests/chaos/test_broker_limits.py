@@ -11,7 +11,7 @@ from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
 from secured import refusing
 
 from edge_agent.jobs.queue import Queue
-from edge_agent.mqtt.broker import PrivateBroker
+from edge_agent.mqtt.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.broker
 

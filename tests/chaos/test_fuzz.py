@@ -19,20 +19,20 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from running import AgentProcess, Listener, check_schema, requester, wait_for
 
-from edge_agent.attempt import Attempt
+from edge_agent.base.errors import Code
 from edge_agent.engine.messages import Start, encode
-from edge_agent.errors import Code
+from edge_agent.images.spool import Spool
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue
-from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import GROUP_MAX, Store
-from edge_agent.mqtt import intake
-from edge_agent.mqtt.intake import Intake
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.strangers import Strangers
-from edge_agent.mqtt.topics import CLIENT, MISNAMED, Topics, answerable
-from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, UNREADABLE, Inbound
-from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX, UNREADABLE, Inbound
+from edge_agent.protocol.topics import CLIENT, MISNAMED, Topics, answerable
+from edge_agent.running.attempt import Attempt
+from edge_agent.serving import intake
+from edge_agent.serving.intake import Intake
+from edge_agent.serving.strangers import Strangers
+from edge_agent.settings.load import ImagesSection, QueueSection, RequestersSection
 
 CASES = int(os.environ.get("FUZZ_CASES", "20000"))
 WIRE_CASES = int(os.environ.get("FUZZ_WIRE_CASES", "1500"))

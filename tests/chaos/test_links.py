@@ -15,7 +15,7 @@ from running import PATIENCE_S, AgentProcess, faulty, requester, wait_for
 
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link
-from edge_agent.mqtt.payloads import Chunk
+from edge_agent.protocol.payloads import Chunk
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 

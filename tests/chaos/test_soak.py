@@ -21,13 +21,13 @@ import psutil
 import pytest
 from running import AgentProcess, requester
 
-from edge_agent.errors import EdgeAgentError
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.jobs.leftovers import FREE_BYTES
 from edge_agent.jobs.queue import ROWS_AT_ONCE
 from edge_agent.jobs.store import GROUP_MAX
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link
-from edge_agent.mqtt.wire import Publication
+from edge_agent.protocol.messages import Publication
 
 SOAK_S = float(os.environ.get("SOAK_S", "120"))
 PERIOD_S = 1.0

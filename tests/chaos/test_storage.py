@@ -15,7 +15,7 @@ import pytest
 from fakes import accept, find
 from running import PATIENCE_S, AgentProcess, Listener, mosquitto_pub, requester, wait_for
 
-from edge_agent.errors import EdgeAgentError
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.queue import Queue
 

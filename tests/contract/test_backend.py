@@ -7,11 +7,11 @@ import time
 import pytest
 from driving import drive, outcome
 
-from edge_agent.engine.canary import LONG_TOKENS_MIN
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.batching.prefill import PIECE_S, PIECE_TOKENS_MIN
 from edge_agent.engine.messages import Canary, Failed, Finished, FinishReason, Generation, Limits, Progress, Text, Turn
-from edge_agent.engine.prefill import PIECE_S, PIECE_TOKENS_MIN
-from edge_agent.engine.rehearsal import Rehearsal
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.engine.selftest.canary import LONG_TOKENS_MIN
+from edge_agent.engine.selftest.rehearsal import Rehearsal
 
 CONVERSATIONS = {
     "one turn": (Turn("user", "is the pump on?"),),

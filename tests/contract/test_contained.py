@@ -5,9 +5,9 @@ import pkgutil
 import pytest
 from driving import outcome
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.contained import BrokenError
 from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Progress, Text, Turn
-from edge_agent.errors import Code, EdgeAgentError
 
 QUESTION = (Turn("user", "is the pump on? " * 8),)
 OTHER = (Turn("user", "the fan, the door and the lamp " * 8),)
@@ -21,13 +21,13 @@ class PanicException(BaseException):
 
 ERRORS = (RecursionError, MemoryError, ValueError, KeyError, TypeError, OSError, ZeroDivisionError, PanicException)
 SEAMS = {
-    "start": ("edge_agent.engine.words:Words.__init__", lambda *_, stop, **__: stop == MARK),
-    "text": ("edge_agent.engine.words:Words.feed", lambda words, _: words._stops._stops == MARK),
-    "cancel": ("edge_agent.engine.words:Words.rest", lambda words: words._stops._stops == MARK),
-    "choice": ("edge_agent.engine.sampling:Sampler.choose", lambda sampler, *_: sampler._temperature == 0.125),
-    "copy": ("edge_agent.engine.lanes:Lanes.take", lambda *_: True),
-    "request": ("edge_agent.engine.openvino_model.sampling", lambda generation: generation.stop == MARK),
-    "answer": ("edge_agent.engine.openvino_npu.sampling", lambda generation: generation.stop == MARK),
+    "start": ("edge_agent.engine.text.detokenizer:Words.__init__", lambda *_, stop, **__: stop == MARK),
+    "text": ("edge_agent.engine.text.detokenizer:Words.feed", lambda words, _: words._stops._stops == MARK),
+    "cancel": ("edge_agent.engine.text.detokenizer:Words.rest", lambda words: words._stops._stops == MARK),
+    "choice": ("edge_agent.engine.batching.sampling:Sampler.choose", lambda sampler, *_: sampler._temperature == 0.125),
+    "copy": ("edge_agent.engine.batching.lanes:Lanes.take", lambda *_: True),
+    "request": ("edge_agent.engine.openvino.model.sampling", lambda generation: generation.stop == MARK),
+    "answer": ("edge_agent.engine.openvino.npu.sampling", lambda generation: generation.stop == MARK),
 }
 """Where something may go wrong for one generation, and how the victim is told there."""
 OF_KIND = {

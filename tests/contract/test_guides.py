@@ -9,10 +9,10 @@ import jsonschema
 import pytest
 from driving import drive
 
-from edge_agent.engine import burden
-from edge_agent.engine.guide import TOO_SLOW
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.guides import burden
+from edge_agent.engine.guides.guide import TOO_SLOW
 from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Guide, GuideKind, Text, Turn
-from edge_agent.errors import Code, EdgeAgentError
 
 QUESTION = (Turn("user", "is the pump on? " * 8),)
 STATE = {

@@ -7,8 +7,8 @@ import pytest
 from driving import drive, outcome
 from pictures import LANDSCAPE, PORTRAIT, SQUARE
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Progress, Text, Turn
-from edge_agent.errors import Code, EdgeAgentError
 
 WHAT = "What is shown in this image?"
 BLOCK_TOKENS = 32

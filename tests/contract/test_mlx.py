@@ -4,10 +4,10 @@ import pytest
 from conftest import SUBJECTS, BareMlx, require
 from driving import drive
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Generation, Turn
-from edge_agent.errors import Code, EdgeAgentError
 
 pytestmark = pytest.mark.engine
 

@@ -8,10 +8,10 @@ import jsonschema
 import pytest
 from driving import drive, outcome
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import FinishReason, Generation, Guide, GuideKind, JobId, Text, Turn
-from edge_agent.errors import Code, EdgeAgentError
 
 pytestmark = pytest.mark.engine
 

@@ -13,9 +13,9 @@ from PIL import Image as Pillow
 
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.batching.picture import Album
 from edge_agent.engine.messages import Generation, Progress, Turn
-from edge_agent.engine.picture import Album
-from edge_agent.jobs.tiles import TILE_PIXELS, grid
+from edge_agent.images.phi_tiling import TILE_PIXELS, grid
 
 pytestmark = pytest.mark.engine
 

@@ -7,10 +7,10 @@ import pytest
 from conftest import BareOnnx
 from driving import drive, outcome
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, JobId, Progress, Text, Turn
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models.memory import read_build
 
 pytestmark = pytest.mark.engine

@@ -11,12 +11,12 @@ from driving import drive
 from pictures import LANDSCAPE
 from PIL import Image as Pillow
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.batching.picture import Picture
 from edge_agent.engine.messages import Finished, Generation, Progress, Text, Turn
-from edge_agent.engine.picture import Picture
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.tiles import grid
+from edge_agent.images.phi_tiling import grid
 
 pytestmark = pytest.mark.engine
 
@@ -141,7 +141,7 @@ def test_beside_a_running_image_another_is_another(model, gallery, ask):
 @pytest.fixture(scope="module")
 def cold(load, tiny_openvino_vision):
     """The same model, which keeps nothing of past prompts."""
-    from edge_agent.engine import openvino
+    from edge_agent.engine.openvino import load as openvino
 
     usual = openvino._scheduler
 

@@ -15,7 +15,8 @@ from driving import drive, outcome
 from PIL import Image as Pillow
 from upstream import CUT, DONE, HANG, Answer, Upstream, chunk, error, usage, words
 
-from edge_agent.engine import backend, openai
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine import backend
 from edge_agent.engine.messages import (
     Failed,
     Finished,
@@ -28,10 +29,10 @@ from edge_agent.engine.messages import (
     Turn,
     Usage,
 )
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.engine.openai import load as openai
 from edge_agent.models.upstream import upstream as spec_of
-from edge_agent.settings import ServeSection
-from edge_agent.upstream_settings import UpstreamSection
+from edge_agent.settings.load import ServeSection
+from edge_agent.settings.upstream import UpstreamSection
 
 QUESTION = (Turn("user", "is the pump on?"),)
 KEY = "sk-secret-4711"
@@ -455,7 +456,7 @@ def test_whatever_goes_wrong_in_one_answer_ends_it_alone(connect, ask, place, mo
     with Upstream(Answer([chunk("a"), HANG])) as server:
         model = connect(server)
         with monkeypatch.context() as patch:
-            patch.setattr(f"edge_agent.engine.openai.StopStrings.{place}", lambda *_: int("x"))
+            patch.setattr(f"edge_agent.engine.openai.load.StopStrings.{place}", lambda *_: int("x"))
             try:
                 model.start(victim := ask())
                 events = []

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 from poison import eat, hang, kill
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.messages import Text
-from edge_agent.engine.onnx import load as load_real
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.engine.onnx.load import load as load_real
 
 AT_TOKEN = {"first": 1, "later": 50, "hang": 50, "nan": 50, "eat": 50}
 DEADLY = "kill"

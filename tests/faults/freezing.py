@@ -3,9 +3,9 @@
 import threading
 from pathlib import Path
 
-from edge_agent import beat
-from edge_agent.engine.process import EngineProcess
-from edge_agent.engine.supervisor import Supervisor
+from edge_agent.base import heartbeat
+from edge_agent.engine.hosting.process import EngineProcess
+from edge_agent.engine.hosting.supervisor import Supervisor
 from edge_agent.models import provision
 from edge_agent.mqtt import sockets
 
@@ -25,15 +25,15 @@ def watch(folder):
 
         return frozen
 
-    said = beat.Beat.__call__
+    said = heartbeat.Beat.__call__
 
     def say(self, wait_s=0.0):
         said(self, wait_s)
         if wait_s <= SHORT_S:
             freeze(self.thread)
 
-    beat.STUCK_S = 3.0
-    beat.Beat.__call__ = say
+    heartbeat.STUCK_S = 3.0
+    heartbeat.Beat.__call__ = say
     sockets.CONNECT_S = provision.RETRY_MOST_S = 1.0
     provision.Provision.__init__.__kwdefaults__["retry_s"] = 0.5
     EngineProcess._take = freezing(EngineProcess._take, lambda _process: "engine-in")

@@ -6,7 +6,7 @@ import signal
 import threading
 
 from edge_agent.engine.messages import Progress, Text
-from edge_agent.engine.onnx import load as load_real
+from edge_agent.engine.onnx.load import load as load_real
 
 PROMPT = re.compile(r"(kill|hang|eat)@(start|prefill|decode)\Z")
 EATEN_BYTES = 256 * 2**20

@@ -7,12 +7,12 @@ import pytest
 from authority import Authority
 from running import AgentProcess, faulty, wait_for
 
+from edge_agent.client.client import EdgeClient
+from edge_agent.client.handle import JobRejectedError
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.handle import JobRejectedError
+from edge_agent.mqtt.private_broker import PrivateBroker
 
 REFUSED = "nobody we trust has signed the broker's certificate"
 

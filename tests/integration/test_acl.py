@@ -11,9 +11,9 @@ from edge_agent.cli.app import app
 from edge_agent.fleet.monitor import Monitor
 from edge_agent.fleet.rows import rows
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.acl import Fleet, rights
-from edge_agent.mqtt.payloads import Presence
-from edge_agent.mqtt.topics import Topics
+from edge_agent.protocol.acl import Fleet, rights
+from edge_agent.protocol.payloads import Presence
+from edge_agent.protocol.topics import Topics
 
 
 @pytest.fixture(scope="module")

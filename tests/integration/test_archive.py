@@ -11,11 +11,11 @@ from hashlib import sha256
 
 import pytest
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models.archive import _header_of, export, import_archive, import_folder
+from edge_agent.models.build_store import Store
 from edge_agent.models.catalogue import RemoteFile, Variant
 from edge_agent.models.manifest import MANIFEST
-from edge_agent.models.store import Store
 
 FILES = {"genai_config.json": b"{}", "model.onnx.data": random.Random(3).randbytes(3_000_001), "empty.txt": b""}
 MANIFEST_LIMIT_BYTES = 256 * 2**10
@@ -399,7 +399,7 @@ def test_an_import_takes_little_memory_however_large_the_build(store, tmp_path):
         "import re, sys\n"
         "from pathlib import Path\n"
         "from edge_agent.models.archive import import_archive\n"
-        "from edge_agent.models.store import Store\n"
+        "from edge_agent.models.build_store import Store\n"
         "def most_kib():\n"
         "    return int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "before_kib = most_kib()\n"

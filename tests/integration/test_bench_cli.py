@@ -14,12 +14,12 @@ import pytest
 from rich.console import Console
 from running import PATIENCE_S, wait_for
 
+from edge_agent.bench.calibrate import Calibration, Tried, Verdict
 from edge_agent.cli.bench_report import LABELS, number, show_tried
 from edge_agent.cli.bench_subject import Backend
+from edge_agent.jobs.state_dir import locked
 from edge_agent.models import measurements
-from edge_agent.models.calibrate import Calibration, Tried, Verdict
-from edge_agent.models.known import Known
-from edge_agent.state_dir import locked
+from edge_agent.models.reference_answers import Known
 from hardware.probe import probe
 
 QUICK = ("--grid", "none", "--jobs", "1,2", "--repeat", "2", "--tokens", "8")

@@ -5,10 +5,10 @@ import shutil
 import pytest
 from running import AgentProcess, wait_for
 
-from edge_agent.errors import Code
+from edge_agent.base.errors import Code
+from edge_agent.client.client import EdgeClient
+from edge_agent.client.handle import JobRejectedError
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.handle import JobRejectedError
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 

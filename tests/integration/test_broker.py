@@ -15,7 +15,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_agent.mqtt.broker import BrokerError, BrokerMissingError, PrivateBroker, find_mosquitto
+from edge_agent.mqtt.private_broker import BrokerError, BrokerMissingError, PrivateBroker, find_mosquitto
 
 pytestmark = pytest.mark.broker
 
@@ -124,7 +124,7 @@ def test_dies_with_its_parent(tmp_path):
     """A parent killed without a chance to clean up takes the broker with it."""
     program = (
         "import sys, pathlib\n"
-        "from edge_agent.mqtt.broker import PrivateBroker\n"
+        "from edge_agent.mqtt.private_broker import PrivateBroker\n"
         "broker = PrivateBroker(folder=pathlib.Path(sys.argv[1]))\n"
         "broker.start()\n"
         "print(broker.pid, flush=True)\n"
@@ -198,7 +198,7 @@ def test_passwords_and_acl(tmp_path):
 
 def test_stops_a_broker_that_hears_nothing(broker, monkeypatch):
     """A broker that does not answer SIGTERM is killed after a bounded wait."""
-    monkeypatch.setattr("edge_agent.mqtt.broker.STOP_S", 0.1)
+    monkeypatch.setattr("edge_agent.mqtt.private_broker.STOP_S", 0.1)
     mosquitto = psutil.Process(broker.pid)
     mosquitto.suspend()
     broker.stop()

@@ -7,8 +7,8 @@ import pytest
 from running import PATIENCE_S
 from secured import Mosquitto
 
+from edge_agent.client.client import EdgeClient
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.client import EdgeClient
 
 pytestmark = pytest.mark.broker
 

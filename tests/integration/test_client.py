@@ -3,9 +3,9 @@
 import pytest
 from running import PATIENCE_S, requester, wait_for
 
-from edge_agent.errors import Code
-from edge_agent.mqtt import client as client_module
-from edge_agent.mqtt.handle import JobRejectedError
+from edge_agent.base.errors import Code
+from edge_agent.client import client as client_module
+from edge_agent.client.handle import JobRejectedError
 
 pytestmark = pytest.mark.broker
 
@@ -23,7 +23,7 @@ def test_an_id_that_is_open_already_is_refused_and_its_first_handle_goes_on(brok
 
 
 def test_a_job_nobody_accepts_ends_with_its_time_to_live(broker, monkeypatch):
-    monkeypatch.setattr("edge_agent.mqtt.placement.LAST_WORD_S", 0.5)
+    monkeypatch.setattr("edge_agent.client.placement.LAST_WORD_S", 0.5)
     with requester(broker) as client:
         handle = client.submit("nobody", prompt="Is anybody there?", ttl_s=1)
         with pytest.raises(JobRejectedError, match="no agent accepted") as caught:

@@ -9,11 +9,11 @@ from authority import Authority, mosquitto_tls
 from secured import Mosquitto
 from typer.testing import CliRunner
 
-from edge_agent import settings
 from edge_agent.cli.app import app
 from edge_agent.doctor import builds, machine
 from edge_agent.doctor.finding import Level
-from edge_agent.mqtt.broker import PrivateBroker
+from edge_agent.mqtt.private_broker import PrivateBroker
+from edge_agent.settings import load as settings
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from running import PATIENCE_S, wait_for
 
+from edge_agent.base.errors import Code
 from edge_agent.engine.messages import (
     Cancel,
     Close,
@@ -31,7 +32,6 @@ from edge_agent.engine.messages import (
     decode,
     encode,
 )
-from edge_agent.errors import Code
 
 pytestmark = pytest.mark.engine
 

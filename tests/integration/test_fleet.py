@@ -18,8 +18,8 @@ from edge_agent.fleet.monitor import Monitor
 from edge_agent.fleet.rows import Row, rows
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import WILL_DELAY_S
-from edge_agent.mqtt.payloads import Presence
-from edge_agent.mqtt.topics import Topics
+from edge_agent.protocol.payloads import Presence
+from edge_agent.protocol.topics import Topics
 
 pytestmark = pytest.mark.broker
 

@@ -10,12 +10,12 @@ from authority import Authority, mosquitto_tls
 from fakes import PATIENCE_S
 from running import wait_for
 
+from edge_agent.client.client import EdgeClient
 from edge_agent.doctor import broker as doctor
 from edge_agent.doctor import greeting
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.settings import Settings
+from edge_agent.mqtt.private_broker import PrivateBroker
+from edge_agent.settings.load import Settings
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import pytest
 from running import AgentProcess, requester, wait_for
 
-from edge_agent.errors import Code
+from edge_agent.base.errors import Code
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
-TRIES = "edge_agent.engine.guide_child"
+TRIES = "edge_agent.engine.guides.child"
 LETTERS = "abcdefghijklmnop"
 
 

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image, ImageDraw
 from running import AgentProcess, Listener, forget_peak, mosquitto_pub, peak_bytes, requester, wait_for
 
-from edge_agent.errors import Code
-from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.mqtt.handle import JobRejectedError
+from edge_agent.base.errors import Code
+from edge_agent.client.handle import JobRejectedError
+from edge_agent.mqtt.private_broker import PrivateBroker
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
-DECODER = "edge_agent.jobs.images"
+DECODER = "edge_agent.images.decoder_child"
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ from hub import COMMIT, Hub
 from running import AgentProcess, Listener, mosquitto_pub, requester, wait_for
 from typer.testing import CliRunner
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.cli.app import app
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.client.handle import JobRejectedError
 from edge_agent.models.choose import free_bytes
-from edge_agent.mqtt.handle import JobRejectedError
 from hardware import memory
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]

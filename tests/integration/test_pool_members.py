@@ -6,7 +6,7 @@ import sys
 import pytest
 from running import PATIENCE_S, AgentProcess, Listener, requester, wait_for
 
-from edge_agent.errors import Code
+from edge_agent.base.errors import Code
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 

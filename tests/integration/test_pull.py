@@ -14,11 +14,11 @@ import pytest
 from hub import COMMIT, Fault, Hub
 from running import PATIENCE_S, wait_for
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models import fetch as fetching
+from edge_agent.models.build_store import Store
 from edge_agent.models.catalogue import RemoteFile, Variant
 from edge_agent.models.fetch import fetch
-from edge_agent.models.store import Store
 
 WEIGHTS = random.Random(1).randbytes(300_000)
 FILES = {
@@ -436,7 +436,7 @@ def test_a_pull_dies_with_its_parent(store, hub):
         "from pathlib import Path\n"
         "from edge_agent.models.catalogue import Variant\n"
         "from edge_agent.models.fetch import Hub, fetch\n"
-        "from edge_agent.models.store import Store\n"
+        "from edge_agent.models.build_store import Store\n"
         "fetch(Store(Path(sys.argv[1]), margin_bytes=0), Variant.model_validate_json(sys.argv[3]),\n"
         "      hub=Hub(sys.argv[2]), progress=print, stop=threading.Event())\n"
     )

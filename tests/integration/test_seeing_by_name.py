@@ -10,7 +10,7 @@ from running import AgentProcess, Listener, mosquitto_pub
 
 from edge_agent.models import catalogue
 from edge_agent.models.archive import import_folder
-from edge_agent.models.store import Store
+from edge_agent.models.build_store import Store
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 

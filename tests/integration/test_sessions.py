@@ -8,10 +8,10 @@ import pytest
 from running import PATIENCE_S, AgentProcess, Listener, mosquitto_pub, wait_for
 from secured import Mosquitto
 
+from edge_agent.client.client import EdgeClient
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.broker import PrivateBroker
-from edge_agent.mqtt.client import EdgeClient
 from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.broker
 

@@ -12,7 +12,7 @@ from running import AgentProcess, faulty, requester
 from edge_agent.cli.status import shown
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState, Standing
-from edge_agent.mqtt.payloads import AcceleratorReading, EngineReading, Telemetry
+from edge_agent.protocol.payloads import AcceleratorReading, EngineReading, Telemetry
 
 
 def command(folder, *arguments):

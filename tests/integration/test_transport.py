@@ -16,13 +16,13 @@ from running import wait_for
 from websockets import front
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.broker import PrivateBroker
 from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.private_broker import PrivateBroker
 from edge_agent.mqtt.redial import NEXT_ADDRESS_S, RETRY_MAX_S, RETRY_MIN_S
 from edge_agent.mqtt.renewal import RENEWAL_LOOK_S
 from edge_agent.mqtt.sockets import plain
 from edge_agent.mqtt.subscriptions import Subscription
-from edge_agent.mqtt.wire import Publication
+from edge_agent.protocol.messages import Publication
 
 pytestmark = pytest.mark.broker
 

@@ -8,7 +8,7 @@ from booted import PREFIX, SOURCE, Booted
 from images import encoded, picture
 from running import requester, wait_for
 
-from edge_agent.mqtt.broker import PrivateBroker
+from edge_agent.mqtt.private_broker import PrivateBroker
 
 pytestmark = [pytest.mark.booted, pytest.mark.broker, pytest.mark.engine]
 

@@ -13,12 +13,12 @@ from secured import refusing
 from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
-from edge_agent.jobs.watch import TOPIC_BYTES_MAX
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.broker import PrivateBroker, random_port
-from edge_agent.mqtt.filters import SLASHES_MAX, publishable
 from edge_agent.mqtt.link import Callbacks, Link
-from edge_agent.mqtt.wire import Publication
+from edge_agent.mqtt.private_broker import PrivateBroker, random_port
+from edge_agent.protocol.filters import SLASHES_MAX, publishable
+from edge_agent.protocol.messages import Publication
+from edge_agent.watch.decide import TOPIC_BYTES_MAX
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 

@@ -8,7 +8,7 @@ from running import AgentProcess, faulty, requester, wait_for
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState
 from edge_agent.control.server import beside
-from edge_agent.mqtt.broker import random_port
+from edge_agent.mqtt.private_broker import random_port
 
 pytestmark = pytest.mark.broker
 

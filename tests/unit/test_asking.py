@@ -3,13 +3,13 @@
 import pytest
 from fakes import request
 
+from edge_agent.base.errors import Code
 from edge_agent.cli import asking
 from edge_agent.cli.asking import SENT, TEXT_MAX, Asking
-from edge_agent.errors import Code
+from edge_agent.client.handle import Handle, JobRejectedError
+from edge_agent.client.placement import Placement
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.handle import Handle, JobRejectedError
-from edge_agent.mqtt.payloads import Chunk, Result, Status
-from edge_agent.mqtt.placement import Placement
+from edge_agent.protocol.payloads import Chunk, Result, Status
 
 KNOWN = {"agent": "edge-01", "job_id": "job-1"}
 

@@ -8,10 +8,10 @@ import os
 import pytest
 from fakes import request
 
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.attachments import attach
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.images.attachments import attach
+from edge_agent.images.spool import Holder, Spool
 from edge_agent.jobs.request import Request
-from edge_agent.jobs.spool import Holder, Spool
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 SHA256 = hashlib.sha256(PNG).hexdigest()

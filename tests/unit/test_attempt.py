@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from fakes import Time, accept
 
-from edge_agent.attempt import Attempt
+from edge_agent.images.prepared import Prepared, encode
 from edge_agent.jobs.job import ImageUse
-from edge_agent.jobs.prepared import Prepared, encode
+from edge_agent.running.attempt import Attempt
 
 SHA256 = "ab" * 32
 

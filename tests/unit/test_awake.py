@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.awake import LAPSE_S, PULSE_S, Awake, result_awake, wait_awake
-from edge_agent.beat import STUCK_S, Beat, stuck
-from edge_agent.engine.openai_server import AwakeLoop
+from edge_agent.base.awake import LAPSE_S, PULSE_S, Awake, result_awake, wait_awake
+from edge_agent.base.heartbeat import STUCK_S, Beat, stuck
+from edge_agent.engine.openai.server import AwakeLoop
 
 GAPS = st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=30)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_agent.engine.blame import is_the_jobs
+from edge_agent.engine.hosting.blame import is_the_jobs
 
 
 @pytest.mark.parametrize(

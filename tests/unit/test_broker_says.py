@@ -16,7 +16,7 @@ from edge_agent.mqtt.packets import properties
 from edge_agent.mqtt.silence import KEEPALIVES, SILENT_S
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.mqtt.welcome import RETAINED, SHARED, WILDCARDS, limits, obstacle, read
-from edge_agent.mqtt.wire import Publication
+from edge_agent.protocol.messages import Publication
 
 WILL = Publication("evt/presence", b"gone", qos=1, retain=True)
 FILTERS = ("cmd/+/+", "$share/hall/pools/hall/job/+", "evt/presence", "plant/#")

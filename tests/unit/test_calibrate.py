@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 from fakes import machine
 
-from edge_agent.errors import SettingsError
-from edge_agent.models import measurements
-from edge_agent.models.calibrate import (
+from edge_agent.base.errors import SettingsError
+from edge_agent.bench.calibrate import (
     AGREE_TOKENS,
     GAIN_MIN,
     THREADS,
@@ -21,6 +20,7 @@ from edge_agent.models.calibrate import (
     steps,
     walk,
 )
+from edge_agent.models import measurements
 from edge_agent.models.measurements import ENTRIES_MAX, FILE, Kept, fingerprint, identity, keep, measured
 from hardware.machine import Accelerator, Kind, Memory, Vendor
 

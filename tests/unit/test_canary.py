@@ -2,12 +2,22 @@
 
 import pytest
 
-from edge_agent.engine import backend, canary, rehearsal
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.canary import BUDGET_S, LONG_TOKENS_MIN, TOKEN_S_MAX, Ask, Heard, Part, Verdict, follow
 from edge_agent.engine.messages import Canary, Limits, Text, Trying
-from edge_agent.engine.rehearsal import Rehearsal
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.engine.selftest import canary, rehearsal
+from edge_agent.engine.selftest.canary import (
+    BUDGET_S,
+    LONG_TOKENS_MIN,
+    TOKEN_S_MAX,
+    Ask,
+    Heard,
+    Part,
+    Verdict,
+    follow,
+)
+from edge_agent.engine.selftest.rehearsal import Rehearsal
 
 PARIS = Canary("Capital?", ("Paris",), after_long=True)
 PLAIN = Canary()

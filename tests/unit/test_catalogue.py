@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_agent.errors import SettingsError
+from edge_agent.base.errors import SettingsError
 from edge_agent.models import catalogue
 
 FAMILY = """

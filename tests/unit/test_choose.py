@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from fakes import GIB, machine
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue
 from edge_agent.models.choose import Measurement, Wanted, choose
 from edge_agent.models.runtimes import Runtime, Runtimes, presumed

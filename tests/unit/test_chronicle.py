@@ -5,9 +5,9 @@ from fakes import ANSWER, ENGINE_DIED, Time, request
 from structlog.testing import capture_logs
 
 from edge_agent.jobs import chronicle
-from edge_agent.jobs.attachments import Attached
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.request import Attached
 
 SECRET = "S3CRET"
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from fakes import FakeLink, Time, accept, claim
 
-from edge_agent.mqtt.chunks import INTERVAL_S, ChunkStream
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.topics import Topics
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.topics import Topics
+from edge_agent.serving.chunks import INTERVAL_S, ChunkStream
 
 
 @pytest.fixture

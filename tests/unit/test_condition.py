@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.engine.plan import Phase
-from edge_agent.engine.roster import EngineStatus
-from edge_agent.errors import Code
+from edge_agent.base.errors import Code
+from edge_agent.engine.hosting.status import EngineStatus
+from edge_agent.engine.phase import Phase
 from edge_agent.health.condition import condition
 from edge_agent.jobs.job import Failure, Fallback
 

@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import wait_for
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.control import caller as caller_module
 from edge_agent.control import server as server_module
 from edge_agent.control.caller import ask_agent, ask_queue, reach
-from edge_agent.control.desk import Desk
+from edge_agent.control.job_admin import Desk
 from edge_agent.control.messages import (
     ASK_BYTES_MAX,
     AskState,
@@ -34,16 +35,15 @@ from edge_agent.control.messages import (
     decode_ask,
 )
 from edge_agent.control.server import CONNECTIONS_MAX, HURRY_S, NAME, ControlServer, allowed, beside
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs import database as database_module
 from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
+from edge_agent.jobs.state_dir import locked
 from edge_agent.jobs.store import Store
-from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.topics import Topics
-from edge_agent.state_dir import locked
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
+from edge_agent.protocol.topics import Topics
 
 STATE = Standing(agent="edge-01", version="1", pid=1, boot_id="b", health="ready", connected=True)
 

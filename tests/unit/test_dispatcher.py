@@ -8,16 +8,16 @@ import pytest
 from fakes import ENGINE_DIED, PATIENCE_S, Time, flush, request
 from running import wait_for
 
-from edge_agent.dispatcher import PROGRESS_S, Dispatcher
-from edge_agent.engine.guide import TOO_SLOW
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.guides.guide import TOO_SLOW
+from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.messages import Failed, Finished, FinishReason, JobId, Limits, Progress, Ready, Text, Usage
-from edge_agent.engine.plan import Phase
-from edge_agent.engine.roster import EngineStatus
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Fallback, JobState, Outcome
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import RETRY_FIRST_S, Envelope
 from edge_agent.jobs.store import Store
+from edge_agent.running.dispatcher import PROGRESS_S, Dispatcher
 
 
 class FakeProcess:

@@ -8,7 +8,7 @@ from fakes import machine as machine_of
 from edge_agent.doctor import broker, builds, machine
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.welcome import Welcome
-from edge_agent.settings import Settings
+from edge_agent.settings.load import Settings
 from hardware.machine import Accelerator, Kind, Vendor
 
 MQTT = {"username": "edge-01", "host": "127.0.0.1"}

@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.awake import LAPSE_S, PULSE_S, Awake
-from edge_agent.engine import keeper
+from edge_agent.base.awake import LAPSE_S, PULSE_S, Awake
+from edge_agent.base.errors import Code
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.keeper import Listener
+from edge_agent.engine.hosting import runner
+from edge_agent.engine.hosting.plan import SILENCE_S
+from edge_agent.engine.hosting.runner import Listener
+from edge_agent.engine.hosting.served import Served
+from edge_agent.engine.hosting.supervisor import Supervisor
+from edge_agent.engine.hosting.work import Work
 from edge_agent.engine.messages import (
     Failed,
     Finished,
@@ -24,11 +29,6 @@ from edge_agent.engine.messages import (
     Trying,
     Usage,
 )
-from edge_agent.engine.plan import SILENCE_S
-from edge_agent.engine.served import Served
-from edge_agent.engine.supervisor import Supervisor
-from edge_agent.engine.work import Work
-from edge_agent.errors import Code
 
 AGENTS = int(os.environ.get("IDLE_AGENTS", "12"))
 """Of the simulation; 50 in the long form."""
@@ -161,7 +161,7 @@ class Agent:
             self.child = Child(self.clock.now_s, self.killed)
             return self.child
 
-        monkeypatch.setattr(keeper, "EngineProcess", start)
+        monkeypatch.setattr(runner, "EngineProcess", start)
         quiet = Listener(event=lambda *_: None, up=lambda *_: None, lost=lambda *_: None)
         self.supervisor = Supervisor(
             [Served("text", Places())],

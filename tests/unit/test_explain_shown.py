@@ -7,8 +7,8 @@ from rich.console import Console
 from edge_agent.cli.explain import show
 from edge_agent.health.birth import decision_report
 from edge_agent.models.choose import Decision, Wanted
-from edge_agent.mqtt.payloads import ModelDecision, RejectedInfo
-from edge_agent.settings import ServeSection
+from edge_agent.protocol.payloads import ModelDecision, RejectedInfo
+from edge_agent.settings.load import ServeSection
 
 
 def test_brackets_are_shown_as_they_are_and_mark_nothing_up():

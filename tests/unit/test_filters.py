@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.mqtt.filters import SLASHES_MAX, apart, check, intersect, matches, publishable
+from edge_agent.protocol.filters import SLASHES_MAX, apart, check, intersect, matches, publishable
 
 WORDS = st.sampled_from(["a", "b", "c", ""])
 TOPICS = st.lists(WORDS, min_size=1, max_size=4).map("/".join).filter(bool)

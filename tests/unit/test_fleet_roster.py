@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.fleet import roster
-from edge_agent.fleet.life import SILENCE_S
+from edge_agent.fleet.liveness import SILENCE_S
 from edge_agent.fleet.roster import AGENTS_MAX, BYTES_MAX, SAMPLES_MAX
 from edge_agent.fleet.rows import STATES, Order, Totals, rows, unheard
-from edge_agent.mqtt.payloads import MachineInfo, ServedModel
-from edge_agent.mqtt.wire import Inbound
+from edge_agent.protocol.messages import Inbound
+from edge_agent.protocol.payloads import MachineInfo, ServedModel
 
 GIB = 2**30
 

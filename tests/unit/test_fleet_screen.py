@@ -10,7 +10,7 @@ from edge_agent.cli.keyboard import keys
 from edge_agent.cli.words import curve, fit, span
 from edge_agent.fleet.browsing import PROMPT_MAX, WORDS_MAX, Ask, Browsing, Place
 from edge_agent.fleet.rows import Order, rows
-from edge_agent.mqtt.payloads import AcceleratorReading, ServedModel
+from edge_agent.protocol.payloads import AcceleratorReading, ServedModel
 
 HEIGHT = 24
 WIDTHS = (80, 120, 200)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.foreign import library
-from edge_agent.errors import Code, EdgeAgentError
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from edge_agent.engine import grammar as grammars
-from edge_agent.engine import guide as bounds
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.guides import grammar as grammars
+from edge_agent.engine.guides import guide as bounds
 from edge_agent.engine.messages import Guide, GuideKind
-from edge_agent.errors import Code, EdgeAgentError
 
 READING = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",

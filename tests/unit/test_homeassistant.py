@@ -7,9 +7,9 @@ import os
 import pytest
 
 from edge_agent.integrations.homeassistant import STATE_CHARACTERS_MAX, HomeAssistant, WatchAnswers, device
-from edge_agent.mqtt.payloads import EngineReading, Presence, Telemetry
-from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Inbound
+from edge_agent.protocol.messages import Inbound
+from edge_agent.protocol.payloads import EngineReading, Presence, Telemetry
+from edge_agent.protocol.topics import Topics
 
 TOPICS = Topics("edge/v1", "edge-01")
 WATCHES = (

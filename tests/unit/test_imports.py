@@ -10,91 +10,36 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+P = "edge_agent."
 LAYERS = (
-    (
-        "edge_agent.child",
-        "edge_agent.errors",
-        "edge_agent.awake",
-        "edge_agent.beat",
-        "edge_agent.disposable",
-        "edge_agent.log",
-        "edge_agent.outlet",
-        "edge_agent.retry",
-        "edge_agent.settings",
-        "edge_agent.upstream_settings",
-        "edge_agent.watch_settings",
-    ),
-    (
-        "edge_agent.jobs",
-        "edge_agent.engine.grammar",
-        "edge_agent.engine.guide",
-        "edge_agent.engine.messages",
-        "edge_agent.mqtt.tap",
-        "edge_agent.mqtt.topics",
-        "edge_agent.mqtt.acl",
-        "edge_agent.mqtt.json_schemas",
-        "edge_agent.mqtt.order_payloads",
-        "edge_agent.mqtt.payloads",
-        "edge_agent.mqtt.speech",
-        "edge_agent.mqtt.wire",
-        "edge_agent.mqtt.filters",
-        "edge_agent.mqtt.hearing",
-    ),
-    (
-        "edge_agent.engine",
-        "edge_agent.models",
-        "edge_agent.state_dir",
-        "edge_agent.health",
-        "edge_agent.mqtt.access",
-        "edge_agent.mqtt.certificate",
-        "edge_agent.mqtt.trouble",
-        "edge_agent.mqtt.sockets",
-        "edge_agent.mqtt.silence",
-        "edge_agent.mqtt.subscriptions",
-        "edge_agent.mqtt.link",
-        "edge_agent.mqtt.load",
-        "edge_agent.mqtt.packets",
-        "edge_agent.mqtt.redial",
-        "edge_agent.mqtt.renewal",
-        "edge_agent.mqtt.chunks",
-        "edge_agent.mqtt.placement",
-        "edge_agent.mqtt.presence",
-        "edge_agent.mqtt.kept",
-        "edge_agent.mqtt.session",
-        "edge_agent.mqtt.welcome",
-    ),
-    (
-        "edge_agent.attempt",
-        "edge_agent.control",
-        "edge_agent.dispatcher",
-        "edge_agent.endings",
-        "edge_agent.lanes",
-        "edge_agent.orders",
-        "edge_agent.preparation",
-        "edge_agent.waiting",
-        "edge_agent.mqtt.intake",
-        "edge_agent.mqtt.order_book",
-        "edge_agent.mqtt.orders",
-        "edge_agent.mqtt.outbox",
-        "edge_agent.mqtt.watcher",
-        "edge_agent.mqtt.awaited",
-        "edge_agent.mqtt.client",
-        "edge_agent.mqtt.handle",
-        "edge_agent.mqtt.job_book",
-        "edge_agent.mqtt.pictures",
-        "edge_agent.mqtt.pool",
-        "edge_agent.mqtt.former",
-        "edge_agent.mqtt.strangers",
-        "edge_agent.health.reporter",
-        "edge_agent.integrations",
-    ),
-    ("edge_agent.agent", "edge_agent.composition"),
-    ("edge_agent.daemon", "edge_agent.fleet", "edge_agent.doctor", "edge_agent.installation"),
-    ("edge_agent.cli", "edge_agent.__main__"),
+    ("base", "service.notify"),
+    ("settings", "jobs"),
+    ("images",),
+    ("protocol",),
+    ("mqtt", "engine"),
+    ("engine.text", "engine.guides", "engine.selftest"),
+    ("engine.batching",),
+    ("engine.onnx", "engine.openvino", "engine.llamacpp", "engine.hf", "engine.openai"),
+    ("engine.child", "engine.devices"),
+    ("engine.hosting",),
+    ("models",),
+    ("health", "client"),
+    ("serving", "watch"),
+    ("running", "control", "integrations"),
+    ("agent",),
+    ("service", "bench", "fleet", "simulator"),
+    ("doctor",),
+    ("cli",),
+    ("__main__",),
 )
-"""From the bottom up; a module belongs where its longest name here is. It may import from its own layer and below."""
+"""The folders of edge_agent from the bottom up: a module imports from its own layer and from those below.
 
-APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.broker")
+Two modules stand apart from their folders. `service.notify` needs nothing and everybody may tell the service manager.
+`engine.child` is the engines' program, and so above all that it loads; the rest of its folder is what every backend
+stands on.
+"""
+
+APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.private_broker")
 """Parts that know nothing of the rest; any layer may use them."""
 
 BACKENDS = frozenset(
@@ -102,8 +47,7 @@ BACKENDS = frozenset(
     | {"torch", "transformers", "mlx", "mlx_lm", "xllamacpp"}
 )
 BACKEND_MODULES = tuple(
-    f"edge_agent.engine.{name}"
-    for name in ("hf_", "lane_", "llamacpp", "mlx", "onnx", "openai", "openvino", "transformers")
+    f"edge_agent.engine.{name}" for name in ("batching.lane_", "hf.", "llamacpp.", "onnx.", "openai.", "openvino.")
 )
 HEAVY = (
     BACKENDS
@@ -141,10 +85,10 @@ def inside(name, *parents):
 
 
 def layer(name):
-    """Return a module's layer; None for packages, and for parts that stand apart."""
+    """Return a module's layer, by its longest name there; None for packages, and for parts that stand apart."""
     if inside(name, *APART) or FILES[name].name == "__init__.py":
         return None
-    matches = [(len(each), level) for level, names in enumerate(LAYERS) for each in names if inside(name, each)]
+    matches = [(len(each), level) for level, names in enumerate(LAYERS) for each in names if inside(name, P + each)]
     assert matches, f"{name} stands in no layer; say in LAYERS where it belongs"
     return max(matches)[1]
 
@@ -179,21 +123,21 @@ def test_parts_that_stand_apart_import_nothing_of_ours(part):
     ("library", "owners"),
     [
         ("sqlite3", {"edge_agent.jobs.database"}),
-        ("paho", {f"edge_agent.mqtt.{name}" for name in ("link", "load", "packets", "sockets")}),
+        ("paho", {f"edge_agent.mqtt.{name}" for name in ("link", "flow", "packets", "sockets")}),
         ("typer", {name for name in FILES if inside(name, "edge_agent.cli", "edge_agent.synth")}),
         ("rich", {name for name in FILES if inside(name, "edge_agent.cli")}),
-        ("PIL", {"edge_agent.jobs.images", "edge_agent.engine.pixels"}),
+        ("PIL", {"edge_agent.images.decoder_child", "edge_agent.engine.batching.preprocess"}),
         ("prometheus_client", {"edge_agent.integrations.prometheus"}),
         ("huggingface_hub", {"edge_agent.models.remote"}),
-        ("httpx2", {"edge_agent.models.remote", "edge_agent.engine.openai_server"}),
+        ("httpx2", {"edge_agent.models.remote", "edge_agent.engine.openai.server"}),
     ],
 )
 def test_a_library_has_one_owner(library, owners):
     assert importers(library) <= owners
 
 
-def test_engine_libraries_are_known_to_their_backend_module_alone():
-    """And those modules to nobody by name: the child finds them through the registry."""
+def test_engine_libraries_are_known_to_their_backends_folder_alone():
+    """And those folders to nobody by name: the child finds them through the registry."""
     backends = {name for name in FILES if name.startswith(BACKEND_MODULES)}
     assert importers(*BACKENDS) <= backends | {name for name in FILES if inside(name, "edge_agent.synth")}
     assert importers(*backends) <= {"edge_agent.engine.child"} | backends
@@ -201,7 +145,7 @@ def test_engine_libraries_are_known_to_their_backend_module_alone():
     assert finders <= {"edge_agent.engine.child"}
 
 
-@pytest.mark.parametrize("entry", ["edge_agent.agent", "edge_agent.models.fetch", "edge_agent.mqtt.client"])
+@pytest.mark.parametrize("entry", ["edge_agent.agent.lifecycle", "edge_agent.models.fetch", "edge_agent.client.client"])
 def test_a_long_living_parent_loads_nothing_heavy(entry):
     """It keeps the agent small, and native code out of the process that holds the queue and the connection."""
     program = f"import sys, {entry}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"

@@ -12,20 +12,20 @@ from fakes import ANSWER, ENGINE_DIED, PATIENCE_S, FakeRoster, FullDisk, Time, c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.errors import Code
+from edge_agent.base.errors import Code
+from edge_agent.images.spool import Spool
 from edge_agent.jobs.job import JobState, Outcome
-from edge_agent.jobs.kept import UNBOUNDED, Allowance, Bounds
 from edge_agent.jobs.pace import Pace, Took, Work
 from edge_agent.jobs.queue import Envelope
-from edge_agent.jobs.spool import Spool
+from edge_agent.jobs.retention import UNBOUNDED, Allowance, Bounds
 from edge_agent.jobs.store import Store
-from edge_agent.mqtt import intake as intake_module
-from edge_agent.mqtt.intake import Intake
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.strangers import Strangers
-from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import PAYLOAD_BYTES_MAX, Inbound
-from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX, Inbound
+from edge_agent.protocol.topics import Topics
+from edge_agent.serving import intake as intake_module
+from edge_agent.serving.intake import Intake
+from edge_agent.serving.strangers import Strangers
+from edge_agent.settings.load import ImagesSection, QueueSection, RequestersSection
 
 TOPICS = Topics("edge/v1", "edge-01")
 MARK = "S3CRET"

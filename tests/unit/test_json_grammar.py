@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from edge_agent.engine import guide as bounds
-from edge_agent.engine.grammar import endless
-from edge_agent.engine.json_grammar import RULES_MAX, translated
+from edge_agent.engine.guides import guide as bounds
+from edge_agent.engine.guides.grammar import endless
+from edge_agent.engine.guides.json_grammar import RULES_MAX, translated
+from edge_agent.engine.guides.number_grammar import integers, numbers
 from edge_agent.engine.messages import Guide, GuideKind
-from edge_agent.engine.number_grammar import integers, numbers
 
 EDGES = (None, -120, -100, -13, -10, -9, -1, 0, 1, 7, 9, 10, 11, 99, 100, 105, 234)
 

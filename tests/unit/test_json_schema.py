@@ -6,10 +6,10 @@ import sys
 import jsonschema
 import pytest
 
-from edge_agent.engine import guide as bounds
-from edge_agent.engine.json_grammar import translated
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.guides import guide as bounds
+from edge_agent.engine.guides.json_grammar import translated
 from edge_agent.engine.messages import Guide, GuideKind
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs import json_schema
 
 KEYWORDS = sorted(json_schema._RULES)

@@ -6,12 +6,12 @@ import sqlite3
 import pytest
 from fakes import ANSWER, Time, accept, claim, find, request
 
-from edge_agent.errors import EdgeAgentError
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.jobs.database import SQL
 from edge_agent.jobs.job import JobState, Outcome
-from edge_agent.jobs.kept import AT_ONCE, LEAST_BYTES, Allowance, Bounds
 from edge_agent.jobs.leftovers import FREE_BYTES
 from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.retention import AT_ONCE, LEAST_BYTES, Allowance, Bounds
 
 MB = 10**6
 

@@ -5,8 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.engine.lanes import IDLE_LANES_MAX, IDLE_TOKENS_MAX, KEPT_TOKENS_MIN, NOBODY, Lanes
-from edge_agent.engine.prefill import LONGROPE_TOKENS
+from edge_agent.engine.batching.lanes import IDLE_LANES_MAX, IDLE_TOKENS_MAX, KEPT_TOKENS_MIN, NOBODY, Lanes
+from edge_agent.engine.batching.prefill import LONGROPE_TOKENS
 
 SYSTEM = [1000 + i for i in range(100)]
 

@@ -11,7 +11,7 @@ from scripted import Scripted
 
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link
-from edge_agent.mqtt.wire import Publication
+from edge_agent.protocol.messages import Publication
 
 TOPICS = ("inbox/a/status", "inbox/b/status", "evt/presence")
 CUTS = 6

@@ -18,14 +18,14 @@ from paho.mqtt.reasoncodes import ReasonCode
 from running import wait_for
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.broker import PrivateBroker
+from edge_agent.mqtt.flow import HELD_BYTES_MAX, UNSENT_MAX
 from edge_agent.mqtt.link import Callbacks, Link
-from edge_agent.mqtt.load import HELD_BYTES_MAX, UNSENT_MAX
+from edge_agent.mqtt.private_broker import PrivateBroker
 from edge_agent.mqtt.redial import STEADY_S, TAKEN_OVER_MIN_S
 from edge_agent.mqtt.silence import SILENT_S
 from edge_agent.mqtt.sockets import payload_begin
 from edge_agent.mqtt.subscriptions import Subscription
-from edge_agent.mqtt.wire import Inbound, Publication
+from edge_agent.protocol.messages import Inbound, Publication
 
 
 class Peer:

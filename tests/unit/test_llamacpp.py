@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec, gguf_file
 from edge_agent.engine.messages import Turn
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.synth import build_text, tokenizer
 
 pytestmark = pytest.mark.engine
@@ -22,7 +22,7 @@ def library():
     if importlib.util.find_spec("xllamacpp") is None:
         lacking = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         lacking("xllamacpp is not installed; install it with: pip install -e '.[llamacpp]'")
-    from edge_agent.engine import llamacpp_library
+    from edge_agent.engine.llamacpp import library as llamacpp_library
 
     yield llamacpp_library
     llamacpp_library.library.cache_clear()
@@ -84,9 +84,9 @@ def test_conversations_are_cut_into_the_same_tokens_as_by_onnxruntime(library, f
     """Also where white space, bytes and what looks like a control token meet."""
     import onnxruntime_genai as og
 
-    from edge_agent.engine.llamacpp_file import GgufFile
-    from edge_agent.engine.onnx_prompt import OnnxPrompts
-    from edge_agent.engine.prompt import SpecialTokens
+    from edge_agent.engine.llamacpp.file import GgufFile
+    from edge_agent.engine.onnx.prompt import OnnxPrompts
+    from edge_agent.engine.text.prompt import SpecialTokens
 
     ours = GgufFile(library.library(), gguf_file(folder))
     theirs = OnnxPrompts(og.Tokenizer(str(tiny_model)), SpecialTokens.read(tiny_model), images_most=0)

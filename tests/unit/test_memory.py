@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from fakes import GIB, machine
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models.catalogue import read
 from edge_agent.models.load import Placed, own_held_bytes, prepare
 from edge_agent.models.memory import (
@@ -19,7 +19,7 @@ from edge_agent.models.memory import (
     reserved,
     with_settings,
 )
-from edge_agent.settings import ServeSection
+from edge_agent.settings.load import ServeSection
 from hardware.probe import probe
 from tests.machines import build
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.errors import Code
 from edge_agent.engine.messages import (
     FRAME_BYTES_MAX,
     Canary,
@@ -31,7 +32,6 @@ from edge_agent.engine.messages import (
     decode,
     encode,
 )
-from edge_agent.errors import Code
 
 JOB = JobId("7.1")
 MESSAGES = [

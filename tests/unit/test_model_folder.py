@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.bench.reference_loop import Bare
 from edge_agent.engine.backend import ModelSpec, find
-from edge_agent.engine.bare import Bare
 from edge_agent.engine.model_folder import CONFIG_BYTES_MAX, check
-from edge_agent.errors import Code, EdgeAgentError
 
 USUAL = {
     "model": {

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from edge_agent.health.systemd import Notifier
+from edge_agent.service.notify import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])

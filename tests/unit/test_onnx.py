@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.errors import Code, EdgeAgentError
 
 pytestmark = pytest.mark.engine
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.engine
 @pytest.fixture
 def decoder():
     """The module that speaks to onnxruntime."""
-    from edge_agent.engine import onnx_decoder
+    from edge_agent.engine.onnx import decoder as onnx_decoder
 
     return onnx_decoder
 
@@ -91,7 +91,7 @@ def test_a_device_that_the_library_cannot_use_is_refused_with_the_install_line(
     decoder, opened, monkeypatch, tiny_model
 ):
     """It would fall back to the processor without a word: when it was built without, and when the driver fails."""
-    from edge_agent.engine import onnx
+    from edge_agent.engine.onnx import load as onnx
 
     spec = ModelSpec(tiny_model, "onnx", 512, 1, 1, device="cuda")
     monkeypatch.setattr(Session, "get_providers", lambda _: ["CPUExecutionProvider"])
@@ -104,7 +104,7 @@ def test_a_device_that_the_library_cannot_use_is_refused_with_the_install_line(
 
 
 def test_an_unknown_device_is_refused(decoder, tiny_model):
-    from edge_agent.engine import onnx
+    from edge_agent.engine.onnx import load as onnx
 
     with pytest.raises(EdgeAgentError, match=r"cpu, cuda, gpu, npu, qnn, trt-rtx, webgpu, not on tpu") as raised:
         onnx.load(ModelSpec(tiny_model, "onnx", 512, 1, 1, device="tpu"))
@@ -130,22 +130,20 @@ class Hardware:
 @pytest.fixture
 def plugged(decoder, opened, monkeypatch):
     """Installed plugins: registered ones are noted, `found` is what they find."""
-    from edge_agent.engine import onnx_plugins
+    from edge_agent.engine.onnx import plugins
 
-    onnx_plugins._registered.cache_clear()
+    plugins._registered.cache_clear()
     noted = SimpleNamespace(registered=[], found=[], appended=[])
-    packages = {each.module: Package(f"{each.module}_provider") for each in onnx_plugins.PLUGINS.values()}
-    monkeypatch.setattr(onnx_plugins.importlib, "import_module", packages.__getitem__)
-    monkeypatch.setattr(onnx_plugins.ort, "get_ep_devices", lambda: noted.found)
-    monkeypatch.setattr(
-        onnx_plugins.ort, "register_execution_provider_library", lambda *each: noted.registered.append(each)
-    )
+    packages = {each.module: Package(f"{each.module}_provider") for each in plugins.PLUGINS.values()}
+    monkeypatch.setattr(plugins.importlib, "import_module", packages.__getitem__)
+    monkeypatch.setattr(plugins.ort, "get_ep_devices", lambda: noted.found)
+    monkeypatch.setattr(plugins.ort, "register_execution_provider_library", lambda *each: noted.registered.append(each))
     monkeypatch.setattr(
         decoder.ort.SessionOptions, "add_provider_for_devices", lambda _, *told: noted.appended.append(told)
     )
     monkeypatch.setattr(decoder.ort, "InferenceSession", lambda path, settings: (path, settings))
     yield noted
-    onnx_plugins._registered.cache_clear()
+    plugins._registered.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +202,7 @@ def test_a_plugin_that_is_not_installed_brings_its_install_line(decoder):
 
 def test_where_memory_has_no_addresses_one_answer_runs_at_a_time(plugged, tiny_model, monkeypatch):
     """Lanes of one buffer could not be told apart."""
-    from edge_agent.engine import onnx
+    from edge_agent.engine.onnx import load as onnx
 
     noted = {}
     monkeypatch.setattr(onnx, "Decoder", lambda *_, **told: noted.update(told) or SimpleNamespace(**DECODER))
@@ -229,7 +227,7 @@ DECODER = {"vocab_size": 512, "longrope": True, "copies": False}
     ids=["no vocabulary", "no head size", "copied cache", "other names"],
 )
 def test_a_folder_that_cannot_be_served_is_refused(tiny_model, tmp_path, change, match):
-    from edge_agent.engine import onnx
+    from edge_agent.engine.onnx import load as onnx
 
     for file in tiny_model.iterdir():
         (tmp_path / file.name).symlink_to(file)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.messages import Generation, Guide, GuideKind, JobId, Turn
-from edge_agent.engine.openai_wire import request
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.engine.openai.wire import request
 
 SCHEMA = {"type": "object", "properties": {"on": {"type": "boolean"}}}
 

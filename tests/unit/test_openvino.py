@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import (
@@ -25,7 +26,6 @@ from edge_agent.engine.messages import (
     Text,
     Turn,
 )
-from edge_agent.errors import Code, EdgeAgentError
 
 pytestmark = pytest.mark.engine
 QUESTION = (Turn("user", "is the pump on?"),)
@@ -88,7 +88,7 @@ def drive(model, generation):
 )
 def test_the_librarys_errors_get_a_code(load, error, code):
     """What may succeed with more memory is told from what never will."""
-    from edge_agent.engine.openvino_model import library
+    from edge_agent.engine.openvino.model import library
 
     with pytest.raises(EdgeAgentError) as raised, library():
         raise error
@@ -98,7 +98,7 @@ def test_the_librarys_errors_get_a_code(load, error, code):
 
 def test_temperature_zero_does_not_sample(load, ask):
     """Greedy by name; other choices do not matter then."""
-    from edge_agent.engine.openvino_sequence import sampling
+    from edge_agent.engine.openvino.sequence import sampling
 
     asked = ask(temperature=0.0, top_k=40, top_p=0.5, seed=7, repetition_penalty=1.1)
     assert sampling(asked) == {"do_sample": False, "repetition_penalty": 1.1}
@@ -134,7 +134,7 @@ def test_a_device_it_cannot_use_is_refused(load, tiny_openvino):
 
 def test_longrope_is_kept_to_its_original_context(load):
     """Beyond it neighbours would change each other's text; plain rope has no such border."""
-    from edge_agent.engine.openvino import known_context_tokens
+    from edge_agent.engine.openvino.load import known_context_tokens
 
     config = {"max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
     assert known_context_tokens(config | {"rope_scaling": {"type": "longrope"}}) == 4096
@@ -253,7 +253,7 @@ def test_one_prompt_that_fails_leaves_those_that_joined_it(model, ask):
 )
 def test_activations_are_quantised_in_groups_as_the_weights_are(load, tmp_path, said, options, used):
     """Half as fast again as the library's own choice; the decision's and the folder's own settings stand."""
-    from edge_agent.engine.openvino import TEXT_GRAPH, properties
+    from edge_agent.engine.openvino.load import TEXT_GRAPH, properties
 
     said = f'<nncf><weight_compression><group_size value="{said}" /></weight_compression></nncf>' if said else ""
     (tmp_path / TEXT_GRAPH).write_text(f"<net>{'x' * 100_000}<rt_info>{said}</rt_info></net>")
@@ -392,7 +392,7 @@ def test_a_repetition_penalty_keeps_owners_apart_too(load, tiny_openvino, model,
 @given(st.lists(st.sampled_from([f"line-{number}" for number in range(1100)]), max_size=40), st.integers(6, 60))
 def test_no_two_owners_go_by_the_same_names(openvino_genai, ask, asking, length):
     """With 40 of them six tokens tell all apart, which any prompt has; they are the tokens that they were."""
-    from edge_agent.engine.openvino_owners import Owners, named
+    from edge_agent.engine.openvino.owners import Owners, named
 
     owners, tokens = Owners(named=True), range(100, 100 + length)
     seen = {owner: named(tokens, owners.number(ask(owner=owner)), 512) for owner in asking}
@@ -408,8 +408,8 @@ def _filled(step, job_id):
 
 def test_what_cannot_be_told_apart_is_not_kept(load, tiny_openvino, model, ask, monkeypatch):
     """Where tokens have no other names prompts are computed whole once a second owner asks: the texts are the same."""
-    from edge_agent.engine import openvino
-    from edge_agent.engine.openvino_whole import OpenvinoWhole
+    from edge_agent.engine.openvino import load as openvino
+    from edge_agent.engine.openvino.whole import OpenvinoWhole
 
     monkeypatch.setattr(openvino, "alike", lambda _pipeline, _vocab_size: False)
     whole = load(ModelSpec(tiny_openvino, "openvino", 4096, 4, threads=1, apart=True))
@@ -442,7 +442,7 @@ def test_what_cannot_be_told_apart_is_not_kept(load, tiny_openvino, model, ask, 
 
 def test_other_names_are_tried_where_owners_are_kept_apart(load, tiny_openvino):
     """A model that took them for something else would answer something else."""
-    from edge_agent.engine.openvino_owners import alike
+    from edge_agent.engine.openvino.owners import alike
 
     model = load(ModelSpec(tiny_openvino, "openvino", 4096, 4, threads=1, apart=True))
     pipeline = model._model._pipeline

@@ -5,10 +5,10 @@ from itertools import count
 
 import pytest
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Guide, GuideKind, JobId, Text, Turn
-from edge_agent.errors import Code, EdgeAgentError
 
 pytestmark = pytest.mark.engine
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.engine
 def npu(openvino_genai):
     """The module, imported as the engine does."""
     backend.find("openvino", "npu")
-    from edge_agent.engine import openvino_npu
+    from edge_agent.engine.openvino import npu as openvino_npu
 
     return openvino_npu
 

@@ -6,15 +6,15 @@ import pytest
 from fakes import PATIENCE_S, Time
 from running import wait_for
 
-from edge_agent.engine.plan import Phase
-from edge_agent.engine.roster import EngineStatus
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.control.orders import OPEN_MAX, PROGRESS_S, REMEMBERED_MAX, WAIT_MOST_S, Orders, follow
+from edge_agent.engine.hosting.status import EngineStatus
+from edge_agent.engine.phase import Phase
 from edge_agent.models import catalogue
 from edge_agent.models.fetch import Progress
 from edge_agent.models.pins import Pins
 from edge_agent.models.pulls import Pulls
-from edge_agent.mqtt.order_payloads import ModelOrder, OrderResult, OrderStatus
-from edge_agent.orders import OPEN_MAX, PROGRESS_S, REMEMBERED_MAX, WAIT_MOST_S, Orders, follow
+from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
 
 BUILD = catalogue.read().variant[0].name
 

@@ -13,11 +13,11 @@ from edge_agent.jobs.job import Destination, JobState, Outcome
 from edge_agent.jobs.pace import Pace, Took, Work
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.store import Store
-from edge_agent.mqtt import outbox as outbox_module
-from edge_agent.mqtt.outbox import FIRST_RETRY_S, IN_FLIGHT_MAX, LAST_RETRY_S, NO_SUBSCRIBERS, Outbox
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Publication
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.messages import Publication
+from edge_agent.protocol.topics import Topics
+from edge_agent.serving import outbox as outbox_module
+from edge_agent.serving.outbox import FIRST_RETRY_S, IN_FLIGHT_MAX, LAST_RETRY_S, NO_SUBSCRIBERS, Outbox
 
 PUBLISHED, QUOTA_EXCEEDED = 0x00, 0x97
 NOT_AUTHORIZED = 0x87

@@ -14,8 +14,8 @@ from fakes import PATIENCE_S
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import outlet
-from edge_agent.outlet import HELD_BYTES_MAX, Outlet
+from edge_agent.base import outlet
+from edge_agent.base.outlet import HELD_BYTES_MAX, Outlet
 
 BROKEN = [errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF, errno.EDQUOT]
 

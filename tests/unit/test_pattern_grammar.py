@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from edge_agent.engine.pattern_grammar import matching
+from edge_agent.engine.guides.pattern_grammar import matching
 
 
 def expression(part):

@@ -7,16 +7,16 @@ import json
 
 import pytest
 
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.mqtt import client as client_module
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.client import client as client_module
+from edge_agent.client.client import EdgeClient
+from edge_agent.client.handle import JobRejectedError
+from edge_agent.client.order_book import EXPIRY_S
+from edge_agent.client.placement import CANCEL_GRACE_S, LAST_WORD_S, RESEND_FIRST_S
+from edge_agent.client.send_window import PAUSE_FIRST_S
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.handle import JobRejectedError
 from edge_agent.mqtt.link import PACKET_TOO_LARGE, QUOTA_EXCEEDED
-from edge_agent.mqtt.order_book import EXPIRY_S
-from edge_agent.mqtt.placement import CANCEL_GRACE_S, LAST_WORD_S, RESEND_FIRST_S
-from edge_agent.mqtt.tap import PAUSE_FIRST_S
-from edge_agent.mqtt.wire import Inbound
+from edge_agent.protocol.messages import Inbound
 
 JOBS = "edge/v1/pools/hall/job/me"
 TAKEN, UNHEARD = 0x00, 0x10

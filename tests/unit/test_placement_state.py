@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.errors import Code
-from edge_agent.jobs.job import Failure
-from edge_agent.mqtt.placement import (
+from edge_agent.base.errors import Code
+from edge_agent.client.placement import (
     ASK_S,
     ASKS_MOST,
     CANCEL_GRACE_S,
@@ -20,6 +19,7 @@ from edge_agent.mqtt.placement import (
     Verdict,
     Voice,
 )
+from edge_agent.jobs.job import Failure
 
 ENDS_S = 600.0
 

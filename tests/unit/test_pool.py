@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.mqtt import pool as pool_module
+from edge_agent.client.send_window import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, STIR_S, WINDOW_MOST, Tap
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.pool import Pools, View, absence, full
-from edge_agent.mqtt.tap import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, STIR_S, WINDOW_MOST, Tap
-from edge_agent.mqtt.topics import Topics
+from edge_agent.protocol.topics import Topics
+from edge_agent.serving import pool as pool_module
+from edge_agent.serving.pool import Pools, View, absence, full
 
 
 def view(unfinished=0, *, lanes=4, member=False, connected=True, healthy=True):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.engine.prefill import (
+from edge_agent.engine.batching.prefill import (
     LONGROPE_TOKENS,
     PIECE_ALONE_S,
     PIECE_S,

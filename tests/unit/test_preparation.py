@@ -5,16 +5,16 @@ from fakes import PATIENCE_S, Time, accept
 from running import wait_for
 from structlog.testing import capture_logs
 
-from edge_agent import preparation as preparation_module
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.hosting.prover import NotTriedError, Prover
 from edge_agent.engine.messages import Limits
-from edge_agent.engine.prover import NotTriedError, Prover
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.darkroom import IMAGE_S, BadImageError, Darkroom, FullError, Print
+from edge_agent.images.decoder_process import IMAGE_S, BadImageError, Darkroom, FullError, Print
+from edge_agent.images.fair_share import FREE_S, Shares
+from edge_agent.images.spool import Holder, Spool
 from edge_agent.jobs.job import TERMINAL, Outcome
-from edge_agent.jobs.shares import FREE_S, Shares
-from edge_agent.jobs.spool import Holder, Spool
 from edge_agent.jobs.store import Store
-from edge_agent.preparation import JOB_S, Preparation
+from edge_agent.running import preparation as preparation_module
+from edge_agent.running.preparation import JOB_S, Preparation
 
 SLOW, HOSTILE, PHOTO = b"slow", b"hostile", b"photo"
 TOOK_S = {SLOW: 9.0, HOSTILE: 10.0, PHOTO: 0.1}
@@ -213,7 +213,7 @@ def test_hostile_guides_of_one_hold_up_anothers_once(lab):
 
 def test_a_guide_that_could_not_be_tried_waits_and_is_said(lab, monkeypatch):
     """There was no process for it; its job is neither refused nor run untried."""
-    monkeypatch.setattr("edge_agent.preparation.RETRY_S", 0.01)
+    monkeypatch.setattr("edge_agent.running.preparation.RETRY_S", 0.01)
     lab.court.hindered = 2
     lab.guide("one", "yes")
     with capture_logs() as said:

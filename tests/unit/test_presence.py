@@ -6,11 +6,12 @@ import threading
 import pytest
 from fakes import PATIENCE_S
 
-from edge_agent.mqtt.kept import MEND_S
-from edge_agent.mqtt.payloads import DecisionReport, Info, Limits, MachineInfo, ModelDecision, Presence
-from edge_agent.mqtt.presence import ANOTHER, CLONE, CLONE_S, DUPLICATE_S, VANISHED, Announcer, Condition
-from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Inbound
+from edge_agent.health.condition import Condition
+from edge_agent.protocol.messages import Inbound
+from edge_agent.protocol.payloads import DecisionReport, Info, Limits, MachineInfo, ModelDecision, Presence
+from edge_agent.protocol.topics import Topics
+from edge_agent.serving.presence import ANOTHER, CLONE, CLONE_S, DUPLICATE_S, VANISHED, Announcer
+from edge_agent.serving.retained import MEND_S
 
 TOPICS = Topics("edge/v1", "edge-01")
 

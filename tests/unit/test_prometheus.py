@@ -15,11 +15,11 @@ pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 from running import wait_for
 
-from edge_agent.errors import Code
-from edge_agent.health.tally import Tally
+from edge_agent.base.errors import Code
+from edge_agent.health.condition import Condition
+from edge_agent.health.counters import Tally
 from edge_agent.integrations import http, prometheus
-from edge_agent.mqtt.payloads import AcceleratorReading, EngineReading, MachineReading, Telemetry
-from edge_agent.mqtt.presence import Condition
+from edge_agent.protocol.payloads import AcceleratorReading, EngineReading, MachineReading, Telemetry
 
 BARE = {"agent": "edge-01", "version": "0.1.0", "boot_id": "b", "uptime_s": 5.0, "health": "ready"}
 FULL = Telemetry(

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.messages import Image, Turn
-from edge_agent.engine.prompt import SpecialTokens, images_of, messages, messages_json
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.engine.text.prompt import SpecialTokens, images_of, messages, messages_json
 
 TOKENS = ("<s>", "<|end|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>")
 

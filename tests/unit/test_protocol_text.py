@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.errors import POOL_RETRYABLE, RETRYABLE, Code
-from edge_agent.mqtt.acl import AgentRole, Fleet, rights
-from edge_agent.mqtt.topics import Command, Topics
+from edge_agent.base.errors import POOL_RETRYABLE, RETRYABLE, Code
+from edge_agent.protocol.acl import AgentRole, Fleet, rights
+from edge_agent.protocol.topics import Command, Topics
 
 TEXT = (Path(__file__).parents[2] / "docs/protocol.md").read_text(encoding="utf-8")
 TOPICS = Topics("{root}", "{agent}")

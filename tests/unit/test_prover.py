@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from running import wait_for
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.burden import Allowance, Burden, Took
-from edge_agent.engine.guide import ALLOWED_S, EASY_S, SLOW_S
+from edge_agent.engine.guides.burden import Allowance, Burden, Took
+from edge_agent.engine.guides.guide import ALLOWED_S, EASY_S, SLOW_S
+from edge_agent.engine.hosting.prover import NotTriedError, Prover
 from edge_agent.engine.messages import Guide, GuideKind, Limits, Ready
-from edge_agent.engine.prover import NotTriedError, Prover
-from edge_agent.errors import Code, EdgeAgentError
 
 GREET = "import sys, os, signal, time, json; print('{}', flush=True); "
 FINE = '{"slowest_s": 0.1, "kept_bytes": 70}'

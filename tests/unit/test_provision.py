@@ -13,18 +13,18 @@ from fakes import PATIENCE_S, machine
 from running import wait_for
 from test_memory import write_build
 
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.hosting.served import NotYetError
 from edge_agent.engine.messages import Canary
-from edge_agent.engine.served import NotYetError
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue
+from edge_agent.models.build_store import Store
 from edge_agent.models.choose import Measurement
-from edge_agent.models.known import HEARD, QUESTION, Known
 from edge_agent.models.manifest import MANIFEST, Manifest, StoredFile
 from edge_agent.models.measurements import identity
 from edge_agent.models.provision import Provision, Sources, here
+from edge_agent.models.reference_answers import HEARD, QUESTION, Known
 from edge_agent.models.runtimes import Runtime, Runtimes
-from edge_agent.models.store import Store
-from edge_agent.settings import ServeSection
+from edge_agent.settings.load import ServeSection
 
 ONNX = "phi-3.5-mini-onnx-cpu-int4"
 OPENVINO = "phi-3.5-mini-openvino-int4"

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs import database
 from edge_agent.jobs import queue as queue_module
 from edge_agent.jobs.database import (

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import settings
 from edge_agent.fleet.rows import Row
-from edge_agent.jobs import rules
-from edge_agent.jobs.watch import Memory, Take, decide
-from edge_agent.models.known import Question
-from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Inbound, decode_seen
-from edge_agent.upstream_settings import UpstreamSection
-from edge_agent.watch_settings import WatchSection
+from edge_agent.models.reference_answers import Question
+from edge_agent.protocol.messages import Inbound
+from edge_agent.protocol.topics import Topics
+from edge_agent.settings import load as settings
+from edge_agent.settings.upstream import UpstreamSection
+from edge_agent.settings.watch import WatchSection
+from edge_agent.watch import rules
+from edge_agent.watch.decide import Memory, Take, decide
+from edge_agent.watch.decode import decode_seen
 
 ROOT = Path(__file__).parents[2]
 PAGES = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}

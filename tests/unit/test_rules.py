@@ -5,14 +5,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_filters import filters
 
-from edge_agent import settings
-from edge_agent.errors import SettingsError
-from edge_agent.jobs import rules
-from edge_agent.jobs.template import Seen
-from edge_agent.jobs.watch import Memory, Take, decide
-from edge_agent.mqtt.filters import intersect, matches
-from edge_agent.mqtt.topics import Topics
-from edge_agent.settings import ServeSection, Settings
+from edge_agent.base.errors import SettingsError
+from edge_agent.protocol.filters import intersect, matches
+from edge_agent.protocol.topics import Topics
+from edge_agent.settings import load as settings
+from edge_agent.settings.load import ServeSection, Settings
+from edge_agent.watch import rules
+from edge_agent.watch.decide import Memory, Take, decide
+from edge_agent.watch.template import Seen
 
 TOPICS = Topics("edge/v1", "edge-01")
 

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.batching.sampling import Sampler
 from edge_agent.engine.messages import Generation, JobId
-from edge_agent.engine.sampling import Sampler
-from edge_agent.errors import Code, EdgeAgentError
 
 LOGITS = np.log(np.array([0.4, 0.05, 0.3, 0.05, 0.2], np.float32))
 

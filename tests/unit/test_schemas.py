@@ -9,16 +9,19 @@ import pytest
 from fakes import ANSWER, ENGINE_DIED, Time, accept, claim, machine, request
 from jsonschema import Draft202012Validator, ValidationError
 
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.health.birth import decision_report
+from edge_agent.health.condition import Condition
 from edge_agent.jobs.job import JobState, Outcome, PromptTokensDetails, Timings, Usage
 from edge_agent.models import catalogue
 from edge_agent.models.choose import choose
 from edge_agent.models.provision import wanted
 from edge_agent.models.runtimes import presumed
-from edge_agent.mqtt import payloads
-from edge_agent.mqtt.json_schemas import schemas, write_schemas
-from edge_agent.mqtt.payloads import (
+from edge_agent.protocol import payloads
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.json_schemas import schemas, write_schemas
+from edge_agent.protocol.messages import Inbound
+from edge_agent.protocol.payloads import (
     EngineReading,
     Info,
     JobRef,
@@ -28,11 +31,9 @@ from edge_agent.mqtt.payloads import (
     ServedModel,
     Telemetry,
 )
-from edge_agent.mqtt.presence import Announcer, Condition
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.topics import Topics
-from edge_agent.mqtt.wire import Inbound
-from edge_agent.settings import ServeSection
+from edge_agent.protocol.topics import Topics
+from edge_agent.serving.presence import Announcer
+from edge_agent.settings.load import ServeSection
 
 SPEECH = Speech(Topics("edge/v1", "edge-01"))
 VALIDATORS = {name: Draft202012Validator(schema) for name, schema in schemas().items()}
@@ -50,7 +51,7 @@ def job(tmp_path):
 
 
 def test_the_shipped_files_are_what_is_generated(tmp_path):
-    """Mended with `python -m edge_agent.mqtt.json_schemas edge_agent/mqtt/schemas`."""
+    """Mended with `python -m edge_agent.protocol.json_schemas edge_agent/protocol/schemas`."""
     write_schemas(tmp_path)
     shipped = resources.files(payloads.__package__).joinpath("schemas")
     generated = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()}

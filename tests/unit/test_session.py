@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.client.client import EdgeClient
 from edge_agent.mqtt import session
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.settings import ID_PATTERN
+from edge_agent.settings.load import ID_PATTERN
 
 BITS = 128
 LONGEST_ID = "a" * 63

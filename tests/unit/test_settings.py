@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from edge_agent import settings
-from edge_agent.errors import SettingsError
+from edge_agent.base.errors import SettingsError
+from edge_agent.settings import load as settings
 
 
 def write(tmp_path, text):

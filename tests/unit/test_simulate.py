@@ -8,15 +8,15 @@ from fakes import request
 from jsonschema import Draft202012Validator
 from running import check_schema
 
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.fleet import errands
-from edge_agent.fleet.errands import Errands
-from edge_agent.fleet.pretence import MAKES, SMALL, Pretence, decided
-from edge_agent.fleet.simulate import AGENTS_MAX, makes, names
-from edge_agent.mqtt.json_schemas import schemas
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.topics import CLIENT, Asked, Topics
-from edge_agent.mqtt.wire import Inbound
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.json_schemas import schemas
+from edge_agent.protocol.messages import Inbound
+from edge_agent.protocol.topics import CLIENT, Asked, Topics
+from edge_agent.simulator import jobs
+from edge_agent.simulator.jobs import Errands
+from edge_agent.simulator.machine import MAKES, SMALL, Pretence, decided
+from edge_agent.simulator.run import AGENTS_MAX, makes, names
 
 TOPICS = Topics("edge/v1", "sim-001")
 IMAGE = {"type": "image_sha256", "sha256": "0" * 64}
@@ -164,8 +164,8 @@ def test_a_canceled_job_says_nothing_more():
 
 
 def test_queue_and_memory_have_an_end(monkeypatch):
-    monkeypatch.setattr(errands, "OPEN_MAX", 4)
-    monkeypatch.setattr(errands, "REMEMBERED_MAX", 6)
+    monkeypatch.setattr(jobs, "OPEN_MAX", 4)
+    monkeypatch.setattr(jobs, "REMEMBERED_MAX", 6)
     desk = Desk(token_s=0.01)
     for number in range(40):
         try:

@@ -7,7 +7,7 @@ import machines
 import pytest
 
 from edge_agent.health.snapshot import Snapshots, hottest, reading
-from edge_agent.mqtt.payloads import MachineReading, Telemetry
+from edge_agent.protocol.payloads import MachineReading, Telemetry
 from hardware.heat import Sensor
 from hardware.machine import Memory
 from hardware.readings import readings

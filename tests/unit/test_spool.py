@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from edge_agent.errors import Code, EdgeAgentError
-from edge_agent.jobs.spool import PART_BYTES, Holder, Spool
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.images.spool import PART_BYTES, Holder, Spool
 
 PHOTO = bytes(range(256)) * 8
 SHA256 = hashlib.sha256(PHOTO).hexdigest()

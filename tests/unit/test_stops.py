@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.engine.stops import StopStrings
+from edge_agent.engine.text.stops import StopStrings
 
 
 def said(stops, pieces):

@@ -12,11 +12,11 @@ from running import wait_for
 from structlog.testing import capture_logs
 
 import edge_agent.jobs.store as store_module
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.database import DiskFullError
 from edge_agent.jobs.job import JobState
-from edge_agent.jobs.kept import Allowance, Bounds
 from edge_agent.jobs.queue import Envelope
+from edge_agent.jobs.retention import Allowance, Bounds
 from edge_agent.jobs.store import Operation, Store
 
 

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from test_intake import Desk
 
-from edge_agent.errors import EdgeAgentError
+from edge_agent.base.errors import EdgeAgentError
+from edge_agent.client.client import EdgeClient
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.client import EdgeClient
-from edge_agent.mqtt.filters import publishable
-from edge_agent.mqtt.strangers import EACH_S, MOST, WITHIN_S, Strangers
-from edge_agent.mqtt.topics import CLIENT, NAME_RULE, Topics, answerable
-from edge_agent.mqtt.wire import loggable
+from edge_agent.protocol.filters import publishable
+from edge_agent.protocol.messages import loggable
+from edge_agent.protocol.topics import CLIENT, NAME_RULE, Topics, answerable
+from edge_agent.serving.strangers import EACH_S, MOST, WITHIN_S, Strangers
 
 WRONG = ["Line-3", "line.3", "line 3", "zürich", "-line", "a" * 64, "line:3", "LINE", "line@plant", "日本"]
 UNANSWERABLE = ["", "a\nb", "\x1b[2J", "a" * 300, "￾"]

@@ -2,9 +2,10 @@
 
 import pytest
 
-from edge_agent.engine.plan import IDLE_S, LOAD_S, PROMPT_SLACK, SILENCE_S, Act, Phase, View, plan
-from edge_agent.engine.roster import automatic, check_images
-from edge_agent.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.hosting.plan import IDLE_S, LOAD_S, PROMPT_SLACK, SILENCE_S, Act, View, plan
+from edge_agent.engine.hosting.status import automatic, check_images
+from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Failure
 
 MIB = 2**20

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.jobs.template import SLOTS_MAX, LengthError, Seen, Template, UnfilledError, lookup, path
+from edge_agent.watch.template import SLOTS_MAX, LengthError, Seen, Template, UnfilledError, lookup, path
 
 EVENT = {"type": "new", "after": {"label": "person", "score": 0.5, "box": [1, 2], "sub_label": None, "active": True}}
 SEEN = Seen("frigate/events", payload=json.dumps(EVENT).encode(), body=EVENT)

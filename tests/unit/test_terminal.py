@@ -5,15 +5,15 @@ import sys
 import pytest
 import typer
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.cli import follow, orders
 from edge_agent.cli.app import VERBS, app
 from edge_agent.cli.jobs import _print_text
 from edge_agent.cli.words import readable
 from edge_agent.control.messages import Reply
-from edge_agent.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import Failure
-from edge_agent.mqtt.order_payloads import OrderResult, OrderStatus
-from edge_agent.mqtt.payloads import Chunk, Result, Status
+from edge_agent.protocol.order_payloads import OrderResult, OrderStatus
+from edge_agent.protocol.payloads import Chunk, Result, Status
 
 EVIL = "\x1b]0;mine\x07red\x9b31m \u202eback"
 """Sets a window's title and a colour, rings, and turns the direction of writing."""

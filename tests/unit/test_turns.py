@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.engine.turns import PASSED_MOST, Turns
+from edge_agent.engine.batching.turns import PASSED_MOST, Turns
 
 
 @dataclass(eq=False)

@@ -5,8 +5,9 @@ import base64
 import pytest
 from test_rules import read
 
-from edge_agent.jobs.template import Seen
-from edge_agent.jobs.watch import (
+from edge_agent.protocol.messages import Inbound
+from edge_agent.settings.watch import Bounds
+from edge_agent.watch.decide import (
     PROMPT_BYTES_MAX,
     SLICE_CHARACTERS,
     TOPICS_REMEMBERED,
@@ -17,8 +18,8 @@ from edge_agent.jobs.watch import (
     decide,
     satisfies,
 )
-from edge_agent.mqtt.wire import TEXT_BYTES_MAX, Inbound, decode_seen
-from edge_agent.watch_settings import Bounds
+from edge_agent.watch.decode import TEXT_BYTES_MAX, decode_seen
+from edge_agent.watch.template import Seen
 
 JPEG = b"\xff\xd8\xff\xe0 not decoded here"
 PNG = b"\x89PNG\r\n\x1a\n"

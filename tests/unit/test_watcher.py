@@ -10,21 +10,21 @@ from structlog.testing import capture_logs
 from test_intake import FakeOutbox
 from test_rules import TOPICS, read
 
-from edge_agent.errors import EdgeAgentError
+from edge_agent.base.errors import EdgeAgentError
+from edge_agent.images.spool import Spool
 from edge_agent.jobs.backlog import Backlog
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Envelope
-from edge_agent.jobs.spool import Spool
 from edge_agent.jobs.store import Store
-from edge_agent.mqtt import watcher as watcher_module
-from edge_agent.mqtt.intake import Intake
 from edge_agent.mqtt.link import Receipt
-from edge_agent.mqtt.speech import Speech
-from edge_agent.mqtt.strangers import Strangers
-from edge_agent.mqtt.watcher import Watcher, session, subscriptions
-from edge_agent.mqtt.wire import Inbound
-from edge_agent.settings import ImagesSection, QueueSection, RequestersSection
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.messages import Inbound
+from edge_agent.serving.intake import Intake
+from edge_agent.serving.strangers import Strangers
+from edge_agent.settings.load import ImagesSection, QueueSection, RequestersSection
+from edge_agent.watch import watcher as watcher_module
+from edge_agent.watch.watcher import Watcher, session, subscriptions
 
 SENSOR = {"name": "sensor", "topic": "a/+", "prompt": "{{ payload }}"}
 

@@ -6,8 +6,8 @@ In nanoseconds of CLOCK_MONOTONIC, which is one clock for all processes of a mac
 import dataclasses
 import time
 
-from edge_agent.engine import onnx
 from edge_agent.engine.messages import Text
+from edge_agent.engine.onnx import load as onnx
 
 
 class Stamped:

@@ -1,0 +1,280 @@
+"""The life of one model's engine: started, told, let go, buried, as was decided."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from edge_agent.base.awake import awake_s
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.log import get_logger
+from edge_agent.engine.hosting.blame import is_the_jobs
+from edge_agent.engine.hosting.plan import CLOSE_S, EXIT_S, Act, Action, plan
+from edge_agent.engine.hosting.process import EngineProcess
+from edge_agent.engine.hosting.residency import Fate, Verdict
+from edge_agent.engine.hosting.served import NotYetError, Served
+from edge_agent.engine.hosting.state import Record
+from edge_agent.engine.messages import Event, LoadFailed, Ready, Rest
+from edge_agent.engine.phase import Phase
+from edge_agent.jobs.job import Failure
+
+T = TypeVar("T")
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told, on an engine's thread or the main one: `event` of jobs, the others of engines.
+
+    `up` comes with the seconds that the start took, `lost` with the place that was set aside for it, in words; None
+    when there is no other place to go to. `unloaded` comes before the engine is asked to go: the jobs in it are to be
+    done again. `free`: one takes jobs again that had been about to go. `failed`: a model cannot be loaded, for a reason
+    that is new, or once more for one that does not pass by itself.
+    """
+
+    event: Callable[[str, Event], None]
+    up: Callable[[str, float], None]
+    lost: Callable[[str, Failure, str | None], None]
+    unloaded: Callable[[str], None] = lambda _model: None
+    free: Callable[[], None] = lambda: None
+    failed: Callable[[str, Failure], None] = lambda _model, _failure: None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What was decided on a model, and what its engine is to know.
+
+    `unloads` says why no engine may be there now, and is empty while they may. `rest_share` of the time it shall rest.
+    `busy`: it has jobs, or gets some in a moment.
+    """
+
+    verdict: Verdict
+    unloads: str
+    rest_share: float
+    busy: bool
+
+
+class Keeper:
+    """Does with an engine what is decided.
+
+    All but `hurry` and `condemn` belongs to the main thread; the callbacks of an engine come on its own and only leave
+    notes. `wake` is called when there is something to do before its time.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        record: Record,
+        *,
+        listener: Listener,
+        wake: Callable[[], None],
+        now_s: Callable[[], float] = awake_s,
+    ) -> None:
+        self.record = record
+        self.known = False
+        """Whether what it needs is known."""
+        self.strained_bytes = 0
+        """What the engine held that was given up last, if that was for the machine's sake."""
+        self._served = served
+        self._name = served.name
+        self._listener = listener
+        self._wake = wake
+        self._now_s = now_s
+        self._stale = True
+        self._rest_share = 0.0
+        self._fallen: frozenset[str] = frozenset()
+
+    def hurry(self) -> None:
+        """Let it be looked at now if it was waited for; what it needs may be another."""
+        self._stale = True
+        self.record.hurry()
+
+    def condemn(self, process: EngineProcess, failure: Failure) -> bool:
+        """End an engine for what it did, and set its place aside; return False when there is no other place to go to.
+
+        One that is gone already needs no more than that: whoever was in it hears, or has heard, of its loss.
+        """
+        if self.record.process is not process:
+            return True
+        if not self._served.places.spare(process.spec):
+            return False
+        self.record.condemn(process, failure)
+        self._wake()
+        return True
+
+    # For the main thread
+
+    def appraise(self, taken_bytes: Callable[[], int]) -> None:
+        """Find out what the model needs, if that is not known and a start may be tried.
+
+        `taken_bytes` are not to be had whoever makes room, see `Places.prepare`.
+        """
+        if not self.record.due or (self.known and not self._stale):
+            return
+        if found := self._found(lambda: (self._served.places.appraise(taken_bytes()),)):
+            self.known, self._stale, (self.record.needs_bytes,) = True, False, found
+
+    def follow(self, ruling: Ruling, *, reserved_bytes: Callable[[], int]) -> None:
+        """Do what was decided; `reserved_bytes` were granted to other engines, which have not taken them yet."""
+        verdict, record = ruling.verdict, self.record
+        rests = verdict.reason if verdict.fate in (Fate.REST, Fate.DRAIN) else ""
+        if record.drain(rests if verdict.fate is Fate.DRAIN else ""):
+            self._listener.free()
+        if verdict.fate is Fate.BARRED:
+            self._fail(Code.NO_FIT, verdict.reason)
+            return
+        action = plan(record.view(unloads=ruling.unloads, rests=rests, busy=ruling.busy))
+        match action.act:
+            case Act.START:
+                self._start(reserved_bytes())
+            case Act.BURY | Act.KILL:
+                self._bury(action)
+            case Act.UNLOAD:
+                self._unload(action.reason, strained=bool(ruling.unloads))
+            case Act.MOVE:
+                self._move(action.reason)
+            case Act.KEEP:
+                record.rest(ruling.unloads or rests)
+                self._pace(ruling.rest_share)
+
+    def stop(self) -> None:
+        """Ask the engine to exit and wait; kill it when it does not."""
+        if (process := self.record.leave(Phase.DOWN, "the agent stops")) is not None:
+            process.close(CLOSE_S)
+
+    def _found(self, look: Callable[[], T]) -> T | None:
+        """Return what is found at the places of the model; None when there is nothing, which is noted."""
+        try:
+            return look()
+        except NotYetError as error:
+            self.known = False
+            self.record.wait(str(error))
+        except EdgeAgentError as error:
+            self._fail(error.code, error.message)
+        return None
+
+    def _start(self, reserved_bytes: int) -> None:
+        if (prepared := self._found(lambda: self._served.places.prepare(reserved_bytes))) is None:
+            return
+        spec, needs_bytes = prepared
+        log.info("engine.starting", model=self._name, backend=spec.backend, context_tokens=spec.context_tokens)
+        try:
+            process = EngineProcess(spec, tell=self._tell, gone=self._gone, now_s=self._now_s)
+        except OSError as error:
+            reason = f"no process could be started ({error.strerror})"
+            self.record.leave(Phase.DOWN, reason, Code.ENGINE_DIED)
+            log.error("engine.lost", model=self._name, pid=None, reason=reason, retry_s=self._put_off())
+            return
+        self._rest_share = 0.0
+        self.record.load(process, needs_bytes)
+        process.listen()
+
+    def _unload(self, reason: str, *, strained: bool) -> None:
+        """Let an engine go in order; a model that has none is not loaded. `strained`: for the machine's sake."""
+        process = self.record.leave(Phase.UNLOADED, reason)
+        self._renew()
+        self.strained_bytes = process.anonymous_bytes() or 0 if process and strained else 0
+        if process is not None or strained:
+            say = log.warning if strained else log.info
+            say("engine.unloaded", model=self._name, reason=reason)
+        self._listener.unloaded(self._name)
+        if process is not None:
+            process.close(CLOSE_S)
+            self._wake()  # somebody may wait for the room
+
+    def _move(self, reason: str) -> None:
+        """Let an engine go in order for another to be started."""
+        process = self.record.leave(Phase.DOWN, reason)
+        self._renew()
+        log.info("engine.moved", model=self._name, reason=reason)
+        self._listener.unloaded(self._name)
+        if process is not None:
+            process.close(CLOSE_S)
+        self._wake()
+
+    def _pace(self, share: float) -> None:
+        """Tell a running engine how much to rest, when that has changed."""
+        process = self.record.at_work()
+        if process is not None and share != self._rest_share:
+            self._rest_share = share
+            process.send(Rest(share))
+
+    def _bury(self, action: Action) -> None:
+        """Make sure an engine is gone, tell whose jobs were in it, set when to start the next."""
+        record, process = self.record, self.record.process
+        assert process is not None  # noqa: S101 - only engines that were started are buried
+        if action.act is Act.BURY:
+            process.await_exit(EXIT_S)
+        process.kill()
+        if record.phase is Phase.FAILED:  # it said itself why, and had no jobs yet
+            record.mourn()
+            self._put_off()
+            return
+        reason = action.reason if action.act is Act.KILL else f"{action.reason} ({process.exit_reason()})"
+        served = process.finished > 0
+        rows = process.held().rows
+        by_its_job = not record.condemned and is_the_jobs(rows, served=served, before=self._fallen)
+        self._fallen = rows
+        record.leave(Phase.DOWN, reason, action.code)
+        moves = not by_its_job and self._served.places.failed(process.spec, reason)
+        retry_s = 0.0
+        if moves or by_its_job or served:
+            self._renew()
+            self._wake()
+        else:
+            retry_s = self._put_off()
+        log.error("engine.lost", model=self._name, pid=process.pid, reason=reason, retry_s=retry_s)
+        place = f"{process.spec.variant} on {process.spec.device}" if moves else None
+        self._listener.lost(self._name, Failure.because(action.code, reason), place)
+
+    def _renew(self) -> None:
+        """Let the next start be at once; it may be at another place, with other needs."""
+        self._stale = True
+        self.record.forgive()
+
+    def _put_off(self) -> float:
+        """Put the next start off; return for how long, in seconds."""
+        self._stale = True
+        return self.record.back_off()
+
+    def _fail(self, code: Code, reason: str) -> None:
+        """Note that the model cannot be loaded as things are; it is tried again later."""
+        self.known = False
+        self._tell_failed(code, reason, news=self.record.fail(code, reason))
+        self._put_off()
+
+    def _tell_failed(self, code: Code, reason: str, *, news: bool) -> None:
+        failure = Failure.because(code, reason)
+        if news:
+            log.error("model.failed", model=self._name, code=code, reason=reason)
+        if news or not failure.retryable:
+            self._listener.failed(self._name, failure)
+
+    # On the engine's thread
+
+    def _tell(self, process: EngineProcess, message: Event | Ready | LoadFailed) -> None:
+        if self.record.process is not process:
+            return
+        match message:
+            case Ready():
+                self._served.places.works(process.spec, message.heard)
+                if (took_s := self.record.serve(process, message)) is None:
+                    return
+                log.info(
+                    "engine.ready",
+                    model=self._name,
+                    pid=process.pid,
+                    load_ms=round(message.load_ms),
+                    device=message.device,
+                )
+                self._listener.up(self._name, took_s)
+            case LoadFailed(code, reason):
+                if not self.condemn(process, Failure.because(code, reason)):
+                    self.known = False
+                    self._tell_failed(code, reason, news=self.record.gave_up(process, code, reason))
+            case _:
+                self._listener.event(self._name, message)
+
+    def _gone(self, process: EngineProcess) -> None:
+        self.record.gone(process)
+        self._wake()

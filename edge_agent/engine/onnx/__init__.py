@@ -1,0 +1,1 @@
+"""Builds for onnxruntime-genai, run by onnxruntime itself."""

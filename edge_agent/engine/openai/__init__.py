@@ -1,0 +1,1 @@
+"""A server elsewhere that speaks OpenAI's chat completions, in the place of a model here."""

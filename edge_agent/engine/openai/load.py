@@ -1,0 +1,312 @@
+"""A server elsewhere in the place of a model here: answers are streamed, many at once on one thread."""
+
+import asyncio
+import base64
+import hmac
+import json
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.contained import contained
+from edge_agent.engine.messages import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Image,
+    JobId,
+    Limits,
+    Progress,
+    Text,
+    Usage,
+)
+from edge_agent.engine.openai.server import LIBRARY, AwakeLoop, Server
+from edge_agent.engine.openai.wire import DIALECTS, Piece, request
+from edge_agent.engine.text.prompt import ROLES, images_of
+from edge_agent.engine.text.stops import StopStrings
+from edge_agent.settings.upstream import UpstreamSection
+
+WAIT_S = 0.05
+"""How long a step waits for the network: as late a new job or a cancel is heard."""
+ALIVE_S = 10.0
+"""How often the parent hears of an answer that does not come; it takes us for hung after three times that."""
+BACKOFF_S = 1.0
+"""The pause before the second try, doubled before each further one, and up to half as much again by chance."""
+_PASSING = frozenset({Code.QUEUE_FULL, Code.ENGINE_DIED})
+
+
+def load(
+    spec: ModelSpec,
+    *,
+    now_s: Callable[[], float] = time.perf_counter,
+    chance: Callable[[], float] = random.random,
+    backoff_s: float = BACKOFF_S,
+) -> "OpenaiModel":
+    """Return a model that asks the server which the spec's options name. Nothing is sent before a job comes.
+
+    Raises EdgeAgentError MODEL_ERROR when the key or the certificates cannot be read.
+    """
+    upstream = UpstreamSection.model_validate(dict(spec.options))
+    limits = Limits(spec.context_tokens, spec.parallel, upstream.images)
+    return OpenaiModel(
+        upstream, Server(upstream), limits=limits, device=spec.device, now_s=now_s, chance=chance, backoff_s=backoff_s
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Asked:
+    """A generation under way.
+
+    `tokens` are the pieces that came, until the server tells how many tokens they were; `told_s` is when the parent
+    was last told of it. `own`: whether what the server found of the prompt can be nobody's but the owner's.
+    """
+
+    generation: Generation
+    body: bytes
+    stops: StopStrings
+    begun_s: float
+    own: bool
+    told_s: float = 0.0
+    first_s: float | None = None
+    tokens: int = 0
+    usage: Usage | None = None
+    reason: FinishReason | None = None
+    task: "asyncio.Task[None] | None" = None
+
+    @property
+    def job_id(self) -> JobId:
+        """Whose it is."""
+        return self.generation.job_id
+
+    def finished(self, now_s: float) -> Finished:
+        """Return the last word on it."""
+        told = self.usage or Usage(0, 0)
+        first_s = now_s if self.first_s is None else self.first_s
+        return Finished(
+            self.job_id,
+            self.reason or FinishReason.STOP,
+            Usage(told.prompt_tokens, self.tokens, told.cached_tokens if self.own else 0),
+            prompt_ms=(first_s - self.begun_s) * 1000,
+            generate_ms=(now_s - first_s) * 1000,
+        )
+
+
+class OpenaiModel:
+    """A model elsewhere; see LoadedModel for what it promises.
+
+    Tokens are counted by the server. While an answer comes each piece counts as one, and the last text makes up the
+    difference; where a server tells no usage it is left at that, and the prompt counts 0.
+    """
+
+    def __init__(
+        self,
+        upstream: UpstreamSection,
+        server: Server,
+        *,
+        limits: Limits,
+        device: str,
+        now_s: Callable[[], float],
+        chance: Callable[[], float],
+        backoff_s: float,
+    ) -> None:
+        self._upstream = upstream
+        self._server = server
+        self._now_s = now_s
+        self._chance = chance
+        self._backoff_s = backoff_s
+        self._secret = secrets.token_bytes()
+        self._asked: dict[JobId, _Asked] = {}
+        self._events: deque[Event] = deque()
+        self._arrived = asyncio.Event()
+        self._loop = AwakeLoop()
+        self.limits = limits
+        self.library = LIBRARY
+        self.device = device
+
+    def start(self, generation: Generation) -> None:
+        """Begin to ask; the server counts the tokens.
+
+        Raises EdgeAgentError: UNSUPPORTED for what the server has no word for, BAD_REQUEST for a role, IMAGE_MISSING,
+        INTERNAL.
+        """
+        with contained(computes=False):
+            asked = self._read(generation)
+        self._asked[generation.job_id] = asked
+        self._tell(asked, Progress(generation.job_id, 0))
+        asked.task = self._loop.create_task(self._answer(asked))
+
+    def _read(self, generation: Generation) -> _Asked:
+        if any(turn.role not in ROLES for turn in generation.turns):
+            raise EdgeAgentError(Code.BAD_REQUEST, f"messages: role must be one of {', '.join(ROLES)}")
+        images_of(generation.turns, most=self.limits.images_per_prompt)
+        upstream = self._upstream
+        body = request(
+            generation,
+            model=upstream.model,
+            server=upstream.server,
+            data_url=_data_url,
+            secret=self._secret_of(generation.owner),
+        )
+        return _Asked(
+            generation=generation,
+            body=json.dumps(body, ensure_ascii=False).encode(),
+            stops=StopStrings(generation.stop),
+            begun_s=self._now_s(),
+            own=not generation.owner or DIALECTS[upstream.server].apart is not None,
+        )
+
+    def step(self) -> Iterator[Event]:
+        """Give what came, waiting a moment for it."""
+        if self._asked:
+            self._loop.run_until_complete(self._wait())
+        for asked in self._asked.values():
+            if self._now_s() - asked.told_s >= ALIVE_S:
+                self._tell(asked, Progress(asked.job_id, 0))
+        yield from self._take_events()
+
+    def cancel(self, job_id: JobId) -> Iterator[Event]:
+        """Close the connection of a generation."""
+        yield from self._take_events()
+        asked = self._asked.get(job_id)
+        if asked is None:
+            return
+        self._drop(asked)
+        asked.reason = FinishReason.CANCELED
+        try:
+            with contained():
+                if held := asked.stops.rest():
+                    yield Text(job_id, held, 0)
+                yield asked.finished(self._now_s())
+        except EdgeAgentError as error:
+            yield Failed(job_id, error.code, error.message)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for asked in list(self._asked.values()):
+            self._drop(asked)
+        self._loop.run_until_complete(self._server.close())
+        self._loop.close()
+
+    # One answer
+
+    async def _answer(self, asked: _Asked) -> None:
+        """Ask until there is an answer or none is to be expected, and tell how it ended, whatever goes wrong."""
+        try:
+            with contained():
+                await self._ask_in_time(asked)
+                self._end(asked)
+        except EdgeAgentError as error:
+            self._fail(asked, error)
+
+    async def _ask_in_time(self, asked: _Asked) -> None:
+        upstream = self._upstream
+        try:
+            async with asyncio.timeout(upstream.first_token_s) as timer:
+                await self._ask_again(asked, timer)
+        except TimeoutError as error:
+            more, within_s = ("", upstream.first_token_s) if asked.first_s is None else (" more", upstream.token_s)
+            said = f"{upstream.host} said nothing{more} for {within_s:g} s"
+            raise EdgeAgentError(Code.ENGINE_DIED, said) from error
+
+    async def _ask_again(self, asked: _Asked, timer: asyncio.Timeout) -> None:
+        """Ask, and again while nothing was said and the fault may pass. Raises EdgeAgentError, TimeoutError."""
+        for tried in range(self._upstream.retries + 1):
+            try:
+                await self._ask(asked, timer)
+            except EdgeAgentError as error:
+                pause_s = error.retry_after_s or self._backoff_s * 2**tried * (1 + self._chance() / 2)
+                left_s = (timer.when() or 0.0) - self._loop.time()
+                hopeless = tried == self._upstream.retries or pause_s >= left_s
+                if asked.first_s is not None or error.code not in _PASSING or hopeless:
+                    raise
+                await asyncio.sleep(pause_s)
+            else:
+                return
+
+    async def _ask(self, asked: _Asked, timer: asyncio.Timeout) -> None:
+        async with aclosing(self._server.ask(asked.body)) as pieces:
+            async for piece in pieces:
+                if self._take(asked, piece, timer):
+                    return
+        if asked.reason is None:  # some servers end with that, and without a last word
+            raise EdgeAgentError(Code.ENGINE_DIED, f"{self._upstream.host} broke off its answer")
+
+    def _take(self, asked: _Asked, piece: Piece, timer: asyncio.Timeout) -> bool:
+        """Take a piece of an answer; return whether nothing more is wanted."""
+        asked.usage = piece.usage or asked.usage
+        asked.reason = piece.reason or asked.reason
+        if piece.alive and (piece.text or asked.first_s is not None):
+            timer.reschedule(self._loop.time() + self._upstream.token_s)
+        if piece.text:
+            if asked.tokens == asked.generation.max_tokens:  # it does not heed its bound
+                asked.reason = FinishReason.LENGTH
+                return True
+            asked.tokens += 1
+            self._tell(asked, Text(asked.job_id, asked.stops.feed(self._begun(asked, piece.text)), 1))
+            if asked.stops.met:
+                asked.reason = FinishReason.STOP
+                return True
+        return piece.done
+
+    def _begun(self, asked: _Asked, text: str) -> str:
+        """Note the first text, which begins without the space of its first word unless a guide asks for it."""
+        if asked.first_s is not None:
+            return text
+        asked.first_s = self._now_s()
+        return text if asked.generation.guide else text.removeprefix(" ")
+
+    # What the parent hears
+
+    async def _wait(self) -> None:
+        if not self._events:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), WAIT_S)
+
+    def _secret_of(self, owner: str) -> str:
+        """Return what stands for an owner at the server, where nobody learns the name from it; empty for nobody."""
+        return hmac.new(self._secret, owner.encode(), "sha256").hexdigest() if owner else ""
+
+    def _tell(self, asked: _Asked, event: Event) -> None:
+        asked.told_s = self._now_s()
+        self._events.append(event)
+        self._arrived.set()
+
+    def _take_events(self) -> Iterator[Event]:
+        while self._events:
+            yield self._events.popleft()
+
+    def _end(self, asked: _Asked) -> None:
+        del self._asked[asked.job_id]
+        more = 0 if asked.usage is None else max(0, asked.usage.completion_tokens - asked.tokens)
+        rest = asked.stops.rest()
+        asked.tokens += more
+        if rest or more:
+            self._tell(asked, Text(asked.job_id, rest, more))
+        self._tell(asked, asked.finished(self._now_s()))
+
+    def _fail(self, asked: _Asked, error: EdgeAgentError) -> None:
+        self._asked.pop(asked.job_id, None)
+        self._tell(asked, Failed(asked.job_id, error.code, error.message))
+
+    def _drop(self, asked: _Asked) -> None:
+        """End a generation's task, and with it its connection."""
+        del self._asked[asked.job_id]
+        if asked.task is not None and not asked.task.done():
+            asked.task.cancel()
+            with suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(asked.task)
+
+
+def _data_url(image: Image) -> str:
+    from edge_agent.engine.batching.preprocess import jpeg  # noqa: PLC0415 - Pillow and numpy cost memory, and few jobs have images
+
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(image)).decode()}"

@@ -1,0 +1,1 @@
+"""Builds for openvino-genai, on processors, GPUs and NPUs."""

@@ -1,0 +1,1 @@
+"""What a loaded model is asked before anybody else may ask it."""

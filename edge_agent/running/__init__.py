@@ -1,0 +1,1 @@
+"""A job's way through the engines: made ready, claimed, attempted, ended."""

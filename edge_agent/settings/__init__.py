@@ -1,0 +1,1 @@
+"""The settings: one TOML file, every key also from the environment."""

@@ -1,0 +1,1 @@
+"""Rules that make jobs of what others publish, and the subscriber that follows them."""

@@ -1,0 +1,149 @@
+"""An engine's life where there is no room for its process, and what is heard of one that is to go."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fakes import PATIENCE_S
+from running import wait_for
+
+from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.hosting import status as roster
+from edge_agent.engine.hosting.process import EngineProcess
+from edge_agent.engine.hosting.residency import Fate, Verdict
+from edge_agent.engine.hosting.runner import Keeper, Listener, Ruling
+from edge_agent.engine.hosting.served import Served
+from edge_agent.engine.hosting.state import Record
+from edge_agent.engine.messages import Limits, Ready
+from edge_agent.engine.phase import Phase
+
+LOAD = Ruling(Verdict(Fate.LOAD), unloads="", rest_share=0.0, busy=False)
+
+
+class Places:
+    def prepare(self, reserved_bytes):
+        return ModelSpec(Path("/absent"), "onnx", context_tokens=256, parallel=1, threads=1), None
+
+    def fallback(self, spec):
+        return None
+
+    def works(self, spec, heard):
+        pass
+
+
+@pytest.fixture
+def keeper():
+    served, told = Served("text", Places()), []
+    listener = Listener(event=told.append, up=lambda *each: told.append(each), lost=lambda *each: told.append(each))
+    made = Keeper(served, Record(served), listener=listener, wake=lambda: None)
+    made.told = told
+    yield made
+    made.stop()
+
+
+def test_a_process_that_cannot_be_started_is_tried_again_later(keeper, monkeypatch):
+    """Nothing is left open; jobs go on waiting."""
+    monkeypatch.setattr(sys, "executable", "/absent/python")
+    fds = Path("/proc/self/fd")
+    open_before = len(list(fds.iterdir()))
+    keeper.follow(LOAD, reserved_bytes=lambda: 0)
+    status = keeper.record.status(pinned=False)
+    assert (status.phase, status.reason) == (
+        Phase.DOWN,
+        "no process could be started (No such file or directory)",
+    )
+    assert not keeper.record.due
+    assert len(list(fds.iterdir())) == open_before
+
+
+def test_what_an_engine_says_that_is_gone_changes_nothing(keeper):
+    """It was ready just when it was let go."""
+    keeper.follow(LOAD, reserved_bytes=lambda: 0)
+    process = keeper.record.leave(Phase.UNLOADED, "makes room")
+    try:
+        ready = Ready(Limits(context_tokens=1, parallel=1, images_per_prompt=0), 1.0, "onnx 1", "cpu")
+        assert keeper.record.serve(process, ready) is None
+        assert keeper.record.phase is Phase.UNLOADED
+        assert not keeper.told
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """Starts an engine whose program is a script of the shell; `$4` is the number of its end of the socket."""
+
+    def start(script, gone=lambda _engine: None):
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/bash\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+        spec = ModelSpec(Path("/absent"), "onnx", context_tokens=256, parallel=1, threads=1)
+        process = EngineProcess(spec, tell=lambda *_: None, gone=gone)
+        process.listen()
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize("sent", [b"\0\0\0\2{]", b"\0\0\0\2[]", b'\0\0\0\x0e{"type":"Lie"}', b"\xff" * 8], ids=ascii)
+def test_an_engine_whose_words_make_no_sense_is_ended_and_the_agent_goes_on(tmp_path, engine, sent):
+    """They ended the thread that read them, and with it the agent."""
+    (tmp_path / "words").write_bytes(sent)
+    gone = threading.Event()
+    process = engine(f'cat {tmp_path}/words >&"$4"\nexec sleep 60', gone=lambda _engine: gone.set())
+    try:
+        assert gone.wait(PATIENCE_S)
+        assert process.exit_reason() == "SIGKILL"
+    finally:
+        process.kill()
+
+
+def test_the_end_of_an_engine_waits_for_no_process_that_has_its_end_of_the_socket(tmp_path, engine):
+    """What a library has started and left behind would hold up the thread that ends the engine, the main one."""
+    left = tmp_path / "left"
+    process = engine(f"sleep 600 &\necho $! > {left}.part\nmv {left}.part {left}\nexec sleep 600")
+    wait_for(left.exists, "a process that stays behind")
+    ending = threading.Thread(target=process.kill)
+    ending.start()
+    ending.join(PATIENCE_S)
+    held_up = ending.is_alive()
+    os.kill(int(left.read_text()), signal.SIGKILL)  # it is there to the last, and lets go of who waits for it
+    ending.join(PATIENCE_S)
+    assert not held_up
+
+
+def test_a_model_that_its_engine_cannot_load_is_told_so_while_it_is_tried_again(keeper):
+    """Until it is loaded, or somebody asks for it anew; what may pass by itself is waited for, and what came before the
+    engine was started is mended when it is started again."""
+    spec = ModelSpec(Path("/absent"), "onnx", context_tokens=256, parallel=1, threads=1)
+    record, process = keeper.record, SimpleNamespace(spec=spec, ready=None, close=lambda _patience_s: None)
+
+    def refusal():
+        record.load(process, None)
+        try:
+            roster.resolve("text", [record.status(pinned=False)])
+        except EdgeAgentError as error:
+            return error.code, error.message
+        return None
+
+    record.load(process, None)
+    record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
+    assert refusal() == (Code.MODEL_ERROR, "model: cannot be loaded: it is damaged")
+    record.gave_up(process, Code.OUT_OF_MEMORY, "it is large")
+    assert refusal() is None
+    record.fail(Code.MODEL_MISSING, "it is not here")
+    assert refusal() is None
+    record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
+    record.mourn()
+    record.retry()
+    assert refusal() is None
+    record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
+    assert refusal()
+    record.serve(process, Ready(Limits(64, 1), 1.0, "onnx 1", "cpu"))
+    assert refusal() is None
