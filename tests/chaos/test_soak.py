@@ -1,6 +1,7 @@
 """Full load for a while: nothing the agent holds may grow.
 
-SOAK_S sets how long (seconds; the long form is 1800). SOAK_OUT names a file for the samples, one JSON object per line.
+SOAK_S sets how long (seconds; the long form is 1800); on a busy machine it lasts until as much was asked as on an idle
+one. SOAK_OUT names a file for the samples, one JSON object per line.
 """
 
 import contextlib
@@ -30,8 +31,11 @@ from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.protocol.messages import Publication
 
 SOAK_S = float(os.environ.get("SOAK_S", "120"))
+TURNS_MIN = 12_000
+"""How much is asked at least. Pools and caches come to their size by what was done, and not by how long that took: the
+agent's memory rose by 1.1 % from the 4,000th to the 12,000th, by 0.5 % up to the 36,000th, and stayed."""
 PERIOD_S = 1.0
-WARM_UP = 1 / 3
+WARM_UP = 1 / 2
 """Share of the run that is not judged: pools, caches and the database come to their size."""
 GROWTH_MAX = 0.01
 ENGINE_GROWTH_MAX = 0.03 if SOAK_S < 900 else GROWTH_MAX
@@ -57,7 +61,7 @@ TOKENS_MAX = 48
 PATIENCE_S = 60.0
 CLIENT = "soak"
 
-pytestmark = [pytest.mark.broker, pytest.mark.engine, pytest.mark.timeout(SOAK_S + 180)]
+pytestmark = [pytest.mark.broker, pytest.mark.engine, pytest.mark.timeout(SOAK_S + 900)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +236,10 @@ def test_under_full_load_nothing_the_agent_holds_grows(broker, tmp_path, demo_mo
             end_s = time.monotonic() + SOAK_S
             load.begin()
             with sampling(agent, engine.pid, samples):
-                while time.monotonic() < end_s:
+                turns = 0
+                while time.monotonic() < end_s or turns < TURNS_MIN:
                     load.turn()
+                    turns += 1
             load.finish()
         assert agent.engines() == [engine]
         assert agent.stop() == 0

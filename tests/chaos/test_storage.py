@@ -212,7 +212,7 @@ def file_bytes(agent):
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(FLOOD_S + 180)
+@pytest.mark.timeout(FLOOD_S + 600)
 def test_who_sends_and_cancels_fills_no_disk_and_shuts_nobody_out(start, tmp_path, broker):
     """Within its quota a requester ends hundreds of large jobs: another is never refused, and the room comes back."""
     large = {"messages": [{"role": "user", "content": "x" * 120_000}], "max_tokens": 1}
@@ -221,7 +221,7 @@ def test_who_sends_and_cancels_fills_no_disk_and_shuts_nobody_out(start, tmp_pat
         agent = start("[requesters]\nmax_jobs = 5\nmax_bytes = 1_000_000\n")
         with requester(broker, "mallory") as mallory, requester(broker, "bob") as bob:
             end_s, sent, outcomes = time.monotonic() + FLOOD_S, 0, []
-            while time.monotonic() < end_s:
+            while time.monotonic() < end_s or sent * 120_000 <= 2 * room_bytes:  # less says nothing
                 flood = [mallory.submit("edge-01", job_id=f"m-{sent + each}", **large) for each in range(4)]
                 sent += len(flood)
                 for handle in flood:
@@ -229,7 +229,6 @@ def test_who_sends_and_cancels_fills_no_disk_and_shuts_nobody_out(start, tmp_pat
                 if sent % 100 == 0:
                     assert bob.submit("edge-01", prompt="Go", max_tokens=2).result(60).state == "succeeded"
                 outcomes += map(ended, flood)
-            assert sent * 120_000 > 2 * room_bytes, "too slow a flood says nothing"
             assert bob.submit("edge-01", job_id="last", prompt="Go", max_tokens=2).result(60).state == "succeeded"
             assert set(outcomes) <= {"canceled", "failed", "quota_exceeded"}, Counter(outcomes)
             # The jobs are remembered when their texts are not any more: what is sent again is answered, and not run.
