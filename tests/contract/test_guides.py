@@ -207,6 +207,53 @@ def test_a_text_that_took_what_all_its_tokens_may_is_ended(model, ask, monkeypat
     assert isinstance(ends[neighbour.job_id], Finished)
 
 
+TOLD = [
+    *({"$ref": target} for target in ("SECRET.json", "http://127.0.0.1:9/SECRET", "#SECRET", "#/SECRET", "")),
+    {"$id": "http://SECRET", "$ref": "http://SECRET"},
+    *({"type": "string", "pattern": text} for text in ("SECRET(", "SECRET\\q", "a^SECRET", "a$SECRET", "(?iSECRET)")),
+    {"type": "string", "pattern": "SECRET", "maxLength": 2},
+    {"type": "object", "patternProperties": {"SECRET[z-a]": {}}},
+    {"type": "object", "properties": {"SECRET": False}, "required": ["SECRET"]},
+]
+
+
+def refusal(model, generation):
+    """Return why a generation is not begun; None when it is."""
+    try:
+        model.start(generation)
+    except EdgeAgentError as error:
+        return error
+    list(model.cancel(generation.job_id))
+    return None
+
+
+@pytest.mark.parametrize("schema", TOLD, ids=json.dumps)
+def test_what_is_asked_for_is_told_to_nobody(model, ask, schema, capfd):
+    """Libraries print what they do not like, and what children print stands in the agent's log."""
+    asked = [Guide(GuideKind.JSON_SCHEMA, json.dumps(schema))]
+    asked += [Guide(GuideKind.REGEX, schema["pattern"])] if "pattern" in schema else []
+    refusals = [refusal(model, ask(guide=guide)) for guide in asked]
+    assert "SECRET" not in "".join((*map(str, refusals), *capfd.readouterr()))
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        Guide(GuideKind.JSON_SCHEMA, '{"$ref":"other.json"}'),
+        Guide(GuideKind.JSON_SCHEMA, '{"type":"string","pattern":"^(a|bbb)$","maxLength":2}'),
+        Guide(GuideKind.REGEX, r"a\yb"),
+    ],
+    ids=lambda guide: guide.text,
+)
+def test_no_part_of_a_guide_is_quietly_left_out(model, ask, guide):
+    """Asked once more it is no better, though the library says nothing then."""
+    for _ in range(2):
+        refused = refusal(model, ask(guide=guide))
+        assert (refused and refused.code) in {Code.BAD_REQUEST, Code.UNSUPPORTED} or (
+            drive(model, ask(guide=guide))[0].text == '"a"'
+        )
+
+
 def test_whose_a_guide_is_changes_nothing_of_it(model, ask):
     """Each owner has their own, of every kind: what it lets through is the same."""
     asked = [

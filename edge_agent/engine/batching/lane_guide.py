@@ -149,5 +149,5 @@ def _reason(error: str) -> str:
     lines = [line.strip() for line in error.splitlines() if line.strip()] or ["it cannot be followed"]
     said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     said = _QUOTED.sub("…", _POSITION.sub("", said))
-    said = re.split("[\"'`]|[.:] ", said)[0].strip(" .:")[:_REASON_CHARACTERS]
+    said = re.split("[\"'`]|[.:] | /", said)[0].strip(" .:")[:_REASON_CHARACTERS]
     return said if " " in said else "it cannot be followed"  # a single word is a name in the library

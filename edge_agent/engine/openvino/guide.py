@@ -1,10 +1,12 @@
 """Guides for openvino-genai: tried before the model sees them."""
 
+import contextlib
 import hashlib
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import openvino as ov
@@ -20,6 +22,13 @@ from edge_agent.engine.messages import Guide, GuideKind
 
 _FIELDS = {GuideKind.JSON_SCHEMA: "json_schema", GuideKind.REGEX: "regex"}
 _REASON_CHARACTERS = 200
+_STDERR = 2
+_MERE_REMARK = b"clamping to 127"
+"""What the library warns of without leaving anything out: how it writes a class of characters that is negated."""
+_LEFT_OUT = (
+    "response_format: has what openvino-genai leaves out, such as a $ref to elsewhere, a length beside a pattern, an "
+    "escape that it does not know, or ^ and $ within an expression; write it otherwise"
+)
 _WALK_TOKENS = 4096
 """More than anybody follows."""
 
@@ -39,6 +48,7 @@ class GuideTrial:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._pipeline: Any = None
+        self._left_out: set[Guide] = set()
 
     def follow(self, guide: Guide, go_on: Callable[[], bool]) -> None:
         """Compile a guide and choose tokens by it at random; calls `go_on` after each step, until that says no.
@@ -59,20 +69,23 @@ class GuideTrial:
     def compiled(self, guide: Guide) -> Any:
         """Return the library's configuration for a guide.
 
-        Raises EdgeAgentError: BAD_REQUEST with the library's reason when it cannot be compiled, and as `guide.check`
-        does.
+        Raises EdgeAgentError: BAD_REQUEST with the library's reason when it cannot be compiled, UNSUPPORTED when it
+        would leave out a part, and as `guide.check` does.
         """
         bounds.check(guide)
         structured = _asked(guide)
         if self._pipeline is None:
             self._pipeline = _silent_pipeline(self._tokenizer, self._vocab_size)
+        config = genai.GenerationConfig(max_new_tokens=1, structured_output_config=structured)
         try:
-            self._pipeline.generate(
-                _one_token(),
-                genai.GenerationConfig(max_new_tokens=1, structured_output_config=structured),
-            )
+            with _overheard() as said:
+                self._pipeline.generate(_one_token(), config)
+                if _warned(said):
+                    self._left_out.add(guide)  # the next time it is kept, and nothing is said
         except RuntimeError as error:
             raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {_reason(error)}; mend it") from error
+        if guide in self._left_out:
+            raise EdgeAgentError(Code.UNSUPPORTED, _LEFT_OUT)
         return structured
 
 
@@ -88,6 +101,25 @@ class _Steps(genai.StreamerBase):  # type: ignore[misc]  # of a library without 
 
     def end(self) -> None:
         """Nothing is held back."""
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[BinaryIO]:
+    """Yield what the library prints meanwhile: it holds what the requester sent, which must not stand in the log."""
+    with os.fdopen(os.memfd_create("said"), "w+b") as said:
+        stderr = os.dup(_STDERR)
+        os.dup2(said.fileno(), _STDERR)
+        try:
+            yield said
+        finally:
+            os.dup2(stderr, _STDERR)
+            os.close(stderr)
+
+
+def _warned(said: BinaryIO) -> bool:
+    """Return whether the library printed that it leaves something out."""
+    said.seek(0)
+    return any(b"Warning" in line and _MERE_REMARK not in line for line in said)
 
 
 def _asked(guide: Guide) -> Any:
