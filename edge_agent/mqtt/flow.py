@@ -10,6 +10,9 @@ UNSENT_MAX = 256
 """QoS 0 messages that may wait for a slow connection; further ones are dropped, as QoS 0 allows."""
 HELD_BYTES_MAX = 4 * 2**20
 """What received messages may take that are not dealt with; one that is larger is waited for alone."""
+HELD_MAX = 1024
+"""So many of them, however small. Our Receive Maximum alone does not see to that: under load mosquitto 2.0.11 sends ten
+thousand beyond it, and what our own jobs have to store waits behind all that came before."""
 HELD_S = 5.0
 """No longer than this: the broker wants to hear of us."""
 
@@ -24,11 +27,15 @@ class Held:
         """Messages."""
 
     def add(self, size_bytes: int) -> None:
-        """Count a message in; wait a while when many large ones have not been dealt with: no more is read meanwhile."""
+        """Count a message in; wait a while when many have not been dealt with: no more is read meanwhile."""
+
+        def bearable() -> bool:
+            return self.count <= HELD_MAX and self._bytes <= max(HELD_BYTES_MAX, size_bytes)
+
         with self._changed:
             self._bytes += size_bytes
             self.count += 1
-            self._changed.wait_for(lambda: self._bytes <= max(HELD_BYTES_MAX, size_bytes), HELD_S)
+            self._changed.wait_for(bearable, HELD_S)
 
     def let_go(self, size_bytes: int) -> None:
         """Count a message out."""

@@ -29,6 +29,11 @@ class Speech:
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
         self._agent = topics.agent
+        self.lane = topics.lane
+
+    def status_topic(self, job: Job) -> str:
+        """Return where the requester is told of a job's states."""
+        return self._topics.inbox(job.client, job.job_id, "status")
 
     def status(
         self,

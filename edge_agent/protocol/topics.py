@@ -117,6 +117,13 @@ class Topics:
         """Where a requester is answered; `leaf` is `status`, `chunk` or `result`."""
         return f"{self.root}/clients/{client}/inbox/{self.agent}/{job_id}/{leaf}"
 
+    def lane(self, topic: str) -> str:
+        """Return with which others what we publish on a topic takes turns: with those to one requester; see rota.py."""
+        inboxes, jobs = f"{self.root}/clients/", self.event("jobs/")
+        if topic.startswith(inboxes):
+            return inboxes + topic.removeprefix(inboxes).split("/", 1)[0]
+        return jobs if topic.startswith(jobs) else ""
+
     def event(self, leaf: str) -> str:
         """Where the agent tells of itself: `presence`, `info`, `decision`, `telemetry`."""
         return f"{self.root}/agents/{self.agent}/evt/{leaf}"

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.base.log import get_logger
 from edge_agent.images.attachments import attach
 from edge_agent.images.spool import Holder, Spool
 from edge_agent.jobs.backlog import Backlog
@@ -36,8 +35,8 @@ from edge_agent.serving.outbox import Outbox
 from edge_agent.serving.strangers import Strangers
 from edge_agent.settings.load import ImagesSection, QueueSection, RequestersSection
 
-UNCONFIRMED_MAX = 2048
-"""Messages that may wait to be stored. QoS 1 ones are bounded by the link's receive maximum; QoS 0 ones end here."""
+UNCONFIRMED_MAX = 512
+"""Messages that may wait to be stored. QoS 1 ones are bounded by the link; QoS 0 ones end here."""
 RETRY_AFTER_DEFAULT_S = 10.0
 """What a full queue tells a requester before any job was measured."""
 RETRY_AFTER_LEAST_S = 1.0
@@ -47,9 +46,6 @@ T = TypeVar("T")
 
 _Afterwards = Callable[[], None]
 """What to do once a message is stored; nothing is said, and nobody told, before it is true."""
-
-log = get_logger()
-
 
 _UNKNOWN_YET = EdgeAgentError(
     Code.UNKNOWN_JOB, "job_id: this agent has no such job of yours; should it still come, it ends canceled at once"
@@ -308,12 +304,11 @@ class Intake:
         self._rejected(error.code)
         self._outbox.say(self._speech.rejection(asked.client, job_id, error, inbound, pooled=pooled))
 
-    @staticmethod
-    def _note(asked: Asked, job_id: str, error: EdgeAgentError) -> None:
-        log.info(
+    def _note(self, asked: Asked, job_id: str, error: EdgeAgentError) -> None:
+        self._strangers.rejected(
             "message.rejected",
+            asked.client,
             command=printable(asked.command, 16),
-            client=asked.client,
             job_id=job_id,
             code=error.code,
             reason=loggable(error.message),

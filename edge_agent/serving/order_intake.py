@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.base.log import get_logger
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.protocol.decode import printable
@@ -29,8 +28,6 @@ SUBJECT = "model"
 Report = OrderStatus | OrderResult
 Take = Callable[[str, ModelOrder, Callable[[Report], None]], Report]
 """See `orders.Orders.take`."""
-
-log = get_logger()
 
 
 class OrderIntake:
@@ -76,7 +73,8 @@ class OrderIntake:
         except EdgeAgentError as error:
             op_id = readable_op_id(inbound.payload)
             reason = loggable(error.message)
-            log.info("order.rejected", client=printable(asked.client), op_id=op_id, code=error.code, reason=reason)
+            client = printable(asked.client)
+            self._strangers.rejected("order.rejected", client, op_id=op_id, code=error.code, reason=reason)
             tell(OrderResult(agent=self._topics.agent, op_id=op_id, state="rejected", error=Failure.of(error)))
 
     def _order(self, asked: Asked, inbound: Inbound) -> ModelOrder:

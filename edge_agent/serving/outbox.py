@@ -6,7 +6,6 @@ in the queue's database and are fetched from there; nothing here needs to surviv
 
 import queue as stdlib_queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,12 +25,16 @@ from edge_agent.mqtt.redial import backoff_s
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.messages import Publication
 from edge_agent.serving.chunks import ChunkStream
+from edge_agent.serving.rota import Rota
 
 IN_FLIGHT_MAX = 20
 """Messages handed to paho and not answered: after a reconnect it sends them again. It sends fewer at once where the
 broker takes fewer, and hangs up on one that answers none of them (`Link.attend`)."""
+STATES_IN_FLIGHT_MAX = 15
+"""So many of them may be states: however many there are to tell, results go out beside them."""
 WAITING_MAX = 10_000
-"""States that wait for the connection; beyond it the oldest are dropped: a requester can ask for them."""
+"""States that wait for the connection; beyond it the oldest of who has most are dropped: a requester can ask for them.
+"""
 FIRST_RETRY_S = 30.0
 LAST_RETRY_S = 3600.0
 REFUSED = 0x80
@@ -102,9 +105,10 @@ class Outbox:
         self._now_s = now_s
         self._chance = chance
         self._inbox: stdlib_queue.SimpleQueue[_Event | None] = stdlib_queue.SimpleQueue()
-        self._waiting: deque[Publication] = deque()
+        self._waiting = Rota(speech.lane)
         self._in_flight: dict[int, Owed | None] = {}
         self._asking = False
+        self._overtaken = False
         self._next_owed_s = 0.0
         self._streams: dict[ChunkStream, float] = {}
         self._streams_lock = threading.Lock()
@@ -243,13 +247,12 @@ class Outbox:
     def _take(self, event: _Event) -> None:
         match event:
             case _Say(publication):
-                if len(self._waiting) >= WAITING_MAX:
-                    self._waiting.popleft()
-                    self.dropped += 1
-                self._waiting.append(publication)
+                self.dropped += self._waiting.add(publication, most=WAITING_MAX)
             case _Answered(mid, reason):
                 if mid in self._in_flight:
                     self._conclude(self._in_flight.pop(mid), reason)
+                if self._overtaken:
+                    self._overtaken, self._next_owed_s = False, 0.0
             case _Due(results, next_s):
                 self._publish_results(results, next_s)
             case _Wake(results):
@@ -269,8 +272,8 @@ class Outbox:
 
     def _pump(self) -> None:
         """Hand paho what there is room for: states first, they are small; then results."""
-        while self._link.connected and self._waiting and self._room() > 0:
-            publication = self._waiting.popleft()
+        while self._link.connected and self._waiting and self._room_for_states():
+            publication = self._waiting.next()
             mid = self._link.publish(publication)
             if publication.qos and mid is not None:
                 self._in_flight[mid] = None
@@ -278,6 +281,10 @@ class Outbox:
             self._asking = True
             self._next_owed_s = float("inf")  # until the answer, or until something happens meanwhile
             self._store.do(partial(_due, room=self._room(), busy=self._rows_in_flight()), self._inbox.put)
+
+    def _room_for_states(self) -> bool:
+        states = sum(owed is None for owed in self._in_flight.values())
+        return self._room() > 0 and states < STATES_IN_FLIGHT_MAX
 
     def _rows_in_flight(self) -> frozenset[int]:
         return frozenset(owed.job.row for owed in self._in_flight.values() if owed)
@@ -290,6 +297,9 @@ class Outbox:
         elif next_s is not None:
             self._next_owed_s = min(self._next_owed_s, next_s)
         for owed in results[:room]:
+            if self._waiting.hurry(self._speech.status_topic(owed.job)):
+                self._overtaken = True  # no state may come after the result: it is asked for again when they are out
+                continue
             publication = self._speech.result(owed.job, packet_bytes_max=self._link.packet_bytes_max)
             mid = self._link.publish(publication)
             if mid is None:
@@ -298,6 +308,8 @@ class Outbox:
                 self._conclude(owed, 0)  # nobody will answer
             else:
                 self._in_flight[mid] = owed
+        if self._overtaken:
+            self._next_owed_s = float("inf")  # until an answer gives room
 
     def _conclude(self, owed: Owed | None, reason: int) -> None:
         """Deal with the broker's answer; None stands for a message that needs no more than one."""

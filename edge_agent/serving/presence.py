@@ -12,6 +12,7 @@ from edge_agent.protocol.messages import Inbound, Publication
 from edge_agent.protocol.payloads import DecisionReport, Info, Payload, Presence
 from edge_agent.protocol.topics import KEPT, Topics
 from edge_agent.serving.retained import Kept
+from edge_agent.serving.strangers import Sparing
 
 DUPLICATE_S = 7200.0
 """Another agent of our name is believed to live on for so long at most: twice the longest time a link stays away."""
@@ -62,6 +63,7 @@ class Announcer:
         self._gone = False
         self._echoed_seq = 0
         self._kept = {topics.event(leaf): Kept() for leaf in KEPT}
+        self._overwritten = Sparing(now_s)
         self._twin: Presence | None = None
         self._twin_s: float | None = None
         self._twin_until_s = float("-inf")
@@ -139,7 +141,7 @@ class Announcer:
                 return  # another agent of our name would overwrite it again: said already
             self._last.pop(topic.rsplit("/", 1)[1], None)
             mend = kept.may_mend(self._now_s())
-        log.warning("presence.overwritten", agent=self._topics.agent, topic=topic)
+        self._say_overwritten(topic)
         if mend:
             self.refresh()
 
@@ -169,10 +171,14 @@ class Announcer:
                 log.error("presence.duplicate", agent=self._topics.agent, reason=self.duplicate, next=MEND)
             self.refresh()
             return
-        log.warning("presence.overwritten", agent=self._topics.agent, topic=inbound.topic)
+        self._say_overwritten(inbound.topic)
         with self._lock:
             self._last.pop("presence", None)
         self.refresh()
+
+    def _say_overwritten(self, topic: str) -> None:
+        if self._overwritten.due(topic) is not None:
+            log.warning("presence.overwritten", agent=self._topics.agent, topic=topic)
 
     def _cloned(self, twin: Presence | None) -> bool:
         """Return whether one works from a copy of our state folder, for all that is known; one of old says nothing."""

@@ -18,7 +18,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from running import wait_for
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.flow import HELD_BYTES_MAX, UNSENT_MAX
+from edge_agent.mqtt.flow import HELD_BYTES_MAX, HELD_MAX, UNSENT_MAX, Held
 from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.private_broker import PrivateBroker
 from edge_agent.mqtt.redial import STEADY_S, TAKEN_OVER_MIN_S
@@ -456,6 +456,20 @@ def test_large_messages_that_wait_to_be_dealt_with_are_bounded(broker):
             slow.link.ack(receipt)
         for _ in range(count - 4):
             slow.get()
+
+
+def test_small_messages_that_wait_to_be_dealt_with_are_bounded_too():
+    """Whatever the broker makes of our Receive Maximum: the next is read when one of them is done."""
+    held, done = Held(), threading.Event()
+    for _ in range(HELD_MAX):
+        held.add(1)
+    reader = threading.Thread(target=lambda: (held.add(1), done.set()))
+    reader.start()
+    wait_for(lambda: held.count == HELD_MAX + 1, "the reader to be at it", PATIENCE_S)
+    assert not done.wait(0.3)  # shorter than HELD_S
+    held.let_go(1)
+    assert done.wait(PATIENCE_S)
+    reader.join()
 
 
 @given(

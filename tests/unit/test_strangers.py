@@ -1,6 +1,7 @@
 """Names and topics that are nearly ours: told to who can be told, and said in the log, but not too often."""
 
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from edge_agent.mqtt.access import Access
 from edge_agent.protocol.filters import publishable
 from edge_agent.protocol.messages import loggable
 from edge_agent.protocol.topics import CLIENT, NAME_RULE, Topics, answerable
-from edge_agent.serving.strangers import EACH_S, MOST, WITHIN_S, Strangers
+from edge_agent.serving.strangers import EACH_S, MOST, REJECTIONS_MOST, WITHIN_S, Sparing, Strangers
 
 WRONG = ["Line-3", "line.3", "line 3", "zürich", "-line", "a" * 64, "line:3", "LINE", "line@plant", "日本"]
 UNANSWERABLE = ["", "a\nb", "\x1b[2J", "a" * 300, "￾"]
@@ -92,6 +93,37 @@ def test_each_topic_is_said_once_in_a_while_and_all_together_no_more_than_so_oft
     assert [(each["topic"], each["unsaid"]) for each in said] == [("c", 1000 - (MOST - 2) + 1)]
     now_s[0] = EACH_S
     assert lines(strangers, "a") == ["a"]
+
+
+def test_thousands_of_refusals_of_one_client_are_a_few_lines_and_hide_nobody_elses():
+    now_s = [0.0]
+    strangers = Strangers(lambda: now_s[0])
+    with capture_logs() as said:
+        for number in range(10_000):
+            strangers.rejected("message.rejected", "mallory", job_id=str(number))
+        strangers.rejected("message.rejected", "line-3", job_id="a")
+        now_s[0] = WITHIN_S
+        strangers.rejected("message.rejected", "mallory", job_id="last")
+    assert [each["job_id"] for each in said if each["client"] == "mallory"] == [
+        *map(str, range(REJECTIONS_MOST)),
+        "last",
+    ]
+    assert said[-1]["unsaid"] == 10_000 - REJECTIONS_MOST
+    assert [each["job_id"] for each in said if each["client"] == "line-3"] == ["a"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 50)), max_size=60))
+def test_every_line_is_said_or_counted(events):
+    now_s, said = [0.0], Counter()
+    sparing = Sparing(lambda: now_s[0], most=2)
+    for key, wait_s in events:
+        now_s[0] += wait_s
+        unsaid = sparing.due(key)
+        if unsaid is not None:
+            said[key] += 1 + unsaid
+    now_s[0] += WITHIN_S
+    for key in {key for key, _ in events}:
+        assert said[key] + sparing.due(key) == sum(each == key for each, _ in events)
 
 
 def test_a_sentence_in_the_log_holds_no_word_of_the_sender(desk):
