@@ -7,20 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from edge_agent.agent.events import News
+from edge_agent.agent.events import EventRouter
 from edge_agent.agent.from_settings import access, policy
 from edge_agent.agent.parts import Parts
 from edge_agent.agent.reports import reports
-from edge_agent.agent.self_report import Account
-from edge_agent.base.heartbeat import Beat
+from edge_agent.agent.self_report import SelfReport
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.control.orders import Orders
 from edge_agent.engine.hosting.prover import Prover
 from edge_agent.engine.hosting.served import Served
 from edge_agent.engine.hosting.supervisor import Supervisor
-from edge_agent.health.counters import Tally
+from edge_agent.health.counters import Counters
 from edge_agent.health.restraint import Restraint
 from edge_agent.health.snapshot import free_bytes
-from edge_agent.images.decoder_process import Darkroom, bound_bytes
+from edge_agent.images.decoder_process import DecoderProcess, bound_bytes
 from edge_agent.images.spool import Spool
 from edge_agent.integrations.homeassistant import HomeAssistant, WatchAnswers, config_topic, status_topic
 from edge_agent.jobs.pace import Pace
@@ -62,7 +62,7 @@ def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
     parts.settings = settings
     parts.root = root
     parts.wake = wake
-    parts.main = Beat("main")
+    parts.main = Heartbeat("main")
     parts.boot_id = uuid.uuid4().hex
     parts.machine = probe(root)
     parts.topics = Topics(settings.mqtt.root, settings.agent.id)
@@ -70,7 +70,7 @@ def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
     parts.access = access(settings)
     parts.catalogue = catalogue.read(settings.models.catalogue)
     parts.pace = Pace()
-    parts.tally = Tally([serve.name for serve in settings.models.serve])
+    parts.counters = Counters([serve.name for serve in settings.models.serve])
     parts.spool = Spool(
         settings.agent.state_dir / "images",
         quota_bytes=settings.images.quota_bytes,
@@ -80,15 +80,15 @@ def begin(settings: Settings, *, root: Path, wake: Callable[[], None]) -> Parts:
     return parts
 
 
-def complete(parts: Parts, queue: Queue, *, secret: str) -> Account:
+def complete(parts: Parts, queue: Queue, *, secret: str) -> SelfReport:
     """Make the rest, each after what it holds on to; return what the agent says of itself.
 
     `secret` is what the ids of its connections are made with.
     """
     parts.queue = queue
     parts.access = replace(parts.access, session=session.derived(secret, "main"))
-    account = Account(parts)
-    news = News(parts, account)
+    account = SelfReport(parts)
+    news = EventRouter(parts, account)
     _rows_and_broker(parts, account, news)
     _engines_and_jobs(parts, news)
     _arrivals(parts, account, news)
@@ -96,7 +96,7 @@ def complete(parts: Parts, queue: Queue, *, secret: str) -> Account:
     return account
 
 
-def _rows_and_broker(parts: Parts, account: Account, news: News) -> None:
+def _rows_and_broker(parts: Parts, account: SelfReport, news: EventRouter) -> None:
     settings, topics = parts.settings, parts.topics
     parts.store = Store(
         parts.queue,
@@ -160,7 +160,7 @@ def _of_home(settings: Settings) -> tuple[Subscription, ...]:
     return (Subscription(status_topic(prefix)), announced)
 
 
-def _engines_and_jobs(parts: Parts, news: News) -> None:
+def _engines_and_jobs(parts: Parts, news: EventRouter) -> None:
     settings = parts.settings
     models = [serve.name for serve in settings.models.serve]
     parts.restraint = Restraint(
@@ -195,7 +195,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         models=models,
         store=parts.store,
         spool=parts.spool,
-        darkroom=Darkroom(pixels=settings.images.pixels),
+        decoder_process=DecoderProcess(pixels=settings.images.pixels),
         guides=guides,
         engine=lambda model: parts.supervisor.process(model),  # noqa: PLW0108 - made later
         limits=lambda model: parts.supervisor.status(model).limits,
@@ -207,7 +207,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         [
             Served(
                 serve.name,
-                parts.provision.ladder(serve.name),
+                parts.provision.fallbacks(serve.name),
                 serve.keep_alive_s,
                 by_name=serve.openai is not None,
             )
@@ -222,7 +222,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
         turn_s=settings.models.turn_s,
         pinned=pins.read(),
     )
-    store, hub = models_store.Store.of(settings), Hub.of(settings.models)
+    store, hub = models_store.BuildStore.of(settings), Hub.of(settings.models)
     parts.pulls = Pulls(
         known,
         bring=lambda variant, progress, stop: fetch(store, variant, hub=hub, progress=progress, stop=stop),
@@ -232,7 +232,7 @@ def _engines_and_jobs(parts: Parts, news: News) -> None:
     parts.orders = Orders(settings.agent.id, models=models, supervisor=parts.supervisor, pulls=parts.pulls, pins=pins)
 
 
-def _arrivals(parts: Parts, account: Account, news: News) -> None:
+def _arrivals(parts: Parts, account: SelfReport, news: EventRouter) -> None:
     """Make what brings jobs: requests, those of pools, and messages that are watched."""
     settings, topics = parts.settings, parts.topics
     strangers = Strangers(time.monotonic)
@@ -250,7 +250,7 @@ def _arrivals(parts: Parts, account: Account, news: News) -> None:
         pace=parts.pace,
         cancel_running=parts.dispatcher.cancel,
         free_bytes=lambda: free_bytes(settings.agent.state_dir),
-        rejected=parts.tally.rejected,
+        rejected=parts.counters.rejected,
         pool_full=lambda: parts.pools.full,
         proven=parts.preparation.proven,
     )
@@ -297,7 +297,7 @@ def _arrivals(parts: Parts, account: Account, news: News) -> None:
     )
 
 
-def _watch_link(parts: Parts, news: News, wanted: tuple[Subscription, ...]) -> Link:
+def _watch_link(parts: Parts, news: EventRouter, wanted: tuple[Subscription, ...]) -> Link:
     return Link(
         replace(
             parts.access,

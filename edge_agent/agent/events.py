@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from edge_agent.agent.parts import Parts
-from edge_agent.agent.self_report import Account
+from edge_agent.agent.self_report import SelfReport
 from edge_agent.base.errors import EdgeAgentError
 from edge_agent.engine.hosting.runner import Listener
 from edge_agent.engine.messages import Event
@@ -14,10 +14,10 @@ from edge_agent.mqtt.link import Callbacks, Receipt
 from edge_agent.protocol.messages import Inbound, Publication
 
 
-class News:
+class EventRouter:
     """Told on the thread of whoever has something to tell: none of this may block."""
 
-    def __init__(self, parts: Parts, account: Account) -> None:
+    def __init__(self, parts: Parts, account: SelfReport) -> None:
         self._parts = parts
         self._account = account
         self._since_s = {serve.name: parts.queue.clock.now_s() for serve in parts.settings.models.serve}
@@ -27,7 +27,7 @@ class News:
         """Jobs have changed; told by the store's thread after each commit."""
         parts = self._parts
         chronicle.note(changes)
-        parts.tally.changed(changes)
+        parts.counters.changed(changes)
         parts.supervisor.demand(parts.queue.overview.demand([serve.name for serve in parts.settings.models.serve]))
         parts.outbox.announce(parts.queue, changes)
         parts.preparation.changed(changes)
@@ -70,7 +70,7 @@ class News:
         )
 
     def _heard(self, model: str, event: Event) -> None:
-        self._parts.tally.heard(model, event)
+        self._parts.counters.heard(model, event)
         self._parts.dispatcher.said(model, event)
 
     def _engine_failed(self, model: str, failure: Failure) -> None:
@@ -99,7 +99,7 @@ class News:
 
     def _engine_lost(self, model: str, failure: Failure, place: str | None) -> None:
         self._since_s[model] = self._parts.store.now_s()
-        self._parts.tally.lost(model, moved=place is not None)
+        self._parts.counters.lost(model, moved=place is not None)
         self._parts.dispatcher.lost(model, failure, place)
         self._parts.announcer.refresh()
 

@@ -2,7 +2,7 @@
 
 from edge_agent.health.governor import Policy
 from edge_agent.health.snapshot import free_bytes
-from edge_agent.jobs.retention import Allowance, Bounds
+from edge_agent.jobs.retention import Allowance, RetentionBounds
 from edge_agent.mqtt.access import Access
 from edge_agent.settings.load import Settings
 
@@ -29,7 +29,7 @@ def policy(settings: Settings) -> Policy | None:
 def allowance(settings: Settings) -> Allowance:
     """Return what ended jobs may hold of the disk."""
     return Allowance(
-        Bounds(settings.queue.keep_finished_bytes, settings.requesters.keep_finished_bytes),
+        RetentionBounds(settings.queue.keep_finished_bytes, settings.requesters.keep_finished_bytes),
         min_free_bytes=settings.queue.min_free_bytes,
         free_bytes=lambda: free_bytes(settings.agent.state_dir),
     )

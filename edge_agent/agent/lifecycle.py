@@ -14,7 +14,7 @@ from types import FrameType
 from edge_agent import __version__
 from edge_agent.agent import build, from_settings
 from edge_agent.agent.parts import Parts
-from edge_agent.agent.self_report import Account
+from edge_agent.agent.self_report import SelfReport
 from edge_agent.agent.waiting import awaited
 from edge_agent.base.awake import awake_s, keep_time
 from edge_agent.base.errors import Code, EdgeAgentError
@@ -61,7 +61,7 @@ class Agent:
         self._stuck: tuple[str, ...] = ()
         self._root = root
         self._parts: Parts
-        self._account: Account
+        self._account: SelfReport
 
     def run(self) -> int:
         """Work until SIGTERM, SIGINT or SIGHUP; a second one hurries.

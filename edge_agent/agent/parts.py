@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.control.orders import Orders
 from edge_agent.control.server import ControlServer
 from edge_agent.engine.hosting.supervisor import Supervisor
-from edge_agent.health.counters import Tally
+from edge_agent.health.counters import Counters
 from edge_agent.health.restraint import Restraint
 from edge_agent.images.spool import Spool
 from edge_agent.integrations.homeassistant import HomeAssistant
@@ -50,7 +50,7 @@ class Parts:
     """Where the machine's own files (proc, sys, …) are read from."""
     wake: Callable[[], None]
     """Makes the main thread look after engines and connections at once."""
-    main: Beat
+    main: Heartbeat
     boot_id: str
     machine: Machine
     topics: Topics
@@ -58,7 +58,7 @@ class Parts:
     access: Access
     catalogue: Catalogue
     pace: Pace
-    tally: Tally
+    counters: Counters
     spool: Spool
     queue: Queue
     store: Store
@@ -89,7 +89,7 @@ class Parts:
         return [self.link, self.watch_link] if self.watch_link else [self.link]
 
     @property
-    def beats(self) -> Iterator[Beat]:
+    def beats(self) -> Iterator[Heartbeat]:
         """What the threads say of themselves; those of engines have main wait for them, which shows."""
         yield self.main
         yield from (link.beat for link in (*self.links, *self.pools.links, *self.former.links))

@@ -3,10 +3,10 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edge_agent.agent.events import News
+from edge_agent.agent.events import EventRouter
 from edge_agent.agent.parts import Parts
-from edge_agent.agent.self_report import Account
-from edge_agent.control.job_admin import Desk
+from edge_agent.agent.self_report import SelfReport
+from edge_agent.control.job_admin import JobAdmin
 from edge_agent.control.orders import LOCAL
 from edge_agent.control.server import ControlServer
 from edge_agent.health.snapshot import Snapshots
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge_agent.integrations.http import HttpServer
 
 
-def reports(parts: Parts, account: Account, news: News) -> None:
+def reports(parts: Parts, account: SelfReport, news: EventRouter) -> None:
     """Make what tells how the agent is: the fleet, somebody on this machine, Prometheus."""
     settings = parts.settings
     parts.reporter = Reporter(
@@ -30,10 +30,10 @@ def reports(parts: Parts, account: Account, news: News) -> None:
             parts.root,
             memory=parts.machine.memory,
             state_dir=settings.agent.state_dir,
-            generated=lambda: parts.tally.generated,
+            generated=lambda: parts.counters.generated,
             gpus=gauges(parts.root, parts.machine.accelerators),
         ),
-        tally=parts.tally,
+        counters=parts.counters,
         store=parts.store,
         outbox=parts.outbox,
         engines=parts.supervisor.statuses,
@@ -49,7 +49,7 @@ def reports(parts: Parts, account: Account, news: News) -> None:
     parts.control = ControlServer(
         settings.agent.state_dir,
         store=parts.store,
-        desk=Desk(
+        desk=JobAdmin(
             speech=Speech(parts.topics),
             cancel_running=parts.dispatcher.cancel,
             resolve=parts.supervisor.resolve,
@@ -66,7 +66,7 @@ def _refresh(parts: Parts) -> None:
     parts.home.refresh()
 
 
-def _http(parts: Parts, account: Account) -> "HttpServer | None":
+def _http(parts: Parts, account: SelfReport) -> "HttpServer | None":
     asked = parts.settings.prometheus
     if asked.port is None:
         return None
@@ -75,9 +75,9 @@ def _http(parts: Parts, account: Account) -> "HttpServer | None":
     return prometheus.server(
         asked.host,
         asked.port,
-        prometheus.Sources(
+        prometheus.MetricSources(
             telemetry=lambda: parts.reporter.latest,
-            counts=parts.tally.counts,
+            counts=parts.counters.counts,
             condition=account.condition,
             connected=lambda: parts.link.connected,
             stuck=account.stuck,

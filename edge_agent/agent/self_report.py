@@ -17,7 +17,7 @@ from edge_agent.mqtt.welcome import RETAINED
 from edge_agent.protocol.payloads import DecisionReport, EngineReading, Info
 
 
-class Account:
+class SelfReport:
     """Answers whoever asks, on any thread.
 
     `draining`: it takes leave. `deaf`, `unwatched`: filters the broker refuses to its two connections.

@@ -12,7 +12,7 @@ IDLE_S = 60.0
 """How long a thread sleeps when nothing wakes it."""
 
 
-class Beat:
+class Heartbeat:
     """One thread's word; not started, or ended in order, it has given none."""
 
     def __init__(self, thread: str, *, now_s: Callable[[], float] = awake_s) -> None:
@@ -29,6 +29,6 @@ class Beat:
         self.due_s = math.inf
 
 
-def stuck(beats: Iterable[Beat], *, now_s: float) -> tuple[str, ...]:
+def stuck(beats: Iterable[Heartbeat], *, now_s: float) -> tuple[str, ...]:
     """Return the threads that were not heard of when they had said they would be (pure)."""
     return tuple(beat.thread for beat in beats if beat.due_s < now_s)

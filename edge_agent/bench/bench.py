@@ -9,9 +9,9 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.bench import calibrate, workload
 from edge_agent.bench.calibrate import THREADS, Axis, Calibration, Options, Tried
 from edge_agent.bench.reference_loop import Bare
-from edge_agent.bench.workload import Plan, Prompts, Row, out_name
+from edge_agent.bench.workload import Figure, Plan, WorkloadPrompts, out_name
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.hosting.one_shot import Trial
+from edge_agent.engine.hosting.one_shot import OneShotEngine
 from edge_agent.engine.messages import Ready
 from edge_agent.engine.selftest.canary import ANSWER_TOKENS, beginning
 from edge_agent.models.load import Placed, prepare
@@ -48,18 +48,18 @@ class Report:
     options: Options
     spec: ModelSpec
     ready: Ready
-    rows: tuple[Row, ...]
+    rows: tuple[Figure, ...]
     calibration: Calibration | None
-    bare: tuple[Row, ...] = ()
+    bare: tuple[Figure, ...] = ()
     bare_fault: str = ""
     kept: Path | None = None
     heard: str = ""
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> Figure:
         """Return the engine's row of a name; an empty one when it was not measured."""
         return _named(self.rows, name)
 
-    def bare_row(self, name: str) -> Row:
+    def bare_row(self, name: str) -> Figure:
         """Return the bare library's likewise."""
         return _named(self.bare, name)
 
@@ -70,8 +70,8 @@ class Report:
         return engine / bare if engine and bare else None
 
 
-def _named(rows: tuple[Row, ...], name: str) -> Row:
-    return next((row for row in rows if row.name == name), Row(name, ()))
+def _named(rows: tuple[Figure, ...], name: str) -> Figure:
+    return next((row for row in rows if row.name == name), Figure(name, ()))
 
 
 def context_tokens(plan: Plan) -> int:
@@ -131,11 +131,11 @@ class Bench:
         spec = self._spec(options, parallel=jobs_most)
         with self._trial(spec) as trial:
             started = (
-                Row("ready_first_start_s", (first_s,)),
-                Row("ready_second_start_s", (trial.ready_s,)),
-                Row("load_ms", (trial.ready.load_ms,)),
+                Figure("ready_first_start_s", (first_s,)),
+                Figure("ready_second_start_s", (trial.ready_s,)),
+                Figure("load_ms", (trial.ready.load_ms,)),
             )
-            rows = workload.rows(trial, self.plan, Prompts.fitted(trial), tell=self.tell)
+            rows = workload.rows(trial, self.plan, WorkloadPrompts.fitted(trial), tell=self.tell)
             heard = self._hear(trial)
             return Report(
                 self.subject, self.plan, options, spec, trial.ready, (*started, *rows), calibration, heard=heard
@@ -148,15 +148,15 @@ class Bench:
         """
         self.tell("the bare library")
         spec = self._spec(report.options, parallel=1)
-        with Trial(spec) as trial:
-            prompts = Prompts.fitted(trial)
+        with OneShotEngine(spec) as trial:
+            prompts = WorkloadPrompts.fitted(trial)
         try:
             with Bare(spec) as bare:
                 return replace(report, bare=workload.bare_rows(bare, self.plan, prompts))
         except EdgeAgentError as error:
             return replace(report, bare_fault=error.message)
 
-    def _hear(self, trial: Trial) -> str:
+    def _hear(self, trial: OneShotEngine) -> str:
         """Return what the answer to the question begins with, as it would at a trial."""
         if self.question is None:
             return ""
@@ -172,8 +172,8 @@ class Bench:
             return Tried(options, fault=error.message)
 
     @contextmanager
-    def _trial(self, spec: ModelSpec) -> Iterator[Trial]:
-        with Trial(spec) as trial:
+    def _trial(self, spec: ModelSpec) -> Iterator[OneShotEngine]:
+        with OneShotEngine(spec) as trial:
             known_tokens = trial.ready.limits.context_tokens
             if known_tokens < self.context_tokens:
                 raise EdgeAgentError(

@@ -60,7 +60,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SettingVerdict:
     """What is thought of a setting. `agreeing_tokens`: the median of leading tokens as in plain arithmetic."""
 
     tried: Tried
@@ -74,7 +74,7 @@ class Calibration:
     """Every setting that was tried, in the order of trial, and the best; None when none is sound."""
 
     best: Tried | None
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[SettingVerdict, ...]
 
 
 def axes(backend: str, device: str, machine: Machine, *, cache: tuple[str, ...] = CACHE) -> tuple[Axis, ...]:
@@ -158,13 +158,13 @@ def walk(
     The reference is a yardstick only. Without `meaning` in the weights texts are compared but decide nothing: with
     random ones every token is a tie.
     """
-    verdicts: list[Verdict] = []
+    verdicts: list[SettingVerdict] = []
     yardstick: tuple[Answer, ...] = ()
     if reference is not None:
         tried = attempt(reference)
         yardstick = tried.answers
         told = f"does not run: {tried.fault}" if tried.fault else "reference for the texts"
-        verdicts.append(Verdict(tried, not tried.fault, told))
+        verdicts.append(SettingVerdict(tried, not tried.fault, told))
     first = judge(attempt(default), yardstick, best=None, meaning=meaning)
     verdicts.append(first)
     if first.tried.fault and not yardstick:  # it is not the settings
@@ -183,20 +183,20 @@ def walk(
     return Calibration(best, tuple(verdicts))
 
 
-def judge(tried: Tried, yardstick: tuple[Answer, ...], *, best: Tried | None, meaning: bool) -> Verdict:
+def judge(tried: Tried, yardstick: tuple[Answer, ...], *, best: Tried | None, meaning: bool) -> SettingVerdict:
     """Say what is thought of a setting beside the best so far; an empty yardstick compares no texts."""
     if tried.fault:
-        return Verdict(tried, sound=False, remark=f"does not run: {tried.fault}")
+        return SettingVerdict(tried, sound=False, remark=f"does not run: {tried.fault}")
     remark = "nothing to beat" if best is None else _gain(tried, best)
     if not yardstick:
-        return Verdict(tried, sound=True, remark=remark)
+        return SettingVerdict(tried, sound=True, remark=remark)
     agreed = [leading_tokens(*pair) for pair in zip(yardstick, tried.answers, strict=True)]
     median_tokens = statistics.median(agreed)
     if _same(agreed, yardstick):
-        return Verdict(tried, sound=True, remark=remark, agreeing_tokens=median_tokens)
+        return SettingVerdict(tried, sound=True, remark=remark, agreeing_tokens=median_tokens)
     told = f"texts differ from the reference's after {median_tokens:g} tokens"
     told = f"turned down: {told}" if meaning else f"{remark}; {told}, as random weights may"
-    return Verdict(tried, sound=not meaning, remark=told, agreeing_tokens=median_tokens)
+    return SettingVerdict(tried, sound=not meaning, remark=told, agreeing_tokens=median_tokens)
 
 
 def _same(agreed: Sequence[int], yardstick: Sequence[Answer]) -> bool:

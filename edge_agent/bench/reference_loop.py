@@ -45,7 +45,7 @@ Loop = Callable[[str, int], BareSpell]
 
 
 class Bare:
-    """A context with a bare loop that is loaded and has answered once. Raises EdgeAgentError as Trial does."""
+    """A context with a bare loop that is loaded and has answered once. Raises EdgeAgentError as OneShotEngine does."""
 
     def __init__(self, spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> None:
         self._spec = spec

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Self, TypeVar
 
 from edge_agent.bench.reference_loop import Bare
-from edge_agent.engine.hosting.one_shot import Spell, Trial
+from edge_agent.engine.hosting.one_shot import OneShotEngine, Spell
 
 SENTENCE = (
     "in hall two the pump runs well but its valve shows more heat than last week so check oil level and write down "
@@ -47,7 +47,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Figure:
     """One figure: `name` carries its unit; no values where nothing could be measured."""
 
     name: str
@@ -59,7 +59,7 @@ class Row:
         return statistics.median(self.values) if self.values else None
 
 
-class Prompts:
+class WorkloadPrompts:
     """Prompts of about a wanted number of tokens, no two alike from the first word on."""
 
     def __init__(self, *, tokens_per_word: float, overhead_tokens: float) -> None:
@@ -68,7 +68,7 @@ class Prompts:
         self._numbers = itertools.count(1)
 
     @classmethod
-    def fitted(cls, trial: Trial) -> Self:
+    def fitted(cls, trial: OneShotEngine) -> Self:
         """Learn from two prompts how many tokens a model makes of a word, and of what surrounds a prompt."""
         unfitted = cls(tokens_per_word=1.0, overhead_tokens=0.0)
         few, many = 4, 12
@@ -92,19 +92,21 @@ class Prompts:
         return " ".join((f"{number}:", *words))
 
 
-def answers(trial: Trial) -> tuple[tuple[tuple[str, int], ...], ...]:
+def answers(trial: OneShotEngine) -> tuple[tuple[tuple[str, int], ...], ...]:
     """Return what an engine answers to the questions that settings are compared by."""
     return tuple(trial.ask([question], max_tokens=ANSWER_TOKENS)[0].text for question in QUESTIONS)
 
 
-def decode_per_s(trial: Trial, plan: Plan) -> tuple[float, ...]:
+def decode_per_s(trial: OneShotEngine, plan: Plan) -> tuple[float, ...]:
     """Return the speed of single answers, one figure each."""
-    prompts = Prompts.fitted(trial)
+    prompts = WorkloadPrompts.fitted(trial)
     spells = repeated(lambda: trial.ask([prompts.fresh(plan.own_tokens)], max_tokens=plan.answer_tokens)[0], plan)
     return known(spell.decode_per_s for spell in spells)
 
 
-def rows(trial: Trial, plan: Plan, prompts: Prompts, *, tell: Callable[[str], None]) -> tuple[Row, ...]:
+def rows(
+    trial: OneShotEngine, plan: Plan, prompts: WorkloadPrompts, *, tell: Callable[[str], None]
+) -> tuple[Figure, ...]:
     """Return the figures of an engine. `tell` hears what is measured next."""
     beginning = prompts.fresh(plan.common_tokens)
 
@@ -120,33 +122,33 @@ def rows(trial: Trial, plan: Plan, prompts: Prompts, *, tell: Callable[[str], No
     trial.ask([prompts.following(beginning, plan.own_tokens)], max_tokens=1)
     alone_warm = repeated(partial(warm, 1), plan)
     found = [
-        Row("prefill_tokens_per_s", known(each.prefill_per_s for (each,) in alone)),
-        Row("decode_tokens_per_s", known(each.decode_per_s for (each,) in alone)),
-        Row("first_token_cold_ms", known(_ms(each.first_token_s) for (each,) in alone)),
-        Row("first_token_warm_ms", known(_ms(each.first_token_s) for (each,) in alone_warm)),
-        Row("prompt_tokens", tuple(float(each.prompt_tokens) for (each,) in alone)),
-        Row("reused_tokens_warm", tuple(float(each.cached_tokens) for (each,) in alone_warm)),
+        Figure("prefill_tokens_per_s", known(each.prefill_per_s for (each,) in alone)),
+        Figure("decode_tokens_per_s", known(each.decode_per_s for (each,) in alone)),
+        Figure("first_token_cold_ms", known(_ms(each.first_token_s) for (each,) in alone)),
+        Figure("first_token_warm_ms", known(_ms(each.first_token_s) for (each,) in alone_warm)),
+        Figure("prompt_tokens", tuple(float(each.prompt_tokens) for (each,) in alone)),
+        Figure("reused_tokens_warm", tuple(float(each.cached_tokens) for (each,) in alone_warm)),
     ]
     for jobs in plan.jobs:
         tell(f"{jobs} at once")
         runs = alone if jobs == 1 else repeated(partial(cold, jobs), plan)
         warm_runs = alone_warm if jobs == 1 else repeated(partial(warm, jobs), plan)
         found += [
-            Row(out_name(jobs, common=False), known(map(out_per_s, runs))),
-            Row(out_name(jobs, common=True), known(map(out_per_s, warm_runs))),
+            Figure(out_name(jobs, common=False), known(map(out_per_s, runs))),
+            Figure(out_name(jobs, common=True), known(map(out_per_s, warm_runs))),
         ]
     return tuple(found)
 
 
-def bare_rows(bare: Bare, plan: Plan, prompts: Prompts) -> tuple[Row, ...]:
+def bare_rows(bare: Bare, plan: Plan, prompts: WorkloadPrompts) -> tuple[Figure, ...]:
     """Return the figures that a bare loop has in common with an engine."""
     spells = repeated(lambda: bare.ask(prompts.fresh(plan.prompt_tokens), max_tokens=plan.answer_tokens), plan)
     return (
-        Row("ready_first_start_s", (bare.ready_s,)),
-        Row("prefill_tokens_per_s", known(each.prefill_per_s for each in spells)),
-        Row("decode_tokens_per_s", known(each.decode_per_s for each in spells)),
-        Row("first_token_cold_ms", known(_ms(each.first_token_s) for each in spells)),
-        Row(out_name(1, common=False), tuple(each.tokens / each.seconds for each in spells)),
+        Figure("ready_first_start_s", (bare.ready_s,)),
+        Figure("prefill_tokens_per_s", known(each.prefill_per_s for each in spells)),
+        Figure("decode_tokens_per_s", known(each.decode_per_s for each in spells)),
+        Figure("first_token_cold_ms", known(_ms(each.first_token_s) for each in spells)),
+        Figure(out_name(1, common=False), tuple(each.tokens / each.seconds for each in spells)),
     )
 
 

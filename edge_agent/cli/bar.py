@@ -54,7 +54,7 @@ class PullLine:
         self._phase = ""
         self._line = FileLine(bar)
 
-    def show(self, progress: fetch.Progress) -> None:
+    def show(self, progress: fetch.PullProgress) -> None:
         """Show the newest word of a pull."""
         if progress.phase != self._phase:
             for task in self._bar.task_ids:

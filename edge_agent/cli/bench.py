@@ -24,10 +24,10 @@ from edge_agent.bench.calibrate import THREADS, Axis
 from edge_agent.bench.workload import Plan
 from edge_agent.cli import bench_subject
 from edge_agent.cli.bench_report import as_json, drawing, show, show_tried
-from edge_agent.cli.bench_subject import Backend, Device, Size
+from edge_agent.cli.bench_subject import BenchBackend, BenchSize, Device
 from edge_agent.jobs.state_dir import locked
 from edge_agent.models import measurements
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 from edge_agent.settings import load as settings
 from edge_agent.settings.load import Settings
 from hardware.machine import Machine
@@ -39,7 +39,7 @@ TOKENS_MAX = 130_000
 """What no model here has context for."""
 
 
-class Grid(StrEnum):
+class BenchGrid(StrEnum):
     """What settings are tried."""
 
     SMALL = "small"
@@ -52,10 +52,10 @@ def bench(
     ] = None,
     *,
     synthetic: Annotated[
-        Size | None, typer.Option(help="A model with random weights instead, made for this and removed after it.")
+        BenchSize | None, typer.Option(help="A model with random weights instead, made for this and removed after it.")
     ] = None,
-    backend: Annotated[Backend, typer.Option(help="The library; with a folder auto is the one it is for.")] = (
-        Backend.AUTO
+    backend: Annotated[BenchBackend, typer.Option(help="The library; with a folder auto is the one it is for.")] = (
+        BenchBackend.AUTO
     ),
     device: Annotated[Device, typer.Option(help="What it runs on; auto is the processor where it can.")] = Device.AUTO,
     threads: Annotated[
@@ -65,7 +65,9 @@ def bench(
     prompt_tokens: Annotated[str, typer.Option(help="Tokens of a prompt: what may be common + its own.")] = "192+32",
     tokens: Annotated[int, typer.Option(min=2, max=4096, help="Tokens of an answer at most.")] = 32,
     repeat: Annotated[int, typer.Option(min=1, max=100, help="Repetitions; fewer where one takes long.")] = 3,
-    grid: Annotated[Grid, typer.Option(help="small: try the settings that are known to matter here.")] = Grid.SMALL,
+    grid: Annotated[
+        BenchGrid, typer.Option(help="small: try the settings that are known to matter here.")
+    ] = BenchGrid.SMALL,
     cache: Annotated[
         str,
         typer.Option(
@@ -109,7 +111,7 @@ def bench(
             first_threads = counts[0] if counts else None
             report = _measure(subject, plan, along, first_threads=first_threads, bare=bare, question=question)
             if keep:
-                report = replace(report, kept=_keep(report, machine, Store.of(loaded).folder))
+                report = replace(report, kept=_keep(report, machine, BuildStore.of(loaded).folder))
                 bench_subject.remember(subject, loaded, report.heard)
     except (EdgeAgentError, SettingsError, ImportError) as error:
         if isinstance(error, NothingSoundError) and not json:
@@ -169,7 +171,7 @@ def _keep(report: Report, machine: Machine, folder: Path) -> Path:
         raise EdgeAgentError(Code.MODEL_ERROR, "no answer was long enough to tell its speed; ask for more --tokens")
     return measurements.keep(
         folder,
-        measurements.Kept(
+        measurements.StoredMeasurement(
             machine=measurements.fingerprint(machine),
             model=report.subject.name,
             backend=place.backend,
@@ -237,10 +239,10 @@ def _alone(loaded: Settings, *, given: bool) -> Iterator[None]:
 
 
 def _axes(
-    subject: Subject, machine: Machine, grid: Grid, threads: tuple[int, ...], cache: tuple[str, ...]
+    subject: Subject, machine: Machine, grid: BenchGrid, threads: tuple[int, ...], cache: tuple[str, ...]
 ) -> tuple[Axis, ...]:
     place = subject.placed
-    found = calibrate.axes(place.backend, place.device, machine, cache=cache) if grid is Grid.SMALL else ()
+    found = calibrate.axes(place.backend, place.device, machine, cache=cache) if grid is BenchGrid.SMALL else ()
     if threads:
         found = tuple(axis for axis in found if axis.option != THREADS)
     return (Axis(THREADS, tuple(map(str, threads[1:]))), *found) if threads[1:] else found

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_agent.bench.bench import Report, in_words
-from edge_agent.bench.calibrate import Calibration, Verdict
-from edge_agent.bench.workload import Row, out_name
+from edge_agent.bench.calibrate import Calibration, SettingVerdict
+from edge_agent.bench.workload import Figure, out_name
 from edge_agent.cli.chart import bars
 
 ABSENT = "—"
@@ -47,7 +47,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _figure(row: Row) -> dict[str, float | int | None]:
+def _figure(row: Figure) -> dict[str, float | int | None]:
     return {
         "median": row.median,
         "low": min(row.values, default=None),
@@ -56,7 +56,7 @@ def _figure(row: Row) -> dict[str, float | int | None]:
     }
 
 
-def _tried(verdict: Verdict) -> dict[str, Any]:
+def _tried(verdict: SettingVerdict) -> dict[str, Any]:
     return {
         "options": dict(verdict.tried.options),
         "decode_tokens_per_s": verdict.tried.tokens_per_s,
@@ -155,5 +155,5 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _ratio(row: Row, bare: Row) -> float | None:
+def _ratio(row: Figure, bare: Figure) -> float | None:
     return None if row.median is None or not bare.median else row.median / bare.median

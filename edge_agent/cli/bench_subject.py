@@ -8,23 +8,23 @@ from pathlib import Path
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.bench.bench import Subject
 from edge_agent.models import catalogue, measurements
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 from edge_agent.models.choose import options_of
 from edge_agent.models.load import Placed
 from edge_agent.models.places import placed
 from edge_agent.models.provision import here
-from edge_agent.models.reference_answers import Known
+from edge_agent.models.reference_answers import ReferenceAnswers
 from edge_agent.settings.load import ServeSection, Settings
 
 
-class Size(StrEnum):
+class BenchSize(StrEnum):
     """Which synthetic model."""
 
     TINY = "tiny"
     FULL = "full"
 
 
-class Backend(StrEnum):
+class BenchBackend(StrEnum):
     """The library that runs it."""
 
     AUTO = "auto"
@@ -43,9 +43,9 @@ class Device(StrEnum):
     NPU = "npu"
 
 
-def found(model: str, loaded: Settings, backend: Backend, device: Device, *, meaning: bool) -> Subject:
+def found(model: str, loaded: Settings, backend: BenchBackend, device: Device, *, meaning: bool) -> Subject:
     """Find what is meant: a folder, a build in the store, or a family of which there is one."""
-    installed = here(Store.of(loaded))
+    installed = here(BuildStore.of(loaded))
     folder = Path(model)
     name = next((name for name, path in installed.items() if path.resolve() == folder.resolve()), model)
     if name == model and (folder.is_dir() or os.sep in model):
@@ -53,7 +53,7 @@ def found(model: str, loaded: Settings, backend: Backend, device: Device, *, mea
             placed(_serve(folder, backend, device), folder), measurements.identity(folder), str(folder), meaning
         )
     builds = [each for each in catalogue.read(loaded.models.catalogue).builds_of(name) if each.name in installed]
-    builds = [each for each in builds if backend in (Backend.AUTO, each.backend)]
+    builds = [each for each in builds if backend in (BenchBackend.AUTO, each.backend)]
     if not builds:
         raise EdgeAgentError(
             Code.MODEL_MISSING,
@@ -77,17 +77,19 @@ def found(model: str, loaded: Settings, backend: Backend, device: Device, *, mea
     return Subject(place, variant.name, variant.name, meaning)
 
 
-def synthetic(size: Size, backend: Backend, device: Device, parent: Path, tell: Callable[[str], None]) -> Subject:
+def synthetic(
+    size: BenchSize, backend: BenchBackend, device: Device, parent: Path, tell: Callable[[str], None]
+) -> Subject:
     """Make a model with random weights in a folder."""
     from edge_agent import synth  # noqa: PLC0415 - other verbs live without numpy
 
     folder = parent / size
-    library = Backend.ONNX if backend is Backend.AUTO else backend
+    library = BenchBackend.ONNX if backend is BenchBackend.AUTO else backend
     synth.build_text(
         folder,
         backend=synth.Backend(library),
-        shape=synth.FULL if size is Size.FULL else synth.TINY,
-        block_size=128 if library is Backend.OPENVINO else 32,  # as the published builds for each library
+        shape=synth.FULL if size is BenchSize.FULL else synth.TINY,
+        block_size=128 if library is BenchBackend.OPENVINO else 32,  # as the published builds for each library
         progress=lambda done, total: tell(f"makes a {size} model: {done} of {total} layers"),
     )
     name = f"synthetic-{size}"
@@ -101,15 +103,15 @@ def question(subject: Subject, loaded: Settings) -> str | None:
     builds = catalogue.read(loaded.models.catalogue)
     variants = builds.builds_of(subject.name)
     family = builds.family_of(variants[0]) if variants else None
-    return Known(loaded.agent.state_dir).canary(subject.placed.path, subject.placed.backend, family).prompt
+    return ReferenceAnswers(loaded.agent.state_dir).canary(subject.placed.path, subject.placed.backend, family).prompt
 
 
 def remember(subject: Subject, loaded: Settings, heard: str) -> None:
     """Keep what its answer to the question begins with where the agent keeps it, if it has been here at all."""
     asked = question(subject, loaded)
     if asked is not None and loaded.agent.state_dir.is_dir():
-        Known(loaded.agent.state_dir).keep(subject.placed.path, subject.placed.backend, asked, heard)
+        ReferenceAnswers(loaded.agent.state_dir).keep(subject.placed.path, subject.placed.backend, asked, heard)
 
 
-def _serve(folder: Path, backend: Backend, device: Device) -> ServeSection:
+def _serve(folder: Path, backend: BenchBackend, device: Device) -> ServeSection:
     return ServeSection(name="bench", path=folder, backend=backend.value, device=device.value)

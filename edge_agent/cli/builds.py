@@ -6,12 +6,12 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent.models.build_store import Installed, Store, in_words
+from edge_agent.models.build_store import BuildStore, Installed, in_words
 from edge_agent.models.catalogue import Catalogue, Variant
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BuildRow:
     """A build in the list: of how many files a hash is known, and of an installed one whose word that is."""
 
     name: str
@@ -25,7 +25,7 @@ class Row:
     vouched: str | None
 
 
-def rows(store: Store, builds: Catalogue) -> list[Row]:
+def rows(store: BuildStore, builds: Catalogue) -> list[BuildRow]:
     """Return the catalogue's builds by family, then those of the store that it does not know."""
     here = {each.name: each for each in store.installed()}
     partial = store.partial_bytes()
@@ -39,7 +39,7 @@ def rows(store: Store, builds: Catalogue) -> list[Row]:
     return known + [_row(name, None, here.get(name), partial.get(name, 0)) for name in unknown]
 
 
-def _row(name: str, variant: Variant | None, installed: Installed | None, partial_bytes: int) -> Row:
+def _row(name: str, variant: Variant | None, installed: Installed | None, partial_bytes: int) -> BuildRow:
     manifest = installed.manifest if installed else None
     state: Literal["installed", "damaged", "partial", "available"]
     if installed is not None:
@@ -47,7 +47,7 @@ def _row(name: str, variant: Variant | None, installed: Installed | None, partia
     else:
         state = "partial" if partial_bytes else "available"
     files = manifest.files if manifest else variant.files if variant else ()
-    return Row(
+    return BuildRow(
         name=name,
         family=variant.family if variant else None,
         backend=variant.backend if variant else None,
@@ -63,7 +63,7 @@ def _row(name: str, variant: Variant | None, installed: Installed | None, partia
 _STYLES = {"installed": "green", "damaged": "red", "partial": "yellow", "available": ""}
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[BuildRow]) -> Table:
     """Return the rows as a table that fits 80 columns."""
     shown = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for header in ("build", "backend"):
@@ -88,13 +88,13 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
-def _state(row: Row) -> str:
+def _state(row: BuildRow) -> str:
     if row.state == "partial" and row.size_bytes:
         return f"{min(99, 100 * row.partial_bytes // row.size_bytes)} % here"
     return row.state
 
 
-def _hashes(row: Row) -> str:
+def _hashes(row: BuildRow) -> str:
     """Return whose word an installed build's hashes are; of another, of how many files the catalogue knows them."""
     if row.vouched is not None:
         return "no word" if row.vouched == "nobody" else row.vouched

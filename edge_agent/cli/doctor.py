@@ -14,17 +14,17 @@ from rich.text import Text
 
 from edge_agent.base.errors import SettingsError
 from edge_agent.doctor import broker, builds, machine
-from edge_agent.doctor.finding import Finding, Level, failed, ok
+from edge_agent.doctor.finding import Finding, Severity, failed, ok
 from edge_agent.protocol.topics import Topics
 from edge_agent.settings import load as settings
 from edge_agent.watch import rules
 from hardware.probe import probe
 
 MARKS = {
-    Level.OK: ("✓", "green"),
-    Level.WARNING: ("!", "yellow"),
-    Level.FAILED: ("✗", "red"),
-    Level.UNKNOWN: ("?", "dim"),
+    Severity.OK: ("✓", "green"),
+    Severity.WARNING: ("!", "yellow"),
+    Severity.FAILED: ("✗", "red"),
+    Severity.UNKNOWN: ("?", "dim"),
 }
 
 
@@ -45,11 +45,11 @@ def doctor(
         found.append(finding)
         if not json:
             _show(finding)
-    bad = sum(each.level is Level.FAILED for each in found)
+    bad = sum(each.level is Severity.FAILED for each in found)
     if json:
         rich.print_json(data={"ok": not bad, "findings": [asdict(each) for each in found]})
     else:
-        warned = sum(each.level is Level.WARNING for each in found)
+        warned = sum(each.level is Severity.WARNING for each in found)
         rich.print(Text(f"\n{bad} failed, {warned} warnings", style="red" if bad else "yellow" if warned else "green"))
     if bad:
         raise typer.Exit(1)

@@ -17,7 +17,7 @@ from edge_agent.base.errors import EdgeAgentError, SettingsError
 from edge_agent.health.birth import decision_report
 from edge_agent.images.decoder_process import bound_bytes
 from edge_agent.models import catalogue, runtimes
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 from edge_agent.models.choose import choose
 from edge_agent.models.measurements import installed_libraries, measured
 from edge_agent.models.provision import here, wanted
@@ -71,7 +71,7 @@ def explain(
         there = _machine(machine, memory)
         offered = runtimes.presumed(there) if machine is not None else runtimes.ask()
         builds = catalogue.read(loaded.models.catalogue)
-        store = Store.of(loaded)
+        store = BuildStore.of(loaded)
         installed = here(store) if machine is None else {}
         seen = measured(store.folder, there, installed_libraries()) if machine is None and memory is None else {}
         decisions = {

@@ -19,11 +19,11 @@ from edge_agent.cli import fleet_detail, fleet_list
 from edge_agent.cli.asking import Asking
 from edge_agent.cli.fleet_screen import Scene, page, screen
 from edge_agent.cli.keyboard import Keyboard
-from edge_agent.fleet.browsing import Browsing, Place
+from edge_agent.fleet.browsing import Browsing, Screen
 from edge_agent.fleet.liveness import SILENCE_S
 from edge_agent.fleet.monitor import Monitor
 from edge_agent.fleet.roster import AGENTS_MAX
-from edge_agent.fleet.rows import Order, Row, row, rows
+from edge_agent.fleet.rows import AgentRow, SortOrder, row, rows
 from edge_agent.settings.load import MqttSection
 
 CONNECT_S = 10.0
@@ -45,7 +45,7 @@ def fleet(
     *,
     once: Annotated[bool, typer.Option("--once", help="Print once and end; so it is where nobody looks.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each agent, and end.")] = False,
-    sort: Annotated[Order, typer.Option(help="What stands first.")] = Order.HEALTH,
+    sort: Annotated[SortOrder, typer.Option(help="What stands first.")] = SortOrder.HEALTH,
     only: Annotated[str, typer.Option("--filter", help="Only agents of which every one of these words is known.")] = "",
     wait_s: Annotated[
         float, typer.Option(min=0, max=3600, help="With --once: at most so long for agents that have not reported.")
@@ -66,7 +66,7 @@ def fleet(
             _await_picture(monitor, wait_s)
             raise typer.Exit(_print(monitor, agent, sort=sort, words=only, json=json))
         with Asking(broker.access(section, f"{name[:40]}-test"), name=name, root=section.root) as asking:
-            start = Browsing(place=Place.DETAIL if agent else Place.LIST, chosen=agent, sort=sort, words=only)
+            start = Browsing(place=Screen.DETAIL if agent else Screen.LIST, chosen=agent, sort=sort, words=only)
             _browse(monitor, asking, start, f"{section.root} at {section.host}:{section.port}")
 
 
@@ -82,7 +82,7 @@ def _await_picture(monitor: Monitor, wait_s: float) -> None:
             time.sleep(0.02)
 
 
-def _print(monitor: Monitor, agent: str | None, *, sort: Order, words: str, json: bool) -> int:
+def _print(monitor: Monitor, agent: str | None, *, sort: SortOrder, words: str, json: bool) -> int:
     """Print the list, or one agent; return the exit status."""
     now_s = time.monotonic()
     found = rows(monitor.roster, now_s, sort=sort, words=words)
@@ -101,7 +101,7 @@ def _print(monitor: Monitor, agent: str | None, *, sort: Order, words: str, json
     return EXIT_BAD if any(each.bad for each in found) else 0
 
 
-def _show(monitor: Monitor, found: Sequence[Row], *, detail: bool) -> None:
+def _show(monitor: Monitor, found: Sequence[AgentRow], *, detail: bool) -> None:
     console = Console(highlight=False)
     if detail:
         member = monitor.roster.member(found[0].agent)
@@ -169,7 +169,7 @@ def _browse(monitor: Monitor, asking: Asking, at: Browsing, head: str) -> None:
             drawn_s = now_s
 
 
-def _scene(monitor: Monitor, asking: Asking, at: Browsing, found: Sequence[Row], head: str, now_s: float) -> Scene:
+def _scene(monitor: Monitor, asking: Asking, at: Browsing, found: Sequence[AgentRow], head: str, now_s: float) -> Scene:
     member = monitor.roster.member(at.chosen) if at.chosen else None
     return Scene(
         rows=found,

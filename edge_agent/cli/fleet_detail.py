@@ -17,7 +17,7 @@ from edge_agent.cli.words import (
     span,
 )
 from edge_agent.fleet.roster import Member, Sample
-from edge_agent.fleet.rows import Row
+from edge_agent.fleet.rows import AgentRow
 from edge_agent.protocol.payloads import CandidateInfo, EngineReading, Info, ModelDecision, Telemetry
 
 NAMES = 12
@@ -27,7 +27,7 @@ COOL_C = 30.0
 """Where a curve of heat begins."""
 
 
-def lines(member: Member, row: Row, width: int) -> Iterator[Text]:
+def lines(member: Member, row: AgentRow, width: int) -> Iterator[Text]:
     """Yield everything that is known of an agent."""
     yield from _head(row, width)
     if member.info is not None:
@@ -56,7 +56,7 @@ def lines(member: Member, row: Row, width: int) -> Iterator[Text]:
         yield from _decision(each, width)
 
 
-def _head(row: Row, width: int) -> Iterator[Text]:
+def _head(row: AgentRow, width: int) -> Iterator[Text]:
     head = Text.assemble((row.agent, "bold"), "  ", (row.state, STATE_STYLES[row.state]))
     if row.last_seen_s is not None:
         head.append(f"  last seen {span(row.last_seen_s)} ago", "dim")
@@ -129,7 +129,7 @@ class Curve:
     style: str = ""
 
 
-def _curves(samples: Sequence[Sample], row: Row, width: int) -> Iterator[Text]:
+def _curves(samples: Sequence[Sample], row: AgentRow, width: int) -> Iterator[Text]:
     """Yield the course of what changes, over the last reports."""
     shown = samples[-max(10, width - NAMES - 24) :]
     for each in (_speeds(shown), _jobs(shown), _processor(shown), _memory(shown), _heat(shown, row)):
@@ -159,7 +159,7 @@ def _memory(samples: Sequence[Sample]) -> Curve:
     return Curve("memory", values, 0.0, 100.0, _told_as(values[-1], "%"), memory_style(values[-1]))
 
 
-def _heat(samples: Sequence[Sample], row: Row) -> Curve:
+def _heat(samples: Sequence[Sample], row: AgentRow) -> Curve:
     values = [each.celsius for each in samples]
     now_c, margin_c = row.heat_celsius, row.heat_margin_c
     limit_c = None if now_c is None or margin_c is None else now_c + margin_c

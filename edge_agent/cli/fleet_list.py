@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from edge_agent.cli.words import STATE_STYLES, fit, heat_style, memory_style, number, padded, span
-from edge_agent.fleet.rows import Row, Totals
+from edge_agent.fleet.rows import AgentRow, Totals
 
 MARK = "> "
 WIDE = 100
@@ -27,8 +27,8 @@ class Column:
 
     heading: str
     sort: str
-    write: Callable[[Row], str]
-    style: Callable[[Row], str] = lambda _row: ""
+    write: Callable[[AgentRow], str]
+    style: Callable[[AgentRow], str] = lambda _row: ""
     right: bool = True
     least: int = 4
     most: int = 12
@@ -40,11 +40,11 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}%"
 
 
-def _busy(row: Row) -> str:
+def _busy(row: AgentRow) -> str:
     return "" if row.running is None else f"{row.running}/{row.lanes}" if row.lanes else str(row.running)
 
 
-def _model(row: Row) -> str:
+def _model(row: AgentRow) -> str:
     more = len(row.models) - 1
     return (row.model or "") + (f" +{more}" if more > 0 else "")
 
@@ -87,7 +87,7 @@ def number_of(count: int | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ListColumns:
     """Columns with their widths, and what stands between them."""
 
     columns: tuple[tuple[Column, int], ...]
@@ -99,7 +99,7 @@ class Layout:
         return self.columns[-1][0] is WHY
 
 
-def layout(rows: Sequence[Row], width: int, *, name_most: int = NAME_MOST) -> Layout:
+def layout(rows: Sequence[AgentRow], width: int, *, name_most: int = NAME_MOST) -> ListColumns:
     """Return which columns fit and how wide they are: as their cells need, names shorter, the spare ones left out."""
     gap = 2 if width >= WIDE else 1
     widths = {
@@ -128,10 +128,10 @@ def layout(rows: Sequence[Row], width: int, *, name_most: int = NAME_MOST) -> La
         if left >= WHY_LEAST:
             widths[WHY] = left
     ordered = [*(column for column in COLUMNS if column in widths), *([WHY] if WHY in widths else [])]
-    return Layout(tuple((column, widths[column]) for column in ordered), gap)
+    return ListColumns(tuple((column, widths[column]) for column in ordered), gap)
 
 
-def heading(plan: Layout, width: int, *, sort: str = "", reverse: bool = False) -> Text:
+def heading(plan: ListColumns, width: int, *, sort: str = "", reverse: bool = False) -> Text:
     """Return the headings; the column that is sorted by has an arrow where there is room for one."""
     line = Text(" " * len(MARK))
     for place, (column, wide) in enumerate(plan.columns):
@@ -144,7 +144,7 @@ def heading(plan: Layout, width: int, *, sort: str = "", reverse: bool = False) 
     return padded(line, width, "dim")
 
 
-def line_of(row: Row, plan: Layout, width: int, *, chosen: bool = False) -> Text:
+def line_of(row: AgentRow, plan: ListColumns, width: int, *, chosen: bool = False) -> Text:
     """Return an agent's line."""
     line = Text(MARK if chosen else " " * len(MARK))
     for place, (column, wide) in enumerate(plan.columns):
@@ -156,7 +156,7 @@ def line_of(row: Row, plan: Layout, width: int, *, chosen: bool = False) -> Text
     return padded(line, width, "reverse" if chosen else "")
 
 
-def totals(rows: Sequence[Row], known: int) -> Text:
+def totals(rows: Sequence[AgentRow], known: int) -> Text:
     """Return the fleet in one line."""
     found = Totals.of(rows)
     count = f"{len(rows)} of {known} agents" if len(rows) != known else f"{known} agent{'' if known == 1 else 's'}"

@@ -9,16 +9,16 @@ from rich.text import Text
 from edge_agent.cli import fleet_detail, fleet_list
 from edge_agent.cli.asking import Asking
 from edge_agent.cli.words import STATE_STYLES, padded
-from edge_agent.fleet.browsing import Browsing, Place
+from edge_agent.fleet.browsing import Browsing, Screen
 from edge_agent.fleet.roster import Member
-from edge_agent.fleet.rows import Row
+from edge_agent.fleet.rows import AgentRow
 from edge_agent.protocol.decode import printable
 
 KEYS = {
-    Place.LIST: "↑↓ choose|⏎ detail|/ filter|s sort|r reverse|t test prompt|q quit",
-    Place.DETAIL: "↑↓ scroll|n next|p previous|t test prompt|esc back|q quit",
-    Place.FILTER: "⏎ keep|esc show all",
-    Place.PROMPT: "⏎ send|esc cancel",
+    Screen.LIST: "↑↓ choose|⏎ detail|/ filter|s sort|r reverse|t test prompt|q quit",
+    Screen.DETAIL: "↑↓ scroll|n next|p previous|t test prompt|esc back|q quit",
+    Screen.FILTER: "⏎ keep|esc show all",
+    Screen.PROMPT: "⏎ send|esc cancel",
 }
 """What each key does, as the last line says it."""
 CURSOR = "▏"
@@ -31,25 +31,25 @@ AROUND_DETAIL = 3
 class Scene:
     """What is to be shown. `head` says which fleet; `trouble` why nothing is heard, `hint` why nobody is there."""
 
-    rows: Sequence[Row]
+    rows: Sequence[AgentRow]
     known: int
     head: str
     trouble: str | None = None
     hint: str = ""
     member: Member | None = None
-    member_row: Row | None = None
+    member_row: AgentRow | None = None
     asking: Asking | None = None
 
 
-def page(height: int, place: Place) -> int:
+def page(height: int, place: Screen) -> int:
     """Return how many lines of agents, or of one agent, there are room for."""
-    return max(1, height - (AROUND if place in (Place.LIST, Place.FILTER) else AROUND_DETAIL))
+    return max(1, height - (AROUND if place in (Screen.LIST, Screen.FILTER) else AROUND_DETAIL))
 
 
 def screen(scene: Scene, at: Browsing, width: int, height: int) -> tuple[Text, int]:
     """Return the whole screen, and the first line of what is scrolled, which may be less than was asked for."""
     room = page(height, at.place)
-    if at.place in (Place.LIST, Place.FILTER):
+    if at.place in (Screen.LIST, Screen.FILTER):
         body, top = _list(scene, at, width, room)
         place = f"{top + 1}-{min(top + room, len(scene.rows))} of {len(scene.rows)}" if len(scene.rows) > room else ""
     else:
@@ -63,14 +63,14 @@ def _head(scene: Scene, at: Browsing, width: int, place: str) -> Text:
     line = Text.assemble(("fleet ", "bold"), (scene.head, "dim"))
     if scene.trouble:
         line.append(f"  {scene.trouble}", "red")
-    elif at.place is not Place.FILTER and at.words:
+    elif at.place is not Screen.FILTER and at.words:
         line.append("  only ", "dim").append(at.words, "bold")
     return padded(line, width - len(place) - 1).append(f" {place}", "dim")
 
 
 def _keys(at: Browsing, width: int) -> Text:
     line = Text()
-    if at.place is Place.FILTER:
+    if at.place is Screen.FILTER:
         line.append("filter ", "bold cyan").append(at.words + CURSOR)
         line.append("   ")
     for place, each in enumerate(KEYS[at.place].split("|")):
@@ -93,7 +93,7 @@ def _list(scene: Scene, at: Browsing, width: int, room: int) -> tuple[list[Text]
     return [*body, padded(fleet_list.totals(rows, scene.known), width)], top
 
 
-def _why(row: Row, width: int) -> Text:
+def _why(row: AgentRow, width: int) -> Text:
     """Return the chosen agent's reason, where there is no column for it."""
     if not row.reasons:
         return padded(Text(), width)
@@ -102,7 +102,7 @@ def _why(row: Row, width: int) -> Text:
 
 def _detail(scene: Scene, at: Browsing, width: int, room: int) -> tuple[list[Text], int]:
     lines: list[Text] = []
-    if at.place is Place.PROMPT:
+    if at.place is Screen.PROMPT:
         lines += [Text.assemble((f"ask {at.chosen}: ", "bold cyan"), (at.typed + CURSOR)), Text()]
     if scene.asking is not None and scene.asking.agent == at.chosen:
         lines += [*_answer(scene.asking, width), Text()]

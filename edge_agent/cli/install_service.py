@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from edge_agent.service import units
-from edge_agent.service.units import SETTINGS_FILE, UNIT, Command, File
+from edge_agent.service.units import SETTINGS_FILE, UNIT, File, SetupCommand
 from hardware.probe import probe
 
 BOOTED = Path("/run/systemd/system")
@@ -109,19 +109,19 @@ def _write(path: Path, text: str) -> None:
 
 def _remove(root: Path, *, dry_run: bool) -> None:
     if root == HERE and units.UNIT_FILE.exists():
-        _run([Command(("systemctl", "disable", "--now", UNIT), "stop it")], dry_run=dry_run)
+        _run([SetupCommand(("systemctl", "disable", "--now", UNIT), "stop it")], dry_run=dry_run)
     there = [path for path in units.ours() if _below(root, path).exists()]
     for path in there:
         _say("remove", str(path), dry_run=dry_run)
         if not dry_run:
             _below(root, path).unlink()
     if root == HERE:
-        _run([Command(("systemctl", "daemon-reload"), "forget the unit")], dry_run=dry_run)
+        _run([SetupCommand(("systemctl", "daemon-reload"), "forget the unit")], dry_run=dry_run)
     left = ("/etc/edge-agent", "/var/lib/edge-agent (queue and models)", "/var/cache/edge-agent", "the user edge-agent")
     typer.echo(f"\nLeft: {', '.join(left)}")
 
 
-def _run(commands: Sequence[Command], *, dry_run: bool) -> None:
+def _run(commands: Sequence[SetupCommand], *, dry_run: bool) -> None:
     for command in commands:
         _say("run", f"{' '.join(command.words)} ({command.about})", dry_run=dry_run)
         if dry_run:

@@ -16,7 +16,7 @@ from rich.text import Text
 from edge_agent.base.errors import EdgeAgentError, SettingsError
 from edge_agent.cli.words import readable
 from edge_agent.control.caller import reach
-from edge_agent.control.job_admin import Desk
+from edge_agent.control.job_admin import JobAdmin
 from edge_agent.control.messages import Ask, CancelJob, JobLine, ListJobs, PruneJobs, Reply, RetryJob, ShowJob
 from edge_agent.jobs.ids import job_id as new_id
 from edge_agent.jobs.job import JobState
@@ -143,7 +143,7 @@ def _do(ask: Ask, *, json: bool, config: Path | None, state_dir: Path | None) ->
 
 def _asking(config: Path | None, state_dir: Path | None) -> Callable[[Ask], Reply]:
     loaded = settings.load(config)
-    desk = Desk(
+    desk = JobAdmin(
         speech=Speech(Topics(loaded.mqtt.root, loaded.agent.id)),
         cancel_running=lambda _job: None,  # nothing runs; the wish is in the row
         resolve=lambda model: model,  # whoever starts next knows what it serves

@@ -20,7 +20,7 @@ from edge_agent.cli import broker_options as broker
 from edge_agent.cli import builds, orders
 from edge_agent.cli.bar import FileLine, PullLine, bar
 from edge_agent.models import archive, catalogue, fetch
-from edge_agent.models.build_store import Store, in_words
+from edge_agent.models.build_store import BuildStore, in_words
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.manifest import Manifest
 from edge_agent.settings import load as settings
@@ -41,11 +41,11 @@ Name = Annotated[str, typer.Argument(help="A build, as `models list` names it.",
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class VerbContext:
     """What a verb works with."""
 
     loaded: settings.Settings
-    store: Store
+    store: BuildStore
     builds: Catalogue
 
     def variant(self, name: str) -> Variant | None:
@@ -184,15 +184,15 @@ def _sentences() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _place(config: Path | None, folder: Path | None) -> Place:
+def _place(config: Path | None, folder: Path | None) -> VerbContext:
     loaded = settings.load(config)
     if folder is not None:
         section = loaded.models.model_copy(update={"dir": folder})
         loaded = loaded.model_copy(update={"models": section})
-    return Place(loaded, Store.of(loaded), catalogue.read(loaded.models.catalogue))
+    return VerbContext(loaded, BuildStore.of(loaded), catalogue.read(loaded.models.catalogue))
 
 
-def _wanted(place: Place, name: str) -> Variant:
+def _wanted(place: VerbContext, name: str) -> Variant:
     variant = place.variant(name)
     if variant is not None:
         return variant
@@ -204,7 +204,7 @@ def _wanted(place: Place, name: str) -> Variant:
     raise typer.BadParameter(f"{name} is not in the catalogue; see: edge-agent models list")
 
 
-def _verified(store: Store, name: str) -> bool:
+def _verified(store: BuildStore, name: str) -> bool:
     try:
         with bar(errors) as shown:
             task = shown.add_task(name, total=store.manifest(name).size_bytes)

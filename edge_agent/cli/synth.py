@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-class Size(StrEnum):
+class SynthSize(StrEnum):
     """Which model: a tiny one, one of the true sizes, or the small trained one."""
 
     TINY = "tiny"
@@ -22,7 +22,7 @@ class Size(StrEnum):
     DEMO = "demo"
 
 
-class Backend(StrEnum):
+class SynthBackend(StrEnum):
     """Which library the model is for."""
 
     ONNX = "onnx"
@@ -35,12 +35,12 @@ def synth(
     out: Annotated[Path, typer.Argument(help="The folder to make; it must not hold anything yet.")],
     *,
     size: Annotated[
-        Size,
+        SynthSize,
         typer.Option(help="tiny: 1 MB. full: 2.3 to 3.2 GB, the true sizes. demo: trained, answers with sense."),
-    ] = Size.TINY,
+    ] = SynthSize.TINY,
     backend: Annotated[
-        Backend, typer.Option(help="The backend to load it with; mlx reads what is written for transformers.")
-    ] = Backend.ONNX,
+        SynthBackend, typer.Option(help="The backend to load it with; mlx reads what is written for transformers.")
+    ] = SynthBackend.ONNX,
     vision: Annotated[bool, typer.Option("--vision", help="A model that also sees images, as Phi-3.5-vision.")] = False,
     say: Annotated[str | None, typer.Option(help="Words to answer every prompt with, each token at most once.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
@@ -50,7 +50,7 @@ def synth(
     """Write a model that one of the backends loads, with random, scripted or trained weights."""
     started_s = time.monotonic()
     try:
-        if size is Size.DEMO:
+        if size is SynthSize.DEMO:
             _refuse(say=say is not None, seed=seed != 0, layers=layers is not None, block_size=block_size != 32)
             _build_demo(out, backend=backend, vision=vision)
         else:
@@ -77,7 +77,7 @@ def _refuse(**given: bool) -> None:
         raise typer.BadParameter(f"--{option.replace('_', '-')} has no meaning for the trained demo model")
 
 
-def _build_demo(out: Path, *, backend: Backend, vision: bool) -> None:
+def _build_demo(out: Path, *, backend: SynthBackend, vision: bool) -> None:
     from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
 
     models.build_demo(out, backend=models.Backend(backend), vision=vision)
@@ -86,8 +86,8 @@ def _build_demo(out: Path, *, backend: Backend, vision: bool) -> None:
 def _build(
     out: Path,
     *,
-    backend: Backend,
-    size: Size,
+    backend: SynthBackend,
+    size: SynthSize,
     vision: bool,
     say: str | None,
     seed: int,
@@ -97,10 +97,10 @@ def _build(
     from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
 
     shapes = {
-        (Size.TINY, False): models.TINY,
-        (Size.TINY, True): models.TINY_VISION,
-        (Size.FULL, False): models.FULL,
-        (Size.FULL, True): models.FULL_VISION,
+        (SynthSize.TINY, False): models.TINY,
+        (SynthSize.TINY, True): models.TINY_VISION,
+        (SynthSize.FULL, False): models.FULL,
+        (SynthSize.FULL, True): models.FULL_VISION,
     }
     shape = shapes[size, vision]
     shape = replace(shape, layers=shape.layers if layers is None else layers)

@@ -34,22 +34,22 @@ TICK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
+class _RequestAnswered:
     mid: int
     reason: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Cancel:
+class _JobCancelled:
     handle: Handle
 
 
 @dataclass(frozen=True, slots=True)
-class _Up:
+class _Connected:
     """The connection is there."""
 
 
-_Note = Handle | OrderHandle | _Answered | _Cancel | _Up | Inbound
+_Note = Handle | OrderHandle | _RequestAnswered | _JobCancelled | _Connected | Inbound
 
 
 class EdgeClient:
@@ -87,8 +87,8 @@ class EdgeClient:
             subscriptions=(Subscription(inbox),),
             callbacks=Callbacks(
                 receive=self._receive,
-                up=lambda _epoch: self._notes.put(_Up()),
-                answered=lambda mid, reason: self._notes.put(_Answered(mid, reason)),
+                up=lambda _epoch: self._notes.put(_Connected()),
+                answered=lambda mid, reason: self._notes.put(_RequestAnswered(mid, reason)),
             ),
         )
         self._jobs = JobBook(self._client, root=root, link=self._link, now_s=now_s)
@@ -150,7 +150,7 @@ class EdgeClient:
             placement=Placement(agent, pool, ends_s=self._now_s() + parsed.ttl_s),
             request=parsed,
             payload=parsed.to_json().encode(),
-            cancel=lambda handle: self._notes.put(_Cancel(handle)),
+            cancel=lambda handle: self._notes.put(_JobCancelled(handle)),
             uploads=uploads,
         )
         self._notes.put(handle)
@@ -199,11 +199,11 @@ class EdgeClient:
                 self._jobs.add(note)
             case OrderHandle():
                 self._orders.add(note)
-            case _Cancel(handle):
+            case _JobCancelled(handle):
                 self._jobs.cancel(handle)
-            case _Up():
+            case _Connected():
                 self._jobs.resume()
-            case _Answered(mid, reason):
+            case _RequestAnswered(mid, reason):
                 self._jobs.answered(mid, reason)
                 self._orders.answered(mid, reason)
             case Inbound():

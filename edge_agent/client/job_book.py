@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.client import upload
 from edge_agent.client.handle import Handle, JobRejectedError
-from edge_agent.client.placement import Due, Verdict, Voice
-from edge_agent.client.send_window import Tap
+from edge_agent.client.placement import Due, RefusalMeaning, Voice
+from edge_agent.client.send_window import SendWindow
 from edge_agent.jobs.job import TERMINAL, Failure
 from edge_agent.mqtt.link import PACKET_TOO_LARGE, QUOTA_EXCEEDED, Link
 from edge_agent.protocol.messages import Publication
@@ -34,7 +34,7 @@ class JobBook:
         self._link = link
         self._now_s = now_s
         self._open: dict[Key, Handle] = {}
-        self._taps: defaultdict[str, Tap] = defaultdict(Tap)
+        self._taps: defaultdict[str, SendWindow] = defaultdict(SendWindow)
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._born: dict[str, Presence] = {}
         self._asked: dict[int, Handle] = {}
@@ -206,30 +206,30 @@ class JobBook:
 
     def _settle(self, handle: Handle, status: Status) -> bool:
         """Return whether this agent of the pool is the one to follow: the first that accepts; later ones drop it."""
-        tap = self._taps[handle.pool or ""]
+        send_window = self._taps[handle.pool or ""]
         voice = handle.placement.voice(status.agent, ended=status.state in TERMINAL)
         if voice is Voice.FIRST:
-            tap.taken(handle.job_id)
+            send_window.taken(handle.job_id)
             self._link.subscribe(Topics(self._root, status.agent).event("presence"))
         if voice is Voice.LATE:
             self._dismiss(status.agent, handle.job_id)
         if voice in {Voice.LATE, Voice.SPENT}:
             return False
         if status.state != "queued" and status.state_seq > handle.placement.state_seq:
-            tap.stir(self._now_s())
+            send_window.stir(self._now_s())
         return True
 
     def _hear_refusal(self, handle: Handle, status: Status) -> None:
         failure = status.error or Failure.because(Code.INTERNAL, "")
-        tap, now_s = self._taps[handle.pool or ""], self._now_s()
+        send_window, now_s = self._taps[handle.pool or ""], self._now_s()
         match handle.placement.refused(status.agent, failure, now_s):
-            case Verdict.OVER:
+            case RefusalMeaning.OVER:
                 self._refuse(handle, failure)
-            case Verdict.NO_ROOM:
-                tap.full(handle.job_id, now_s)
-            case Verdict.ELSEWHERE:
-                tap.taken(handle.job_id)
-            case Verdict.NOTHING:
+            case RefusalMeaning.NO_ROOM:
+                send_window.full(handle.job_id, now_s)
+            case RefusalMeaning.ELSEWHERE:
+                send_window.taken(handle.job_id)
+            case RefusalMeaning.NOTHING:
                 pass
 
     def hear_chunk(self, handle: Handle, chunk: Chunk) -> None:

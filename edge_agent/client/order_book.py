@@ -32,7 +32,7 @@ class OrderHandle(Awaited[Report, OrderResult]):
 
 
 @dataclass(slots=True)
-class _Open:
+class _SentOrder:
     """An order whose end is not known. Times are monotonic seconds."""
 
     handle: OrderHandle
@@ -60,7 +60,7 @@ class OrderBook:
         self._topics = topics
         self._publish = publish
         self._now_s = now_s
-        self._open: dict[tuple[str, str], _Open] = {}
+        self._open: dict[tuple[str, str], _SentOrder] = {}
         self._sent: dict[int, tuple[str, str]] = {}
 
     def add(self, handle: OrderHandle) -> None:
@@ -70,7 +70,7 @@ class OrderBook:
             sentence = "op_id: this client has the order open already; wait for its first handle, or take a new id"
             handle.finish(None, EdgeAgentError(Code.DUPLICATE_ID, sentence))
         else:
-            self._open[key] = _Open(handle, self._now_s() + EXPIRY_S)
+            self._open[key] = _SentOrder(handle, self._now_s() + EXPIRY_S)
 
     def close(self, error: EdgeAgentError) -> None:
         """Follow no order any longer."""
@@ -117,7 +117,7 @@ class OrderBook:
             sentence = f"the broker refuses orders of {self._client} for {key[0]} (reason {reason:#x}); mend its ACL"
             self._close(key, error=EdgeAgentError(Code.NOT_ALLOWED, sentence))
 
-    def _send(self, key: tuple[str, str], each: _Open, now_s: float) -> None:
+    def _send(self, key: tuple[str, str], each: _SentOrder, now_s: float) -> None:
         each.next_s = now_s + (ASK_S if each.taken else min(AGAIN_MOST_S, AGAIN_FIRST_S * 2**each.tries))
         each.tries += 1
         topic = self._topics(each.handle.agent).admin(self._client, "model")
@@ -133,7 +133,7 @@ class OrderBook:
         self._open.pop(key).handle.finish(result, error)
 
 
-def _expired(each: _Open) -> str:
+def _expired(each: _SentOrder) -> str:
     if each.throttled:
         return f"the broker took no more of us within {EXPIRY_S} s (quota exceeded); send less, or raise its limit"
     return f"{each.handle.agent} did not answer within {EXPIRY_S} s"

@@ -51,7 +51,7 @@ class Voice(Enum):
     """Another one is followed, and it has ended the job already."""
 
 
-class Verdict(Enum):
+class RefusalMeaning(Enum):
     """What a refusal means."""
 
     OVER = auto()
@@ -211,25 +211,25 @@ class Placement:
             self.agent = agent
         return True
 
-    def refused(self, agent: str, failure: Failure, now_s: float) -> Verdict:
+    def refused(self, agent: str, failure: Failure, now_s: float) -> RefusalMeaning:
         """Take in that an agent refuses it, or a question after it; return what that means."""
         if self.pool is not None and not self.offered and agent != self.agent:
             self.holders.discard(agent)  # one we did not follow anyway
-            return Verdict.NOTHING
+            return RefusalMeaning.NOTHING
         if failure.code is Code.UNKNOWN_JOB:
             self.denied = self.pool is None and now_s >= self.ends_s
             self.lose(now_s)
-            return Verdict.NOTHING
+            return RefusalMeaning.NOTHING
         if self.accepted and failure.code is Code.STORAGE_FULL:
             # The question was refused, not the job, which the agent has: ask again.
             self.next_s = now_s + (failure.retry_after_s or ASK_S)
-            return Verdict.NOTHING
+            return RefusalMeaning.NOTHING
         if self.pool is None or not failure.retryable:
-            return Verdict.OVER
+            return RefusalMeaning.OVER
         if failure.code is Code.QUEUE_FULL:
             self.lose(now_s)
-            return Verdict.NO_ROOM
+            return RefusalMeaning.NO_ROOM
         tries = self.tries
         self.lose(now_s if self.accepted else self.next_s)
         self.tries, self.refusal = tries, failure
-        return Verdict.ELSEWHERE
+        return RefusalMeaning.ELSEWHERE

@@ -15,7 +15,7 @@ STIR_S = 0.05
 """How long an agent that has room again needs to come back."""
 
 
-class Tap:
+class SendWindow:
     """Of one pool. Times are monotonic seconds."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.base.errors import Code, EdgeAgentError, SettingsError
-from edge_agent.control.job_admin import Desk
+from edge_agent.control.job_admin import JobAdmin
 from edge_agent.control.messages import Ask, AskState, PruneJobs, Reply, decode_reply
 from edge_agent.control.server import beside
 from edge_agent.jobs.database import DamagedError, LockedError, SchemaTooNewError, StorageError
@@ -62,7 +62,9 @@ def ask_agent(folder: Path, ask: Ask) -> Reply | None:
     return decode_reply(line)
 
 
-def ask_queue(folder: Path, ask: Ask, *, desk: Desk, age_step_s: float, say: Callable[[str], None] = _silent) -> Reply:
+def ask_queue(
+    folder: Path, ask: Ask, *, desk: JobAdmin, age_step_s: float, say: Callable[[str], None] = _silent
+) -> Reply:
     """Do what is asked on the queue itself, which no agent may have meanwhile.
 
     Another program's lock is waited for, and said. Raises EdgeAgentError when there is no queue, somebody has it for
@@ -85,7 +87,7 @@ def ask_queue(folder: Path, ask: Ask, *, desk: Desk, age_step_s: float, say: Cal
         raise EdgeAgentError(Code.INTERNAL, f"{file} cannot be used: {error}") from None
 
 
-def _answer(file: Path, ask: Ask, *, desk: Desk, age_step_s: float) -> Reply:
+def _answer(file: Path, ask: Ask, *, desk: JobAdmin, age_step_s: float) -> Reply:
     with Queue(file, age_step_s=age_step_s) as queue:
         with queue.transaction():
             reply, _ = desk.answer(queue, ask)
@@ -110,7 +112,7 @@ def _patiently(act: Callable[[], Reply], say: Callable[[str], None]) -> Reply:
 
 
 def reach(
-    folder: Path, *, desk: Desk, age_step_s: float, say: Callable[[str], None] = _silent
+    folder: Path, *, desk: JobAdmin, age_step_s: float, say: Callable[[str], None] = _silent
 ) -> Callable[[Ask], Reply]:
     """Return how to ask: whoever answers, the agent or its queue. A refusal raises EdgeAgentError.
 

@@ -36,7 +36,7 @@ def _nothing() -> None:
     pass
 
 
-class Desk:
+class JobAdmin:
     """Answers questions inside a transaction of the queue.
 
     cancel_running: tells the engine of a job that it is to end.

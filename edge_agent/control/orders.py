@@ -16,7 +16,7 @@ from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.hosting.supervisor import Supervisor
 from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Failure
-from edge_agent.models.fetch import Progress
+from edge_agent.models.fetch import PullProgress
 from edge_agent.models.pins import Pins
 from edge_agent.models.pulls import Pulls
 from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
@@ -39,7 +39,7 @@ log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class OrderStep:
     """How far an order is: the reason it is not done yet, or that it is, or why it never will be."""
 
     reason: str = ""
@@ -47,33 +47,35 @@ class Step:
     failure: Failure | None = None
 
 
-def follow(verb: str, engine: EngineStatus, *, age_s: float) -> Step:
+def follow(verb: str, engine: EngineStatus, *, age_s: float) -> OrderStep:
     """Return how far an order is that concerns an engine (pure), given for how long it has been under way."""
     there = engine.phase in (Phase.READY, Phase.STARTING)
     if verb == "unpin" or (verb == "unload" and not there):
-        return Step(done=True)
+        return OrderStep(done=True)
     if verb == "unload":
         return _leaving(engine, age_s)
     if engine.phase is Phase.READY:
-        return Step(done=True)
+        return OrderStep(done=True)
     if engine.phase is Phase.FAILED:
-        return Step(failure=Failure.because(engine.code or Code.INTERNAL, engine.reason))
+        return OrderStep(failure=Failure.because(engine.code or Code.INTERNAL, engine.reason))
     if age_s > WAIT_MOST_S:
-        return Step(failure=Failure.because(Code.TIMEOUT, f"not loaded after {WAIT_MOST_S:.0f} s: {engine.reason}"))
-    return Step(engine.reason)
+        return OrderStep(
+            failure=Failure.because(Code.TIMEOUT, f"not loaded after {WAIT_MOST_S:.0f} s: {engine.reason}")
+        )
+    return OrderStep(engine.reason)
 
 
-def _leaving(engine: EngineStatus, age_s: float) -> Step:
+def _leaving(engine: EngineStatus, age_s: float) -> OrderStep:
     if engine.pinned:
-        return Step(failure=Failure.because(Code.UNSUPPORTED, "model: was pinned meanwhile; unpin it first"))
+        return OrderStep(failure=Failure.because(Code.UNSUPPORTED, "model: was pinned meanwhile; unpin it first"))
     if age_s > WAIT_MOST_S:
         sentence = f"not unloaded after {WAIT_MOST_S:.0f} s, its jobs go on; cancel them, or order it again"
-        return Step(failure=Failure.because(Code.TIMEOUT, sentence))
-    return Step(engine.reason or "ends what runs")
+        return OrderStep(failure=Failure.because(Code.TIMEOUT, sentence))
+    return OrderStep(engine.reason or "ends what runs")
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenOrder:
     """An order and what was told of it last."""
 
     order: ModelOrder
@@ -82,8 +84,8 @@ class _Open:
     tell: Tell | None
     newest: Report
     told_s: float
-    pulled: Progress | None = None
-    step: Step = field(default_factory=Step)
+    pulled: PullProgress | None = None
+    step: OrderStep = field(default_factory=OrderStep)
 
     @property
     def ended(self) -> bool:
@@ -113,7 +115,7 @@ class Orders:
         self._pins = pins
         self._now_s = now_s
         self._lock = threading.Lock()
-        self._orders: OrderedDict[tuple[str, str], _Open] = OrderedDict()
+        self._orders: OrderedDict[tuple[str, str], _OpenOrder] = OrderedDict()
 
     def take(self, client: str, order: ModelOrder, tell: Tell | None = None) -> Report:
         """Begin what is ordered, or find it begun or ended before; tell and return how far it is.
@@ -153,10 +155,10 @@ class Orders:
         if order.verb == "unload" and self._supervisor.status(order.model).pinned:
             raise EdgeAgentError(Code.UNSUPPORTED, "model: is pinned; unpin it first")
 
-    def _begin(self, client: str, order: ModelOrder, tell: Tell | None) -> _Open:
+    def _begin(self, client: str, order: ModelOrder, tell: Tell | None) -> _OpenOrder:
         now_s = self._now_s()
         status = OrderStatus(agent=self._agent, op_id=order.op_id, op=order.op, model=order.model)
-        known = _Open(order, client, now_s, tell, status, now_s)
+        known = _OpenOrder(order, client, now_s, tell, status, now_s)
         match order.verb:
             case "load":
                 self._supervisor.ask(order.model)
@@ -188,7 +190,7 @@ class Orders:
     def _pinned(self) -> set[str]:
         return {name for name in self._models if self._supervisor.status(name).pinned}
 
-    def _report(self, each: _Open) -> None:
+    def _report(self, each: _OpenOrder) -> None:
         """Tell what is new of an order, its end at once and the rest now and then."""
         now_s, order, step = self._now_s(), each.order, each.step
         if step.done or step.failure is not None:
@@ -207,7 +209,7 @@ class Orders:
             if report != each.newest:
                 self._tell(each, report)
 
-    def _end(self, each: _Open, step: Step) -> None:
+    def _end(self, each: _OpenOrder, step: OrderStep) -> None:
         order = each.order
         if step.failure is not None and order.verb in ("load", "pin"):
             self._supervisor.relent(order.model)
@@ -233,20 +235,20 @@ class Orders:
         log.info("order.ended", op=order.verb, model=order.model, client=each.client, op_id=order.op_id, code=code)
         self._tell(each, report)
 
-    def _tell(self, each: _Open, report: Report) -> None:
+    def _tell(self, each: _OpenOrder, report: Report) -> None:
         each.newest, each.told_s = report, self._now_s()
         if each.tell is not None:
             each.tell(report)
 
     # On the thread of pulls
 
-    def _pulled(self, each: _Open, progress: Progress) -> None:
+    def _pulled(self, each: _OpenOrder, progress: PullProgress) -> None:
         with self._lock:
             if not each.ended:
-                each.pulled, each.step = progress, Step(progress.phase)
+                each.pulled, each.step = progress, OrderStep(progress.phase)
                 self._report(each)
 
-    def _fetched(self, each: _Open, error: EdgeAgentError | None) -> None:
+    def _fetched(self, each: _OpenOrder, error: EdgeAgentError | None) -> None:
         with self._lock:
-            each.step = Step(done=True) if error is None else Step(failure=Failure.of(error))
+            each.step = OrderStep(done=True) if error is None else OrderStep(failure=Failure.of(error))
             self._report(each)

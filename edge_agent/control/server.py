@@ -16,9 +16,9 @@ from pathlib import Path
 
 from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.base.heartbeat import IDLE_S, Beat
+from edge_agent.base.heartbeat import IDLE_S, Heartbeat
 from edge_agent.base.log import get_logger
-from edge_agent.control.job_admin import Desk
+from edge_agent.control.job_admin import JobAdmin
 from edge_agent.control.messages import ASK_BYTES_MAX, AskState, Reply, Standing, decode_ask
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Store
@@ -67,7 +67,7 @@ class ControlServer:
         folder: Path,
         *,
         store: Store,
-        desk: Desk,
+        desk: JobAdmin,
         state: Callable[[], Standing],
         order: Callable[[ModelOrder], OrderStatus | OrderResult],
         now_s: Callable[[], float] = awake_s,
@@ -82,7 +82,7 @@ class ControlServer:
         self._selector = selectors.DefaultSelector()
         self._waking, self._wakened = socket.socketpair()
         self._listener: socket.socket | None = None
-        self.beat = Beat("control", now_s=now_s)
+        self.beat = Heartbeat("control", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="control")
 
     def start(self) -> None:

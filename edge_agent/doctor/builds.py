@@ -7,7 +7,7 @@ from edge_agent.base.errors import EdgeAgentError
 from edge_agent.doctor.finding import Finding, failed, ok, warning
 from edge_agent.engine.backend import backend_of
 from edge_agent.models import catalogue
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 from edge_agent.settings.load import ServeSection, Settings
 from edge_agent.settings.upstream import UpstreamSection
 
@@ -15,7 +15,7 @@ from edge_agent.settings.upstream import UpstreamSection
 def look(settings: Settings, *, full: bool, told: Callable[[int], None] = lambda _bytes: None) -> Iterator[Finding]:
     """Look at every build by the sizes of its files; with `full` read and hash them all, telling of each piece."""
     try:
-        store = Store.of(settings)
+        store = BuildStore.of(settings)
         installed = {each.name for each in store.installed()}
         known = catalogue.read(settings.models.catalogue)
     except EdgeAgentError as error:
@@ -58,7 +58,7 @@ def _missing(serve: ServeSection, settings: Settings) -> Finding:
     return failed(about, said, f"edge-agent explain {serve.wanted}, then edge-agent models pull the build it names")
 
 
-def _build(store: Store, name: str, *, full: bool, told: Callable[[int], None]) -> Finding:
+def _build(store: BuildStore, name: str, *, full: bool, told: Callable[[int], None]) -> Finding:
     about = f"build {name}"
     try:
         if full:

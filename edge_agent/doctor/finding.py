@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     """How bad it is: `failed` keeps the agent from its work, `warning` may soon, `unknown` could not be looked at."""
 
     OK = "ok"
@@ -18,26 +18,26 @@ class Finding:
     """What was looked at, what was found, and the line that mends it where there is something to mend."""
 
     about: str
-    level: Level
+    level: Severity
     said: str
     mend: str | None = None
 
 
 def ok(about: str, said: str) -> Finding:
     """Return a finding that nothing is wrong."""
-    return Finding(about, Level.OK, said)
+    return Finding(about, Severity.OK, said)
 
 
 def warning(about: str, said: str, mend: str) -> Finding:
     """Return a finding that something may go wrong."""
-    return Finding(about, Level.WARNING, said, mend)
+    return Finding(about, Severity.WARNING, said, mend)
 
 
 def failed(about: str, said: str, mend: str) -> Finding:
     """Return a finding that something is wrong."""
-    return Finding(about, Level.FAILED, said, mend)
+    return Finding(about, Severity.FAILED, said, mend)
 
 
 def unknown(about: str, said: str) -> Finding:
     """Return a finding that could not be made."""
-    return Finding(about, Level.UNKNOWN, said)
+    return Finding(about, Severity.UNKNOWN, said)

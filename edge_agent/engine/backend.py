@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edge_agent.base.errors import BackendMissingError, Code, EdgeAgentError
-from edge_agent.engine.messages import Canary, Event, Generation, Guide, JobId, Limits
+from edge_agent.engine.messages import Canary, Event, Generation, Guide, JobId, ModelLimits
 from edge_agent.engine.model_folder import check
 
 NOWHERE = Path()
@@ -58,7 +58,7 @@ class LoadedModel(Protocol):
     """
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ModelLimits:
         """What the model can take, never more than its ModelSpec asked for."""
 
     @property
@@ -106,7 +106,7 @@ class Follower(Protocol):
         """
 
 
-Load = Callable[..., LoadedModel]
+Loader = Callable[..., LoadedModel]
 """Takes a ModelSpec, and by keyword what tests put in the place of clocks and chance."""
 
 
@@ -235,7 +235,7 @@ def follower_of(name: str) -> Callable[[Path], Follower]:
     return checked
 
 
-def find(name: str, device: str = "cpu") -> Load:
+def find(name: str, device: str = "cpu") -> Loader:
     """Return the load function of a backend for a device, and import its library, with its telemetry off.
 
     It refuses a folder that would have the library run or read what is not the model's, see model_folder.py. Raises
@@ -248,7 +248,7 @@ def find(name: str, device: str = "cpu") -> Load:
     isolate()
     module, function = _OF_DEVICE.get((name, device), entry.load).split(":")
     try:
-        load: Load = getattr(importlib.import_module(module), function)
+        load: Loader = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
         if library not in entry.libraries:

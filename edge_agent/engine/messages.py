@@ -99,7 +99,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ModelLimits:
     """What a loaded model can take; `context_tokens` counts prompt and answer, `parallel` sequences at once."""
 
     context_tokens: int
@@ -108,7 +108,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TokenCounts:
     """Tokens counted by the engine; `completion_tokens` includes the end-of-turn token when the model produced one."""
 
     prompt_tokens: int
@@ -191,7 +191,7 @@ class Ready:
     `heard` is what its answer to the canary's prompt began with, for comparison with other devices.
     """
 
-    limits: Limits
+    limits: ModelLimits
     load_ms: float
     library: str
     device: str
@@ -243,7 +243,7 @@ class Finished:
 
     job_id: JobId
     reason: FinishReason
-    usage: Usage
+    usage: TokenCounts
     prompt_ms: float
     generate_ms: float
 
@@ -293,9 +293,9 @@ def decode(body: bytes) -> Message:
     if kind is Load and (canary := fields["canary"]):
         fields["canary"] = Canary(**canary | {"expected": tuple(canary["expected"])})
     if kind is Ready:
-        return Ready(**fields | {"limits": Limits(**fields["limits"])})
+        return Ready(**fields | {"limits": ModelLimits(**fields["limits"])})
     if kind is Finished:
-        return Finished(**fields | {"reason": FinishReason(fields["reason"]), "usage": Usage(**fields["usage"])})
+        return Finished(**fields | {"reason": FinishReason(fields["reason"]), "usage": TokenCounts(**fields["usage"])})
     if kind in (Failed, LoadFailed):
         fields["code"] = Code(fields["code"])
     message: Message = kind(**fields)

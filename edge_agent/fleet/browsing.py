@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from edge_agent.fleet.rows import Order, Row
+from edge_agent.fleet.rows import AgentRow, SortOrder
 
 WORDS_MAX, PROMPT_MAX = 60, 400
 """Letters that can be typed."""
-ORDERS = tuple(Order)
+ORDERS = tuple(SortOrder)
 
 
-class Place(StrEnum):
+class Screen(StrEnum):
     """What is on the screen."""
 
     LIST = "list"
@@ -24,7 +24,7 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PromptDraft:
     """A test prompt that shall be sent."""
 
     agent: str
@@ -38,19 +38,19 @@ class Browsing:
     `ask` is set by the key that sends a prompt, `over` by the one that leaves.
     """
 
-    place: Place = Place.LIST
+    place: Screen = Screen.LIST
     chosen: str | None = None
-    sort: Order = Order.HEALTH
+    sort: SortOrder = SortOrder.HEALTH
     reverse: bool = False
     words: str = ""
     typed: str = ""
     top: int = 0
-    ask: Ask | None = None
+    ask: PromptDraft | None = None
     over: bool = False
 
-    def settle(self, rows: Sequence[Row]) -> "Browsing":
+    def settle(self, rows: Sequence[AgentRow]) -> "Browsing":
         """Choose somebody when the chosen one is not among the rows."""
-        if self.place in (Place.DETAIL, Place.PROMPT) or any(each.agent == self.chosen for each in rows):
+        if self.place in (Screen.DETAIL, Screen.PROMPT) or any(each.agent == self.chosen for each in rows):
             return self
         return replace(self, chosen=rows[0].agent if rows else None)
 
@@ -62,70 +62,70 @@ class Browsing:
         """The prompt was sent."""
         return replace(self, ask=None)
 
-    def index(self, rows: Sequence[Row]) -> int:
+    def index(self, rows: Sequence[AgentRow]) -> int:
         """Return where the chosen one stands; 0 when it is not among the rows."""
         return next((place for place, each in enumerate(rows) if each.agent == self.chosen), 0)
 
-    def press(self, key: str, rows: Sequence[Row], *, page: int) -> "Browsing":
+    def press(self, key: str, rows: Sequence[AgentRow], *, page: int) -> "Browsing":
         """Return where a key leads; `page` is how many lines a page has."""
         match self.place:
-            case Place.FILTER:
+            case Screen.FILTER:
                 return self._type_words(key)
-            case Place.PROMPT:
+            case Screen.PROMPT:
                 return self._type_prompt(key)
-            case Place.DETAIL:
+            case Screen.DETAIL:
                 return self._in_detail(key, rows, page)
             case _:
                 return self._in_list(key, rows, page)
 
-    def _in_list(self, key: str, rows: Sequence[Row], page: int) -> "Browsing":
+    def _in_list(self, key: str, rows: Sequence[AgentRow], page: int) -> "Browsing":
         does: dict[str, dict[str, Any]] = {
             "q": {"over": True},
             "s": {"sort": self._order(1), "reverse": False},
             "S": {"sort": self._order(-1), "reverse": False},
             "r": {"reverse": not self.reverse},
-            "/": {"place": Place.FILTER},
+            "/": {"place": Screen.FILTER},
             "escape": {"words": ""},
         }
         if self.chosen:
-            does["enter"] = does["right"] = does["l"] = {"place": Place.DETAIL, "top": 0}
-            does["t"] = {"place": Place.PROMPT, "typed": "", "top": 0}
+            does["enter"] = does["right"] = does["l"] = {"place": Screen.DETAIL, "top": 0}
+            does["t"] = {"place": Screen.PROMPT, "typed": "", "top": 0}
         return replace(self, **does[key]) if key in does else self._move(_steps(key, page), rows)
 
-    def _in_detail(self, key: str, rows: Sequence[Row], page: int) -> "Browsing":
+    def _in_detail(self, key: str, rows: Sequence[AgentRow], page: int) -> "Browsing":
         does: dict[str, dict[str, Any]] = {
             "q": {"over": True},
-            "t": {"place": Place.PROMPT, "typed": "", "top": 0},
+            "t": {"place": Screen.PROMPT, "typed": "", "top": 0},
         }
         if key in ("escape", "left", "h", "backspace", "enter"):
-            return replace(self, place=Place.LIST, top=0)
+            return replace(self, place=Screen.LIST, top=0)
         if key in ("n", "p"):
             return replace(self._move(1 if key == "n" else -1, rows), top=0)
         return replace(self, **does.get(key, {"top": max(0, self.top + _steps(key, page))}))
 
-    def _order(self, step: int) -> Order:
+    def _order(self, step: int) -> SortOrder:
         return ORDERS[(ORDERS.index(self.sort) + step) % len(ORDERS)]
 
     def _type_words(self, key: str) -> "Browsing":
         match key:
             case "enter" | "up" | "down":
-                return replace(self, place=Place.LIST)
+                return replace(self, place=Screen.LIST)
             case "escape":
-                return replace(self, place=Place.LIST, words="")
+                return replace(self, place=Screen.LIST, words="")
             case _:
                 return replace(self, words=_typed(self.words, key, WORDS_MAX))
 
     def _type_prompt(self, key: str) -> "Browsing":
         match key:
             case "escape":
-                return replace(self, place=Place.DETAIL, typed="")
+                return replace(self, place=Screen.DETAIL, typed="")
             case "enter":
-                asked = Ask(self.chosen, self.typed.strip()) if self.chosen and self.typed.strip() else None
-                return replace(self, place=Place.DETAIL, typed="", ask=asked)
+                asked = PromptDraft(self.chosen, self.typed.strip()) if self.chosen and self.typed.strip() else None
+                return replace(self, place=Screen.DETAIL, typed="", ask=asked)
             case _:
                 return replace(self, typed=_typed(self.typed, key, PROMPT_MAX))
 
-    def _move(self, steps: int, rows: Sequence[Row]) -> "Browsing":
+    def _move(self, steps: int, rows: Sequence[AgentRow]) -> "Browsing":
         if not rows or not steps:
             return self
         place = min(max(0, self.index(rows) + steps), len(rows) - 1)

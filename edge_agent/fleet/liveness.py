@@ -14,7 +14,7 @@ SILENCE_LEAST_S, SILENCE_MOST_S = 3.0, 3 * 3600.0
 """Three of the shortest and of the longest period that can be set; a message cannot ask for more patience."""
 
 
-class Standing(StrEnum):
+class Liveness(StrEnum):
     """Whether it lives."""
 
     THERE = "there"
@@ -46,11 +46,11 @@ class Life:
     heard_s: float | None = None
     silence_s: float = SILENCE_S
 
-    def standing(self, now_s: float) -> Standing:
+    def standing(self, now_s: float) -> Liveness:
         """Return whether it lives."""
         if self.died is not None:
-            return Standing.OFFLINE
-        return Standing.LOST if now_s - self.awaited_s > self.silence_s else Standing.THERE
+            return Liveness.OFFLINE
+        return Liveness.LOST if now_s - self.awaited_s > self.silence_s else Liveness.THERE
 
     def word(self, now_s: float) -> "Life":
         """It said something just now."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from edge_agent.fleet.liveness import Standing
+from edge_agent.fleet.liveness import Liveness
 from edge_agent.fleet.roster import Member, Roster, memory_percent
 from edge_agent.protocol.payloads import EngineReading, ServedModel, Telemetry
 
@@ -21,7 +21,7 @@ HEALTHS = frozenset(STATES) - {"lost", "offline", UNKNOWN}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AgentRow:
     """An agent in one line; the names of the fields are the keys of `--json`. None: not known, or not told any more.
 
     `tokens_per_s` is how fast one answer comes, the mean over its jobs; `throughput_per_s` what all answers together
@@ -62,20 +62,20 @@ class Row:
         return self.state in BAD
 
 
-def row(member: Member, now_s: float, *, judged_s: float) -> Row:
+def row(member: Member, now_s: float, *, judged_s: float) -> AgentRow:
     """Return an agent in one line. What only a living one can tell is not told of one that is offline or lost.
 
     `judged_s` is when its silence is judged, see Roster.
     """
     standing = member.life.standing(judged_s)
-    told = member.telemetry if standing is Standing.THERE else None
+    told = member.telemetry if standing is Liveness.THERE else None
     seen = told or Telemetry(agent=member.name, version="", boot_id="", uptime_s=0.0, health=UNKNOWN)
     info, heard_s = member.info, member.life.heard_s
     served = info.models if info else ()
     names = tuple(each.model for each in seen.engines) or tuple(each.name for each in served)
     running = seen.queue.get("running", 0)
     state, reasons = _state(member, standing)
-    return Row(
+    return AgentRow(
         agent=member.name,
         state=state,
         reasons=reasons,
@@ -106,11 +106,11 @@ def row(member: Member, now_s: float, *, judged_s: float) -> Row:
     )
 
 
-def _state(member: Member, standing: Standing) -> tuple[str, tuple[str, ...]]:
+def _state(member: Member, standing: Liveness) -> tuple[str, tuple[str, ...]]:
     """Return state and reasons: what the fleet sees, else the agent's newest word."""
-    if standing is Standing.LOST:
+    if standing is Liveness.LOST:
         return "lost", ("nothing was heard of it for three periods",)
-    if standing is Standing.OFFLINE:
+    if standing is Liveness.OFFLINE:
         return "offline", member.reasons
     return member.health if member.health in HEALTHS else UNKNOWN, member.reasons
 
@@ -139,7 +139,7 @@ class Totals:
     throughput_per_s: float | None
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> "Totals":
+    def of(cls, rows: Sequence[AgentRow]) -> "Totals":
         """Add up."""
         count = Counter(each.state for each in rows)
         return cls(
@@ -150,21 +150,21 @@ class Totals:
         )
 
 
-def _most(value: Callable[[Row], float | None]) -> Callable[[Row], tuple[float, str]]:
+def _most(value: Callable[[AgentRow], float | None]) -> Callable[[AgentRow], tuple[float, str]]:
     """Sort by what there is most of; what is not known comes last."""
 
-    def key(each: Row) -> tuple[float, str]:
+    def key(each: AgentRow) -> tuple[float, str]:
         found = value(each)
         return (float("inf") if found is None else -found), each.agent
 
     return key
 
 
-def _word(value: Callable[[Row], str | None]) -> Callable[[Row], tuple[bool, str, str]]:
+def _word(value: Callable[[AgentRow], str | None]) -> Callable[[AgentRow], tuple[bool, str, str]]:
     return lambda each: (value(each) is None, value(each) or "", each.agent)
 
 
-class Order(StrEnum):
+class SortOrder(StrEnum):
     """What a list may be sorted by."""
 
     HEALTH = "health"
@@ -179,22 +179,22 @@ class Order(StrEnum):
     SEEN = "seen"
 
 
-SORTS: Mapping[Order, Callable[[Row], tuple[Any, ...]]] = {
-    Order.HEALTH: lambda each: (STATES.index(each.state), each.agent),
-    Order.AGENT: lambda each: (each.agent,),
-    Order.MODEL: _word(lambda each: each.model),
-    Order.DEVICE: _word(lambda each: each.device),
-    Order.QUEUE: _most(lambda each: None if each.waiting is None else each.waiting + (each.running or 0)),
-    Order.TOKENS: _most(lambda each: each.tokens_per_s),
-    Order.HEAT: _most(lambda each: each.heat_celsius),
-    Order.MEMORY: _most(lambda each: each.memory_percent),
-    Order.VERSION: _word(lambda each: each.version),
-    Order.SEEN: _most(lambda each: each.last_seen_s),
+SORTS: Mapping[SortOrder, Callable[[AgentRow], tuple[Any, ...]]] = {
+    SortOrder.HEALTH: lambda each: (STATES.index(each.state), each.agent),
+    SortOrder.AGENT: lambda each: (each.agent,),
+    SortOrder.MODEL: _word(lambda each: each.model),
+    SortOrder.DEVICE: _word(lambda each: each.device),
+    SortOrder.QUEUE: _most(lambda each: None if each.waiting is None else each.waiting + (each.running or 0)),
+    SortOrder.TOKENS: _most(lambda each: each.tokens_per_s),
+    SortOrder.HEAT: _most(lambda each: each.heat_celsius),
+    SortOrder.MEMORY: _most(lambda each: each.memory_percent),
+    SortOrder.VERSION: _word(lambda each: each.version),
+    SortOrder.SEEN: _most(lambda each: each.last_seen_s),
 }
 """Within each order agents stand by their names, so that nothing jumps that has not changed."""
 
 
-def matches(each: Row, words: str) -> bool:
+def matches(each: AgentRow, words: str) -> bool:
     """Return whether every one of the words stands somewhere in what is known of the agent."""
     texts = (each.agent, each.state, each.device, each.backend, each.version, each.board, *each.models, *each.pools)
     known = " ".join(text for text in (*texts, *each.reasons) if text).casefold()
@@ -202,8 +202,8 @@ def matches(each: Row, words: str) -> bool:
 
 
 def rows(
-    roster: Roster, now_s: float, *, sort: Order = Order.HEALTH, words: str = "", reverse: bool = False
-) -> list[Row]:
+    roster: Roster, now_s: float, *, sort: SortOrder = SortOrder.HEALTH, words: str = "", reverse: bool = False
+) -> list[AgentRow]:
     """Return the agents that match, in this order."""
     judged_s = roster.judged_s(now_s)
     found = [each for member in roster if matches(each := row(member, now_s, judged_s=judged_s), words)]
@@ -213,5 +213,5 @@ def rows(
 def unheard(roster: Roster, now_s: float) -> int:
     """Return how many agents are believed to be there that have not reported since we listen."""
     judged_s = roster.judged_s(now_s)
-    there = (each for each in roster if each.life.standing(judged_s) is Standing.THERE)
+    there = (each for each in roster if each.life.standing(judged_s) is Liveness.THERE)
     return sum(each.telemetry is None for each in there)

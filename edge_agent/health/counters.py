@@ -102,7 +102,7 @@ class _Values:
 
 
 @dataclass(slots=True)
-class _Model:
+class _ModelCounts:
     ended: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     first_token: _Values = field(default_factory=lambda: _Values(FIRST_TOKEN_BOUNDS_S))
@@ -138,12 +138,12 @@ class _Model:
         )
 
 
-class Tally:
+class Counters:
     """Counts for everybody; every method may be called from any thread."""
 
     def __init__(self, models: Sequence[str]) -> None:
         self._lock = threading.Lock()
-        self._models = {model: _Model() for model in models}
+        self._models = {model: _ModelCounts() for model in models}
         self._generated = dict.fromkeys(models, 0)
         self._rejected: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
@@ -155,7 +155,7 @@ class Tally:
             if job.state in TERMINAL:
                 outcome = Outcome.model_validate_json(job.outcome or "{}")
                 with self._lock:
-                    self._models.setdefault(job.model, _Model()).add(job, outcome)
+                    self._models.setdefault(job.model, _ModelCounts()).add(job, outcome)
 
     def heard(self, model: str, event: Event) -> None:
         """Count the tokens an engine generates, as they come; called by that engine's thread alone."""

@@ -30,7 +30,7 @@ DISK_LOW, DISK_CALM = 4, 8
 """Times the free bytes below which jobs are refused anyway."""
 
 
-class Level(IntEnum):
+class RestraintLevel(IntEnum):
     """How far the agent holds back; each level includes those before it."""
 
     FREE = 0
@@ -77,7 +77,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class MachineView:
     """What the machine shows. `reload_bytes` are what unloaded engines would take again."""
 
     readings: Readings
@@ -91,7 +91,7 @@ class Strain:
     """What one cause asks for now: up to `most`, at once or step by step; `calm`: nothing of it is left."""
 
     cause: Cause
-    most: Level = Level.FREE
+    most: RestraintLevel = RestraintLevel.FREE
     at_once: bool = False
     calm: bool = False
     reason: str = ""
@@ -101,26 +101,26 @@ class Strain:
 class Held:
     """How far one cause has the agent hold back, since when, and why; `calm_s`: since when it is calm, if it is."""
 
-    level: Level = Level.FREE
+    level: RestraintLevel = RestraintLevel.FREE
     since_s: float = float("-inf")
     reason: str = ""
     calm_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RestraintStep:
     """A change of how far one cause has the agent hold back."""
 
     cause: Cause
-    before: Level
-    after: Level
+    before: RestraintLevel
+    after: RestraintLevel
     reason: str
 
 
 State = Mapping[Cause, Held]
 
 
-def govern(state: State, view: View, *, policy: Policy, now_s: float) -> tuple[State, tuple[Step, ...]]:
+def govern(state: State, view: MachineView, *, policy: Policy, now_s: float) -> tuple[State, tuple[RestraintStep, ...]]:
     """Return what follows from a view: the next state, and the steps to it."""
     after, steps = dict(state), []
     for strain in strains(view, policy):
@@ -129,22 +129,24 @@ def govern(state: State, view: View, *, policy: Policy, now_s: float) -> tuple[S
         if level is held.level:
             continue
         worse = level > held.level
-        steps.append(Step(strain.cause, held.level, level, strain.reason if worse else "calm again"))
+        steps.append(RestraintStep(strain.cause, held.level, level, strain.reason if worse else "calm again"))
         after[strain.cause] = Held(level, now_s, strain.reason if worse else held.reason, None if worse else now_s)
     return after, tuple(steps)
 
 
-def level_of(state: State) -> Level:
+def level_of(state: State) -> RestraintLevel:
     """Return how far the agent holds back: as far as the worst cause says."""
-    return max((held.level for held in state.values()), default=Level.FREE)
+    return max((held.level for held in state.values()), default=RestraintLevel.FREE)
 
 
 def reasons(state: State) -> tuple[str, ...]:
     """Return for each cause that strains what it has the agent do and why."""
-    return tuple(f"{held.level.words}: {held.reason}" for held in state.values() if held.level is not Level.FREE)
+    return tuple(
+        f"{held.level.words}: {held.reason}" for held in state.values() if held.level is not RestraintLevel.FREE
+    )
 
 
-def strains(view: View, policy: Policy) -> Sequence[Strain]:
+def strains(view: MachineView, policy: Policy) -> Sequence[Strain]:
     """Return what each cause asks for. What cannot be read asks for nothing and is calm."""
     return (_heat(view, policy), _memory(view, policy), _power(view, policy), _disk(view, policy))
 
@@ -156,16 +158,16 @@ def _calmed(held: Held, strain: Strain, now_s: float) -> Held:
     return held if held.calm_s is not None else replace(held, calm_s=now_s)
 
 
-def _next(held: Held, strain: Strain, *, step_s: float, now_s: float) -> Level:
+def _next(held: Held, strain: Strain, *, step_s: float, now_s: float) -> RestraintLevel:
     if strain.most > held.level:
         if strain.at_once:
             return strain.most
-        return Level(held.level + 1) if now_s - held.since_s >= step_s else held.level
+        return RestraintLevel(held.level + 1) if now_s - held.since_s >= step_s else held.level
     calm = held.calm_s is not None and now_s - held.calm_s >= CALM_STEPS * step_s
-    return Level(held.level - 1) if calm and held.level > Level.FREE else held.level
+    return RestraintLevel(held.level - 1) if calm and held.level > RestraintLevel.FREE else held.level
 
 
-def _heat(view: View, policy: Policy) -> Strain:
+def _heat(view: MachineView, policy: Policy) -> Strain:
     limited = [(each.margin_c, each) for each in view.readings.heat.sensors if each.margin_c is not None]
     if not limited:
         return Strain(Cause.HEAT, calm=True)
@@ -174,44 +176,46 @@ def _heat(view: View, policy: Policy) -> Strain:
     for _, each in limited:
         if each.critical_c is not None and each.critical_c - each.celsius <= CRITICAL_MARGIN_C:
             reason = f"{each.name} is at {each.celsius:.0f} °C, the machine ends at {each.critical_c:.0f} °C"
-            return Strain(Cause.HEAT, Level.UNLOADED, at_once=True, reason=reason)
+            return Strain(Cause.HEAT, RestraintLevel.UNLOADED, at_once=True, reason=reason)
     if margin_c <= policy.heat_margin_c:
-        return Strain(Cause.HEAT, Level.PAUSES, reason=reason)
+        return Strain(Cause.HEAT, RestraintLevel.PAUSES, reason=reason)
     return Strain(Cause.HEAT, calm=margin_c >= CALM_HEAT * policy.heat_margin_c)
 
 
-def _memory(view: View, policy: Policy) -> Strain:
+def _memory(view: MachineView, policy: Policy) -> Strain:
     stall = memory_stall_percent(view.readings) or 0.0
     available, total = view.readings.usage.available_bytes, view.memory_total_bytes
     free = available / total if available is not None and total else 1.0
     if free <= FREE_SHARE_LAST:
         reason = f"{100 * free:.0f} % of the memory is free"
-        return Strain(Cause.MEMORY, Level.UNLOADED, at_once=True, reason=reason)
+        return Strain(Cause.MEMORY, RestraintLevel.UNLOADED, at_once=True, reason=reason)
     if stall >= policy.memory_stall_percent:
-        return Strain(Cause.MEMORY, Level.UNLOADED, reason=f"{stall:.0f} % of the time is spent waiting for memory")
+        return Strain(
+            Cause.MEMORY, RestraintLevel.UNLOADED, reason=f"{stall:.0f} % of the time is spent waiting for memory"
+        )
     if free <= FREE_SHARE_MIN:
-        return Strain(Cause.MEMORY, Level.UNLOADED, reason=f"{100 * free:.0f} % of the memory is free")
+        return Strain(Cause.MEMORY, RestraintLevel.UNLOADED, reason=f"{100 * free:.0f} % of the memory is free")
     left = free - view.reload_bytes / total if total else free
     return Strain(Cause.MEMORY, calm=left >= FREE_SHARE_CALM and stall <= CALM_STALL * policy.memory_stall_percent)
 
 
-def _power(view: View, policy: Policy) -> Strain:
+def _power(view: MachineView, policy: Policy) -> Strain:
     if view.readings.power.undervoltage:
-        return Strain(Cause.POWER, Level.PAUSES, reason="the power supply gives way")
+        return Strain(Cause.POWER, RestraintLevel.PAUSES, reason="the power supply gives way")
     if not on_battery(view.readings):
         return Strain(Cause.POWER, calm=True)
     percent = min((each.percent for each in view.readings.power.batteries if each.percent is not None), default=None)
-    most, reason = Level.NO_POOLS, "the machine runs on its battery"
+    most, reason = RestraintLevel.NO_POOLS, "the machine runs on its battery"
     if percent is not None and percent <= policy.battery_percent:
-        most = Level.UNLOADED if percent <= BATTERY_LAST * policy.battery_percent else Level.PAUSES
+        most = RestraintLevel.UNLOADED if percent <= BATTERY_LAST * policy.battery_percent else RestraintLevel.PAUSES
         reason = f"{reason}, {percent:.0f} % is left"
     return Strain(Cause.POWER, most, at_once=True, reason=reason)
 
 
-def _disk(view: View, policy: Policy) -> Strain:
+def _disk(view: MachineView, policy: Policy) -> Strain:
     free_bytes = view.disk_free_bytes
     if free_bytes is None or not policy.disk_free_bytes:
         return Strain(Cause.DISK, calm=True)
     if free_bytes < DISK_LOW * policy.disk_free_bytes:
-        return Strain(Cause.DISK, Level.NO_POOLS, at_once=True, reason="the disk is nearly full")
+        return Strain(Cause.DISK, RestraintLevel.NO_POOLS, at_once=True, reason="the disk is nearly full")
     return Strain(Cause.DISK, calm=free_bytes >= DISK_CALM * policy.disk_free_bytes)

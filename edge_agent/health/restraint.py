@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge_agent.base.awake import awake_s
 from edge_agent.base.log import get_logger
-from edge_agent.health.governor import Level, Policy, State, View, govern, level_of, reasons
+from edge_agent.health.governor import MachineView, Policy, RestraintLevel, State, govern, level_of, reasons
 from edge_agent.health.snapshot import free_bytes, told_by
 from hardware.readings import Readings
 
@@ -44,7 +44,7 @@ class Restraint:
         if self._policy is None:
             return
         free = told_by(lambda: free_bytes(self._state_dir))
-        view = View(seen, self._memory_total_bytes, free, self._reload_bytes())
+        view = MachineView(seen, self._memory_total_bytes, free, self._reload_bytes())
         self._state, steps = govern(self._state, view, policy=self._policy, now_s=self._now_s())
         for step in steps:
             log.warning(
@@ -59,7 +59,7 @@ class Restraint:
             self._changed()
 
     @property
-    def level(self) -> Level:
+    def level(self) -> RestraintLevel:
         """How far."""
         return level_of(self._state)
 
@@ -70,22 +70,22 @@ class Restraint:
 
     def lanes(self, parallel: int) -> int:
         """Return how many of an engine's lanes may be used: half when fewer, one when it works in pauses."""
-        if self.level is Level.FREE:
+        if self.level is RestraintLevel.FREE:
             return parallel
-        return 1 if self.level >= Level.PAUSES else max(1, parallel // 2)
+        return 1 if self.level >= RestraintLevel.PAUSES else max(1, parallel // 2)
 
     @property
     def in_pools(self) -> bool:
         """Whether jobs may be taken that others could do as well."""
-        return self.level < Level.NO_POOLS
+        return self.level < RestraintLevel.NO_POOLS
 
     @property
     def rest_share(self) -> float:
         """The share of the time an engine shall rest between its steps."""
-        return REST_SHARE if self.level is Level.PAUSES else 0.0
+        return REST_SHARE if self.level is RestraintLevel.PAUSES else 0.0
 
     @property
     def unloads(self) -> str:
         """Why no engine may be loaded; empty while they may."""
-        causes = (held.reason for held in self._state.values() if held.level is Level.UNLOADED)
+        causes = (held.reason for held in self._state.values() if held.level is RestraintLevel.UNLOADED)
         return "; ".join(causes)

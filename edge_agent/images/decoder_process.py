@@ -35,7 +35,7 @@ class FullError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Print:
+class DecodedImage:
     """A decoded image: its size upright and as written, and the hash of what was written."""
 
     width: int
@@ -50,7 +50,7 @@ def bound_bytes(pixels: int) -> int:
     return LIBRARIES_BYTES + BYTES_PER_PIXEL * pixels
 
 
-class Darkroom:
+class DecoderProcess:
     """Decodes images in a child that is started when there is one; `close` ends it. For one thread.
 
     The child lives at most as long as its standard input, which is ours. `pixels` bounds an image.
@@ -88,9 +88,9 @@ class Darkroom:
         answer = self._ask({"path": str(file)})
         return answer["width"], answer["height"]
 
-    def develop(self, file: Path, *, long_side: int, out: Path) -> Print:
+    def develop(self, file: Path, *, long_side: int, out: Path) -> DecodedImage:
         """Decode an image to RGB bytes, no side over `long_side` pixels. Raises BadImageError, FullError."""
-        return Print(**self._ask({"path": str(file), "long_side": long_side, "out": str(out)}))
+        return DecodedImage(**self._ask({"path": str(file), "long_side": long_side, "out": str(out)}))
 
     def close(self) -> None:
         """End the child, if there is one."""

@@ -16,7 +16,7 @@ from edge_agent import __version__
 from edge_agent.base.log import get_logger
 from edge_agent.protocol.messages import TELEMETRY_PERIODS, Inbound, Publication
 from edge_agent.protocol.topics import Topics
-from edge_agent.serving.retained import Kept
+from edge_agent.serving.retained import RetainedTopic
 
 log = get_logger()
 
@@ -119,7 +119,7 @@ class HomeAssistant:
         self._mark = mark
         self._say = say
         self._now_s = now_s
-        self._kept = Kept()
+        self._kept = RetainedTopic()
         self._overwritten = False
 
     @property

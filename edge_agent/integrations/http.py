@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from edge_agent.base.awake import awake_s
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
 
 CONNECTIONS_MAX = 16
@@ -30,7 +30,7 @@ TEXT = "text/plain; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """What is answered to a GET."""
 
     body: bytes
@@ -45,9 +45,9 @@ class HttpServer:
     """
 
     def __init__(
-        self, host: str, port: int, *, routes: Mapping[str, Callable[[], Answer]], retry_s: float = RETRY_S
+        self, host: str, port: int, *, routes: Mapping[str, Callable[[], HttpResponse]], retry_s: float = RETRY_S
     ) -> None:
-        self.beat = Beat("http")
+        self.beat = Heartbeat("http")
         self.trouble = ""
         self._address = host, port
         self._handler = _handler(routes)
@@ -146,7 +146,7 @@ class _Server(ThreadingHTTPServer):
             raise error
 
 
-def _handler(routes: Mapping[str, Callable[[], Answer]]) -> type[BaseHTTPRequestHandler]:
+def _handler(routes: Mapping[str, Callable[[], HttpResponse]]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         server_version = "edge-agent"
         sys_version = ""
@@ -154,7 +154,7 @@ def _handler(routes: Mapping[str, Callable[[], Answer]]) -> type[BaseHTTPRequest
 
         def do_GET(self) -> None:
             route = routes.get(self.path.partition("?")[0])
-            answer = route() if route else Answer(b"not found\n", HTTPStatus.NOT_FOUND)
+            answer = route() if route else HttpResponse(b"not found\n", HTTPStatus.NOT_FOUND)
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))

@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from edge_agent.health.condition import Condition
 from edge_agent.health.counters import Counts, Distribution, ModelCounts
-from edge_agent.integrations.http import Answer, HttpServer
+from edge_agent.integrations.http import HttpResponse, HttpServer
 from edge_agent.protocol.payloads import EngineReading, Telemetry
 
 PREFIX = "edge_agent_"
@@ -73,7 +73,7 @@ _MODEL_COUNTERS: tuple[tuple[str, str, Callable[[ModelCounts], int]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class MetricSources:
     """Where what is read comes from: the last telemetry (None before the first), the counts, how the agent is now.
 
     `stuck` tells which threads do not come back.
@@ -86,17 +86,17 @@ class Sources:
     stuck: Callable[[], tuple[str, ...]]
 
 
-def server(host: str, port: int, sources: Sources) -> HttpServer:
+def server(host: str, port: int, sources: MetricSources) -> HttpServer:
     """Return a server of /metrics, /healthz and /readyz."""
     routes = {
-        "/metrics": lambda: Answer(metrics(sources), content_type=CONTENT_TYPE_PLAIN_0_0_4),
+        "/metrics": lambda: HttpResponse(metrics(sources), content_type=CONTENT_TYPE_PLAIN_0_0_4),
         "/healthz": lambda: _verdict("alive", tuple(f"{each} does not come back" for each in sources.stuck())),
         "/readyz": lambda: _readiness(sources),
     }
     return HttpServer(host, port, routes=routes)
 
 
-def metrics(sources: Sources) -> bytes:
+def metrics(sources: MetricSources) -> bytes:
     """Return everything in the text format."""
     text: bytes = generate_latest(cast(Any, _Registry(lambda: _families(sources))))
     return text
@@ -109,7 +109,7 @@ class _Registry:
     collect: Callable[[], Iterable[Any]]
 
 
-def _readiness(sources: Sources) -> Answer:
+def _readiness(sources: MetricSources) -> HttpResponse:
     condition = sources.condition()
     faults = [] if condition.health in WELL else list(condition.reasons or [condition.health])
     if not sources.connected():
@@ -117,13 +117,13 @@ def _readiness(sources: Sources) -> Answer:
     return _verdict(condition.health, faults)
 
 
-def _verdict(well: str, faults: Iterable[str]) -> Answer:
+def _verdict(well: str, faults: Iterable[str]) -> HttpResponse:
     lines = tuple(faults)
     status = HTTPStatus.SERVICE_UNAVAILABLE if lines else HTTPStatus.OK
-    return Answer("".join(f"{line}\n" for line in lines or (well,)).encode(), status)
+    return HttpResponse("".join(f"{line}\n" for line in lines or (well,)).encode(), status)
 
 
-def _families(sources: Sources) -> Iterator[Any]:
+def _families(sources: MetricSources) -> Iterator[Any]:
     condition, counts = sources.condition(), sources.counts()
     yield _gauge("health", "How the agent is.", {(each,): float(each == condition.health) for each in HEALTHS}, "state")
     yield _gauge("connected", "Whether the broker is connected.", {(): float(sources.connected())})

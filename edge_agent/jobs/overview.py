@@ -9,7 +9,7 @@ from edge_agent.jobs.backlog import Ledger
 from edge_agent.jobs.clock import Clock
 from edge_agent.jobs.database import Database
 from edge_agent.jobs.job import Job, JobState
-from edge_agent.jobs.pace import Line, Work
+from edge_agent.jobs.pace import JobWork, Line
 
 NAMED_MAX = 6
 """Clients that are told of when several used one job id."""
@@ -46,15 +46,15 @@ class Overview:
             return None
         before = {"model": job.model, "rank": job.rank, "row": job.row, "limit": limit}
         return Line(
-            work=Work(job.request_bytes, job.max_tokens),
+            work=JobWork(job.request_bytes, job.max_tokens),
             position=position,
-            ahead=[Work(*row) for row in self._db.rows("ahead_work", **before)] if position > 1 else (),
+            ahead=[JobWork(*row) for row in self._db.rows("ahead_work", **before)] if position > 1 else (),
             running=self.running_work(job.model),
         )
 
-    def running_work(self, model: str) -> list[Work]:
+    def running_work(self, model: str) -> list[JobWork]:
         """Return what runs of a model."""
-        return [Work(*row) for row in self._db.rows("running_work", model=model, now=self._clock.now_s())]
+        return [JobWork(*row) for row in self._db.rows("running_work", model=model, now=self._clock.now_s())]
 
     def first(self, model: str, limit: int) -> list[Job]:
         """Return the first waiting jobs of a model, in order."""

@@ -15,7 +15,7 @@ WEIGHT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class JobWork:
     """What is known of a job before it runs; of one that runs, for how long it has."""
 
     request_bytes: int
@@ -27,17 +27,17 @@ class Work:
 class Line:
     """A waiting job, what waits before it, and what runs, all of one model."""
 
-    work: Work
+    work: JobWork
     position: int
-    ahead: Sequence[Work]
-    running: Sequence[Work]
+    ahead: Sequence[JobWork]
+    running: Sequence[JobWork]
 
 
 @dataclass(frozen=True, slots=True)
 class Took:
     """How long a job took that ran to its end, with so many others beside it on average."""
 
-    work: Work
+    work: JobWork
     completion_tokens: int
     prompt_s: float
     generate_s: float
@@ -78,14 +78,14 @@ class _Speeds:
         self.way_s.add(max(0.0, took.busy_s - took.prompt_s - took.generate_s), 1)
         self.token_s.setdefault(round(took.beside), _Ratio()).add(took.generate_s, took.completion_tokens)
 
-    def service_s(self, work: Work, beside: int, *, share: float | None = None) -> float:
+    def service_s(self, work: JobWork, beside: int, *, share: float | None = None) -> float:
         """Return how long a job is in its lane; `share` of its `max_tokens` is generated, as learned when None."""
         nearest = min(self.token_s, key=lambda known: (abs(known - beside), -known))
         tokens = work.max_tokens * (self.tokens_share.value if share is None else share)
         prompt_s = work.request_bytes * self.prompt_s_per_byte.value
         return prompt_s + tokens * self.token_s[nearest].value + self.way_s.value
 
-    def left_s(self, work: Work, beside: int) -> float:
+    def left_s(self, work: JobWork, beside: int) -> float:
         """Return how long a running job still runs: one that runs longer than most ends half-way to its longest."""
         left_s = self.service_s(work, beside) - work.elapsed_s
         if left_s > 0:
@@ -124,7 +124,7 @@ class Pace:
                 heapq.heapreplace(free_s, free_s[0] + speeds.service_s(work, beside))
             return round(free_s[0] + speeds.service_s(line.work, beside), 1)
 
-    def room_s(self, model: str, running: Sequence[Work]) -> float | None:
+    def room_s(self, model: str, running: Sequence[JobWork]) -> float | None:
         """Return in how many seconds the next running job may end; None when that cannot be told."""
         with self._lock:
             if model not in self._speeds or not running:

@@ -23,7 +23,7 @@ from edge_agent.jobs.needed import NeededImages
 from edge_agent.jobs.overview import Overview
 from edge_agent.jobs.request import Attached, Request
 from edge_agent.jobs.results import Results
-from edge_agent.jobs.retention import AT_ONCE, UNBOUNDED, Allowance, Kept
+from edge_agent.jobs.retention import AT_ONCE, UNBOUNDED, Allowance, Retention
 
 CANCELS_MAX = 10_000
 """Cancels remembered for jobs that have not come; beyond it the oldest are forgotten of the client who has most."""
@@ -82,7 +82,7 @@ class Queue:
         self.images = NeededImages(self._db, self.clock)
         self.results = Results(self._db, self.clock)
         self.overview = Overview(self._db, self.clock, self._ledger)
-        self.kept = Kept(self._db, allowance)
+        self.kept = Retention(self._db, allowance)
 
     def close(self) -> None:
         """Close the file; nothing of what was erased stays in it, unless another program has it open."""
@@ -298,7 +298,7 @@ class Queue:
                 return self.requeue(job, give_back=False, alone=alone, not_before_s=not_before_s)
         return self.end(job, JobState.FAILED, outcome)
 
-    def bereave(self, jobs: Sequence[Job], failure: Failure, *, others: int = 0, at_once: bool = False) -> None:
+    def engine_lost(self, jobs: Sequence[Job], failure: Failure, *, others: int = 0, at_once: bool = False) -> None:
         """Deal with the jobs that were in an engine when it died, beside `others` whose outcome was decided already.
 
         Of several nobody knows whose fault it was: each runs again alone and gets its strike back. One that was
@@ -351,7 +351,7 @@ class Queue:
         failure = Failure.because(Code.ENGINE_DIED, "the agent or its engine died each time this job ran")
         running = self._db.jobs("running")
         for model in {job.model for job in running}:
-            self.bereave([job for job in running if job.model == model], failure, at_once=True)
+            self.engine_lost([job for job in running if job.model == model], failure, at_once=True)
 
     def disown(self, models: Sequence[str], failure: Failure) -> list[Job]:
         """End the waiting jobs of models that are not among these: nobody would ever run them.

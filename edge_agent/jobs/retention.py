@@ -20,7 +20,7 @@ AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class RetentionBounds:
     """What ended jobs may hold, in bytes: all together, and those of one requester."""
 
     total_bytes: int
@@ -31,24 +31,24 @@ class Bounds:
 class Allowance:
     """What ended jobs may hold at `most`, on a disk of which `free_bytes` are free and `min_free_bytes` shall stay."""
 
-    most: Bounds
+    most: RetentionBounds
     min_free_bytes: int
     free_bytes: Callable[[], int]
 
-    def bounds(self, *, kept_bytes: int, reusable_bytes: int) -> Bounds:
+    def bounds(self, *, kept_bytes: int, reusable_bytes: int) -> RetentionBounds:
         """Return what they may hold now: half of the room there is for them and for new jobs, but no more than `most`.
 
         They hold `kept_bytes` already; `reusable_bytes` are free within the queue's file.
         """
         room_bytes = kept_bytes + self.free_bytes() + reusable_bytes - self.min_free_bytes
         total_bytes = min(self.most.total_bytes, max(LEAST_BYTES, room_bytes // 2))
-        return Bounds(total_bytes, min(self.most.requester_bytes, total_bytes // SHARES))
+        return RetentionBounds(total_bytes, min(self.most.requester_bytes, total_bytes // SHARES))
 
 
-UNBOUNDED = Allowance(Bounds(2**62, 2**60), 0, lambda: 2**62)
+UNBOUNDED = Allowance(RetentionBounds(2**62, 2**60), 0, lambda: 2**62)
 
 
-class Kept:
+class Retention:
     """The ended jobs of a queue."""
 
     def __init__(self, database: Database, allowance: Allowance) -> None:
@@ -95,7 +95,7 @@ class Kept:
         total_bytes, bounds = self._bounds()
         return total_bytes > bounds.total_bytes or theirs_bytes > bounds.requester_bytes
 
-    def _bounds(self) -> tuple[int, Bounds]:
+    def _bounds(self) -> tuple[int, RetentionBounds]:
         """Return what ended jobs hold, and may hold."""
         _, kept_bytes = self._total()
         return kept_bytes, self._allowance.bounds(kept_bytes=kept_bytes, reusable_bytes=self._db.reusable_bytes)

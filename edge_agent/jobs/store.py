@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from edge_agent.base.awake import awake_s, result_awake
 from edge_agent.base.errors import EdgeAgentError
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.jobs.cleaning import Cleaning
 from edge_agent.jobs.database import LockedError, StorageError
@@ -84,7 +84,7 @@ class Store:
         self._next_due_s = 0.0
         self._next_housekeeping_s = self._untidy_s = 0.0
         self._rows = ROWS_AT_ONCE
-        self.beat = Beat("store")
+        self.beat = Heartbeat("store")
         self._thread = threading.Thread(target=self._run, name="store")
 
     @property

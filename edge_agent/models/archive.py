@@ -19,9 +19,9 @@ from typing import BinaryIO
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import backend_of
 from edge_agent.models import manifest as manifests
-from edge_agent.models.build_store import Store, in_words, sync, writing
+from edge_agent.models.build_store import BuildStore, in_words, sync, writing
 from edge_agent.models.catalogue import Variant
-from edge_agent.models.listing import PLAIN, Wanted
+from edge_agent.models.listing import PLAIN, WantedFile
 from edge_agent.models.manifest import (
     CHUNK_BYTES,
     FILES_MAX,
@@ -31,7 +31,7 @@ from edge_agent.models.manifest import (
     StoredFile,
     matched,
 )
-from edge_agent.models.partial_file import Part
+from edge_agent.models.partial_file import PartialFile
 from edge_agent.models.programs import is_named_so, is_program, is_source
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
@@ -45,7 +45,7 @@ Told = Callable[[str, int, int], None]
 """Hears the file at work, and how many of how many bytes are done."""
 
 
-def export(store: Store, name: str, target: Path, *, told: Told = lambda *_: None) -> Manifest:
+def export(store: BuildStore, name: str, target: Path, *, told: Told = lambda *_: None) -> Manifest:
     """Write a build into one archive, verified on the way; nothing is left under `target` unless it is whole.
 
     Raises EdgeAgentError when the build is not here, is damaged, or the archive cannot be written.
@@ -74,7 +74,7 @@ def export(store: Store, name: str, target: Path, *, told: Told = lambda *_: Non
 
 
 def import_archive(
-    store: Store, source: Path, *, find: Find, name: str | None = None, told: Told = lambda *_: None
+    store: BuildStore, source: Path, *, find: Find, name: str | None = None, told: Told = lambda *_: None
 ) -> Manifest:
     """Take in an archive; it is in place only when every file of its manifest is there and true.
 
@@ -112,7 +112,7 @@ def import_archive(
 
 
 def import_folder(
-    store: Store, source: Path, *, find: Find, name: str | None = None, told: Told = lambda *_: None
+    store: BuildStore, source: Path, *, find: Find, name: str | None = None, told: Told = lambda *_: None
 ) -> Manifest:
     """Take in a folder that holds a build, checked against its manifest and the catalogue where these know it.
 
@@ -130,7 +130,9 @@ def import_folder(
     with _incoming(store, name, total_bytes) as folder:
         for each, size_bytes in sizes_bytes.items():
             told(each, done_bytes, total_bytes)
-            wanted = _wanted(stated[each]) if each in stated else Wanted(each, each, size_bytes, None, None, "nobody")
+            wanted = (
+                _wanted(stated[each]) if each in stated else WantedFile(each, each, size_bytes, None, None, "nobody")
+            )
             with _opened(source / each) as file:
                 sha256 = _copy(_pieces(file, size_bytes, each), folder, wanted)
             vouched = "archive" if each in stated else "nobody"
@@ -157,7 +159,7 @@ def _imported(sent: Manifest | None, name: str, files: tuple[StoredFile, ...], f
 
 
 @contextlib.contextmanager
-def _incoming(store: Store, name: str, size_bytes: int) -> Iterator[Path]:
+def _incoming(store: BuildStore, name: str, size_bytes: int) -> Iterator[Path]:
     """Give an empty folder for a build; it is gone afterwards, unless it was published."""
     with store.locked(name):
         store.discard(name, _IMPORT.__eq__)  # of a killed one
@@ -168,13 +170,13 @@ def _incoming(store: Store, name: str, size_bytes: int) -> Iterator[Path]:
             store.discard(name, _IMPORT.__eq__)
 
 
-def _wanted(file: StoredFile) -> Wanted:
-    return Wanted(file.name, file.name, file.size_bytes, file.sha256, None, file.vouched)
+def _wanted(file: StoredFile) -> WantedFile:
+    return WantedFile(file.name, file.name, file.size_bytes, file.sha256, None, file.vouched)
 
 
-def _copy(pieces: Iterator[bytes], folder: Path, wanted: Wanted) -> str:
+def _copy(pieces: Iterator[bytes], folder: Path, wanted: WantedFile) -> str:
     """Write a file; return its hash. Raises EdgeAgentError BAD_REQUEST when that is not the wanted one."""
-    part = Part(folder / wanted.name, wanted)
+    part = PartialFile(folder / wanted.name, wanted)
     with contextlib.closing(part):
         for piece in pieces:
             part.add(piece)

@@ -37,7 +37,7 @@ class Installed:
     manifest: Manifest | None
 
 
-class Store:
+class BuildStore:
     """The builds under one folder. `quota_bytes` bounds them together; None leaves it to the disk."""
 
     def __init__(self, folder: Path, *, quota_bytes: int | None = None, margin_bytes: int = MARGIN_BYTES) -> None:
@@ -46,7 +46,7 @@ class Store:
         self.margin_bytes = margin_bytes
 
     @classmethod
-    def of(cls, settings: Settings) -> "Store":
+    def of(cls, settings: Settings) -> "BuildStore":
         """Return the store the settings name."""
         models = settings.models
         return cls(models.dir or settings.agent.state_dir / "models", quota_bytes=models.quota_bytes)

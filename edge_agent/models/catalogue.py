@@ -41,14 +41,14 @@ bits the methods that look at activations lose least and one scale for a whole c
 tables 4 and 5, for rtn < gptq < awq; the group size argument in Frantar et al., GPTQ (2023), section 4."""
 
 
-class _Entry(BaseModel):
+class _CatalogueEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-T = TypeVar("T", bound=_Entry)
+T = TypeVar("T", bound=_CatalogueEntry)
 
 
-class RemoteFile(_Entry):
+class RemoteFile(_CatalogueEntry):
     """A file of a build; size and hash where they are known."""
 
     name: Name
@@ -56,7 +56,7 @@ class RemoteFile(_Entry):
     sha256: Sha256 | None = None
 
 
-class Family(_Entry):
+class Family(_CatalogueEntry):
     """A model: what all its builds have in common, in the terms of its published config.json.
 
     kv_heads, head_size: what one token's keys and values hold in each layer.
@@ -78,7 +78,7 @@ class Family(_Entry):
     source: str
 
 
-class Variant(_Entry):
+class Variant(_CatalogueEntry):
     """One published build.
 
     name: unique in the catalogue, and the build's folder in the store.
@@ -121,7 +121,7 @@ class Variant(_Entry):
         return re.fullmatch(r"[0-9a-f]{7,40}", self.revision) is not None
 
 
-class Catalogue(_Entry):
+class Catalogue(_CatalogueEntry):
     """Families and variants; names are unique and every variant's family is there."""
 
     family: tuple[Family, ...] = ()

@@ -47,7 +47,7 @@ DRIVERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedModel:
     """What is asked for: `model` is a family or a variant, `backend` and `device` may be `auto`.
 
     images_bytes: memory that is left free beside a build that sees, for whoever decodes its images.
@@ -112,7 +112,7 @@ class Rejected:
 class Decision:
     """The candidates, best first, and everything that was turned down."""
 
-    wanted: Wanted
+    wanted: WantedModel
     candidates: tuple[Candidate, ...]
     rejected: tuple[Rejected, ...]
 
@@ -124,7 +124,7 @@ def free_bytes(memory: Memory) -> int | None:
 
 
 def choose(
-    wanted: Wanted,
+    wanted: WantedModel,
     *,
     machine: Machine,
     catalogue: Catalogue,
@@ -176,7 +176,7 @@ def choose(
     return Decision(wanted, _ranked(candidates), tuple(rejected))
 
 
-def _unusable(variant: Variant, device: str, *, wanted: Wanted, machine: Machine, runtimes: Runtimes) -> str:
+def _unusable(variant: Variant, device: str, *, wanted: WantedModel, machine: Machine, runtimes: Runtimes) -> str:
     """Return why a build cannot run on a device at all; empty when it can."""
     if wanted.backend not in {"auto", variant.backend} or wanted.device not in {"auto", device}:
         return f"backend {wanted.backend} and device {wanted.device} are asked for"
@@ -230,7 +230,7 @@ def _fit(
     variant: Variant,
     runtime: Runtime,
     build: Build,
-    wanted: Wanted,
+    wanted: WantedModel,
     machine: Machine,
     accelerator: Accelerator | None,
     *,

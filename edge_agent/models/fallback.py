@@ -34,7 +34,7 @@ class SetAside:
     wait_s: float
 
 
-class Ladder:
+class Fallbacks:
     """Asked and told from any thread.
 
     `places` returns what there is, best first, and raises what prepare shall; `load` makes of one what to load and how
@@ -142,7 +142,7 @@ class Ladder:
         log.info("device.back", model=self._name, **_named(key))
         self._changed()
 
-    def forgive(self) -> None:
+    def reset_backoff(self) -> None:
         """Leave nothing alone: a job was to blame, which killed the last place too."""
         with self._lock:
             self._asides = {

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.outlet import for_children
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.manifest import Manifest
 from edge_agent.settings.load import ModelsSection
@@ -63,7 +63,7 @@ class Hub:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class FetchOrder:
     """What the child shall do; it reads it from its standard input."""
 
     folder: Path
@@ -74,7 +74,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class PullProgress:
     """How far a pull is: `done_bytes` of `total_bytes`, with what earlier pulls have brought.
 
     waiting: another process, `pid`, pulls the same build. asking: what there is. checking: what an earlier pull left.
@@ -105,8 +105,8 @@ class Done:
     kind: Literal["done"] = "done"
 
 
-ORDER = TypeAdapter(Order)
-SAID: TypeAdapter[Progress | Refused | Done] = TypeAdapter(Progress | Refused | Done)
+ORDER = TypeAdapter(FetchOrder)
+SAID: TypeAdapter[PullProgress | Refused | Done] = TypeAdapter(PullProgress | Refused | Done)
 
 
 def is_current(manifest: Manifest, variant: Variant) -> bool:
@@ -115,11 +115,11 @@ def is_current(manifest: Manifest, variant: Variant) -> bool:
 
 
 def fetch(
-    store: Store,
+    store: BuildStore,
     variant: Variant,
     *,
     hub: Hub,
-    progress: Callable[[Progress], None],
+    progress: Callable[[PullProgress], None],
     stop: threading.Event,
 ) -> Path:
     """Bring a variant into the store and return its folder; at once when it is there.
@@ -130,7 +130,7 @@ def fetch(
     """
     if (here := present(store, variant)) is not None:
         return here
-    order = Order(store.folder.absolute(), store.quota_bytes, store.margin_bytes, variant, hub)
+    order = FetchOrder(store.folder.absolute(), store.quota_bytes, store.margin_bytes, variant, hub)
     command = [sys.executable, "-m", "edge_agent.models.hub", "--parent", str(os.getpid())]
     environ = os.environ | QUIET | {"HF_ENDPOINT": hub.url}
     with subprocess.Popen(
@@ -140,7 +140,7 @@ def fetch(
             _hand_over(child, ORDER.dump_json(order))
             for line in _lines(child, stop, variant):
                 match SAID.validate_json(line):
-                    case Progress() as told:
+                    case PullProgress() as told:
                         progress(told)
                     case Refused(code, message, retry_after_s):
                         raise EdgeAgentError(code, message, retry_after_s=retry_after_s)
@@ -155,7 +155,7 @@ def fetch(
     )
 
 
-def present(store: Store, variant: Variant) -> Path | None:
+def present(store: BuildStore, variant: Variant) -> Path | None:
     """Return a variant's folder when it is in the store, whole and of the catalogue's revision."""
     try:
         return store.path(variant.name) if is_current(store.manifest(variant.name), variant) else None

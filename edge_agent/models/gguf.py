@@ -27,7 +27,7 @@ def read_facts(path: Path) -> Mapping[str, Fact]:
     Raises ValueError for what is no such file, OSError when it cannot be read.
     """
     with path.open("rb") as file:
-        reader = _Reader(file)
+        reader = _GgufReader(file)
         magic = file.read(4)
         version, _, count = reader.unpacked("IQQ")
         if magic != b"GGUF" or version not in _VERSIONS or count > FACTS_MAX:
@@ -43,7 +43,7 @@ def read_facts(path: Path) -> Mapping[str, Fact]:
         return facts
 
 
-class _Reader:
+class _GgufReader:
     """Reads on in a file; nothing in it decides how much memory that takes, or how long."""
 
     def __init__(self, file: BinaryIO) -> None:

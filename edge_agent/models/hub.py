@@ -18,13 +18,13 @@ from typing import Literal, TypeVar
 
 from edge_agent.base.child_process import tie
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.models.build_store import Store, writing
-from edge_agent.models.fetch import ORDER, SAID, Done, Order, Progress, Refused, present
-from edge_agent.models.listing import Wanted, select
+from edge_agent.models.build_store import BuildStore, writing
+from edge_agent.models.fetch import ORDER, SAID, Done, FetchOrder, PullProgress, Refused, present
+from edge_agent.models.listing import WantedFile, select
 from edge_agent.models.manifest import Manifest, StoredFile
-from edge_agent.models.partial_file import Part
+from edge_agent.models.partial_file import PartialFile
 from edge_agent.models.programs import is_program
-from edge_agent.models.remote import PassingError, Remote
+from edge_agent.models.remote import Remote, TransientError
 
 ORDER_BYTES_MAX = 2**20
 ADDRESS_SPACE_BYTES = 512 * 2**20
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     channel = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print where they like
 
-    def tell(said: Progress | Refused | Done) -> None:
+    def tell(said: PullProgress | Refused | Done) -> None:
         os.write(channel, SAID.dump_json(said) + b"\n")
 
     try:
@@ -70,11 +70,11 @@ class Pull:
     """One order."""
 
     def __init__(
-        self, order: Order, tell: Callable[[Progress], None], *, sleep: Callable[[float], None] = time.sleep
+        self, order: FetchOrder, tell: Callable[[PullProgress], None], *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._variant = order.variant
         self._hub = order.hub
-        self._store = Store(order.folder, quota_bytes=order.quota_bytes, margin_bytes=order.margin_bytes)
+        self._store = BuildStore(order.folder, quota_bytes=order.quota_bytes, margin_bytes=order.margin_bytes)
         self._tell = tell
         self._sleep = sleep
         self._remote = Remote(order.hub, order.variant)
@@ -85,10 +85,10 @@ class Pull:
     def run(self) -> None:
         """Bring the variant into the store. Raises EdgeAgentError."""
         name = self._variant.name
-        with self._store.locked(name, wait=lambda pid: self._tell(Progress("waiting", pid=pid))):
+        with self._store.locked(name, wait=lambda pid: self._tell(PullProgress("waiting", pid=pid))):
             if present(self._store, self._variant) is not None:
                 return
-            self._tell(Progress("asking"))
+            self._tell(PullProgress("asking"))
             commit, published = self._persist(self._remote.published)
             wanted = select(self._variant, published)
             folder = self._store.partial(name, commit)
@@ -111,9 +111,9 @@ class Pull:
             )
             self._store.publish(folder, manifest)
 
-    def _file(self, commit: str, wanted: Wanted, folder: Path) -> StoredFile:
+    def _file(self, commit: str, wanted: WantedFile, folder: Path) -> StoredFile:
         """Have a file in the folder, whole and verified."""
-        part = Part(folder / wanted.name, wanted, lambda have: self._say("checking", wanted, have))
+        part = PartialFile(folder / wanted.name, wanted, lambda have: self._say("checking", wanted, have))
 
         def receive() -> None:
             self._remote.receive(commit, part, lambda have: self._say("fetching", wanted, have))
@@ -142,7 +142,7 @@ class Pull:
         while True:
             try:
                 return attempt()
-            except PassingError as error:
+            except TransientError as error:
                 failures += 1
                 if brought_bytes() >= best_bytes + GAIN_BYTES:
                     failures, best_bytes = 1, brought_bytes()
@@ -159,14 +159,14 @@ class Pull:
                     ) from error
                 self._sleep(pause_s)
 
-    def _say(self, phase: Literal["checking", "fetching"], wanted: Wanted, have_bytes: int) -> None:
+    def _say(self, phase: Literal["checking", "fetching"], wanted: WantedFile, have_bytes: int) -> None:
         now_s = time.monotonic()
         if now_s >= self._told_s + TELL_S or have_bytes == wanted.size_bytes:
             self._told_s = now_s
-            self._tell(Progress(phase, wanted.name, self._before_bytes + have_bytes, self._total_bytes))
+            self._tell(PullProgress(phase, wanted.name, self._before_bytes + have_bytes, self._total_bytes))
 
 
-def _missing_bytes(folder: Path, wanted: Sequence[Wanted]) -> int:
+def _missing_bytes(folder: Path, wanted: Sequence[WantedFile]) -> int:
     """Return how much is still to come, and remove from the folder what does not belong to the build."""
     known = {each.name for each in wanted}
     missing_bytes = sum(each.size_bytes for each in wanted)

@@ -26,7 +26,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedFile:
     """A file to fetch: from which path of the repository, and what it must be."""
 
     name: str
@@ -37,7 +37,7 @@ class Wanted:
     vouched: Vouched
 
 
-def select(variant: Variant, published: Iterable[Published]) -> tuple[Wanted, ...]:
+def select(variant: Variant, published: Iterable[Published]) -> tuple[WantedFile, ...]:
     """Return the files of a variant: those of its folder, without hidden ones, Python's and the folders below.
 
     Raises EdgeAgentError MODEL_MISSING when the listing is not of this build, or names what no build holds.
@@ -67,7 +67,7 @@ def select(variant: Variant, published: Iterable[Published]) -> tuple[Wanted, ..
     return wanted
 
 
-def _wanted(variant: Variant, name: str, published: Published) -> Wanted:
+def _wanted(variant: Variant, name: str, published: Published) -> WantedFile:
     if published.size_bytes is None or published.size_bytes < 0:
         raise _refused(variant, f"tells no size of {name}")
     known = next((each for each in variant.files if each.name == name), None)
@@ -80,7 +80,7 @@ def _wanted(variant: Variant, name: str, published: Published) -> Wanted:
     git_id = published.git_id if not published.sha256 and published.git_id else None
     git_id = git_id if git_id and _SHA1.fullmatch(git_id) else None
     vouched: Vouched = "catalogue" if expected else "hub" if told or git_id else "nobody"
-    return Wanted(name, published.path, published.size_bytes, expected or told, git_id, vouched)
+    return WantedFile(name, published.path, published.size_bytes, expected or told, git_id, vouched)
 
 
 def _refused(variant: Variant, fault: str) -> EdgeAgentError:

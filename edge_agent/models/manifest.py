@@ -26,11 +26,11 @@ Vouched = Literal["catalogue", "hub", "archive", "nobody"]
 """Whose word a hash is: `archive` for one that came along with the file, `nobody` for one computed here."""
 
 
-class _Entry(BaseModel):
+class _FileEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StoredFile(_Entry):
+class StoredFile(_FileEntry):
     """A file of a build in the store."""
 
     name: FileName
@@ -39,7 +39,7 @@ class StoredFile(_Entry):
     vouched: Vouched
 
 
-class Manifest(_Entry):
+class Manifest(_FileEntry):
     """What a build in the store is made of.
 
     name: the variant's name, and the folder's.

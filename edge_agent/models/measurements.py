@@ -41,7 +41,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 log = get_logger()
 
 
-class Kept(BaseModel):
+class StoredMeasurement(BaseModel):
     """What was found best for one model: on a machine, by its fingerprint, with a library, by name and version.
 
     `model` is a variant of the catalogue, or the `identity` of a folder; `threads` were the compute threads.
@@ -74,7 +74,7 @@ def measured(folder: Path, machine: Machine, libraries: Mapping[str, str]) -> di
     }
 
 
-def read(folder: Path) -> tuple[Kept, ...]:
+def read(folder: Path) -> tuple[StoredMeasurement, ...]:
     """Return every measurement in a folder that can be understood, oldest first."""
     path = folder / FILE
     try:
@@ -96,13 +96,13 @@ def read(folder: Path) -> tuple[Kept, ...]:
     return tuple(_understood(entries)) if isinstance(entries, list) else ()
 
 
-def _understood(entries: list[Any]) -> Iterator[Kept]:
+def _understood(entries: list[Any]) -> Iterator[StoredMeasurement]:
     for entry in entries[-ENTRIES_MAX:]:
         with contextlib.suppress(ValidationError):  # of another version of ours, or written by hand
-            yield Kept.model_validate(entry)
+            yield StoredMeasurement.model_validate(entry)
 
 
-def keep(folder: Path, kept: Kept) -> Path:
+def keep(folder: Path, kept: StoredMeasurement) -> Path:
     """Add a measurement, in place of an older one of the same; return the file, which is whole at every moment.
 
     Raises SettingsError when the folder cannot be written.

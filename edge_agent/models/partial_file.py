@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.models.build_store import writing
-from edge_agent.models.listing import Wanted
+from edge_agent.models.listing import WantedFile
 from edge_agent.models.manifest import CHUNK_BYTES
 
 
-class Part:
+class PartialFile:
     """What there is of a wanted file, with what an earlier process left; `told` hears how much of that is hashed.
 
     Every piece is with the kernel when `add` returns, so a killed process loses none. What cannot be written raises
     EdgeAgentError.
     """
 
-    def __init__(self, path: Path, wanted: Wanted, told: Callable[[int], None] = lambda _bytes: None) -> None:
+    def __init__(self, path: Path, wanted: WantedFile, told: Callable[[int], None] = lambda _bytes: None) -> None:
         self.wanted = wanted
         self.have_bytes = 0
         self.most_bytes = 0

@@ -9,23 +9,23 @@ from functools import partial
 from pathlib import Path
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.engine.backend import NOWHERE, ModelSpec
 from edge_agent.engine.hosting.served import NotYetError
 from edge_agent.engine.messages import Canary
 from edge_agent.models import places
 from edge_agent.models import runtimes as libraries
-from edge_agent.models.build_store import Store, in_words
+from edge_agent.models.build_store import BuildStore, in_words
 from edge_agent.models.catalogue import Catalogue, Variant
-from edge_agent.models.choose import Candidate, Decision, Measurement, Wanted, choose
+from edge_agent.models.choose import Candidate, Decision, Measurement, WantedModel, choose
 from edge_agent.models.compiled import keeping
-from edge_agent.models.fallback import Ladder, SetAside
-from edge_agent.models.fetch import TELLS_S, Hub, Progress, fetch
+from edge_agent.models.fallback import Fallbacks, SetAside
+from edge_agent.models.fetch import TELLS_S, Hub, PullProgress, fetch
 from edge_agent.models.load import Placed, prepare
 from edge_agent.models.measurements import installed_libraries, measured
 from edge_agent.models.memory import read_build
-from edge_agent.models.reference_answers import Compared, Known, compared
+from edge_agent.models.reference_answers import Compared, ReferenceAnswers, compared
 from edge_agent.models.runtimes import Runtimes
 from edge_agent.models.upstream import DEVICE, upstream, whose
 from edge_agent.settings.load import ServeSection, Settings
@@ -42,7 +42,7 @@ log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class DecisionSources:
     """What a decision rests on, each asked anew: the machine, its libraries, the store, calibrations.
 
     `bandwidth` measures how many bytes of memory can be read per second, where that can be told. `fetch` brings a
@@ -59,17 +59,17 @@ class Sources:
     fetch: Callable[[Variant, Callable[[str], None], threading.Event], Path] | None
     compiled: Path
     compiled_bytes: int
-    known: Known | None = None
+    known: ReferenceAnswers | None = None
 
 
-def sources(settings: Settings, root: Path = Path("/")) -> Sources:
+def sources(settings: Settings, root: Path = Path("/")) -> DecisionSources:
     """Return the machine whose files lie below `root`, the libraries here, the store and hub that the settings name."""
-    store, hub = Store.of(settings), Hub.of(settings.models)
+    store, hub = BuildStore.of(settings), Hub.of(settings.models)
 
     def bring(variant: Variant, tell: Callable[[str], None], stop: threading.Event) -> Path:
         return fetch(store, variant, hub=hub, progress=lambda progress: tell(_told(variant, progress)), stop=stop)
 
-    return Sources(
+    return DecisionSources(
         machine=partial(probe, root),
         bandwidth=lambda: probe(root, measure_bandwidth=True).memory.bandwidth_bytes_per_s,
         runtimes=libraries.ask,
@@ -78,11 +78,11 @@ def sources(settings: Settings, root: Path = Path("/")) -> Sources:
         fetch=bring if settings.models.pull == "missing" else None,
         compiled=(settings.agent.cache_dir or settings.agent.state_dir) / "compiled",
         compiled_bytes=settings.models.compiled_bytes,
-        known=Known(settings.agent.state_dir) if settings.models.trial else None,
+        known=ReferenceAnswers(settings.agent.state_dir) if settings.models.trial else None,
     )
 
 
-def here(store: Store) -> dict[str, Path]:
+def here(store: BuildStore) -> dict[str, Path]:
     """Return the folders of the builds in the store that are whole, by name."""
     found = {}
     for each in store.installed():
@@ -91,7 +91,7 @@ def here(store: Store) -> dict[str, Path]:
     return found
 
 
-def _told(variant: Variant, progress: Progress) -> str:
+def _told(variant: Variant, progress: PullProgress) -> str:
     if progress.phase != "fetching" or not progress.total_bytes:
         return f"{progress.phase} {variant.name}"
     share = 100 * progress.done_bytes // progress.total_bytes
@@ -111,7 +111,7 @@ class Provision:
         serves: Sequence[ServeSection],
         *,
         catalogue: Catalogue,
-        sources: Sources,
+        sources: DecisionSources,
         changed: Callable[[], None],
         images_bytes: int = 0,
         apart: bool = False,
@@ -135,10 +135,10 @@ class Provision:
         self._compared: dict[str, Compared | None] = {}
         self._stopping = threading.Event()
         self._wake = threading.Event()
-        self.beat = Beat("models")
+        self.beat = Heartbeat("models")
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._ladders = {
-            serve.name: Ladder(
+            serve.name: Fallbacks(
                 serve.name,
                 places=partial(self._places, serve),
                 load=partial(self._load, serve),
@@ -171,13 +171,13 @@ class Provision:
         with self._lock:
             return dict(self._decisions)
 
-    def ladder(self, name: str) -> Ladder:
+    def fallbacks(self, name: str) -> Fallbacks:
         """Return the places where a served model can run."""
         return self._ladders[name]
 
     def set_aside(self) -> Mapping[str, Sequence[SetAside]]:
         """Return the places that failed and have not worked since, by served model."""
-        return {name: found for name, ladder in self._ladders.items() if (found := ladder.set_aside())}
+        return {name: found for name, fallbacks in self._ladders.items() if (found := fallbacks.set_aside())}
 
     def compared(self) -> Mapping[str, Compared]:
         """Return whether what a served model says was held against the processor's words; none on the processor."""
@@ -343,7 +343,7 @@ class Provision:
             else:
                 self._faults[serve.name] = fault
         if serve.upstream is not None and fault is None and not note:
-            self._ladders[serve.name].forgive()  # what has come is tried before another machine is asked again
+            self._ladders[serve.name].reset_backoff()  # what has come is tried before another machine is asked again
         self._changed()
 
     def _note(self, serve: ServeSection, text: str) -> None:
@@ -357,9 +357,9 @@ def _sees(place: Placed) -> bool:
     return build is not None and build.hidden_size is not None
 
 
-def wanted(serve: ServeSection, *, images_bytes: int) -> Wanted:
+def wanted(serve: ServeSection, *, images_bytes: int) -> WantedModel:
     """Return what a table of the settings asks of a decision."""
-    return Wanted(serve.wanted, serve.context_tokens, serve.parallel, serve.backend, serve.device, images_bytes)
+    return WantedModel(serve.wanted, serve.context_tokens, serve.parallel, serve.backend, serve.device, images_bytes)
 
 
 def _absent(decision: Decision) -> str:

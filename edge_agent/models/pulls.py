@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Decision
-from edge_agent.models.fetch import TELLS_S, Progress
+from edge_agent.models.fetch import TELLS_S, PullProgress
 
 WAITING_MAX = 8
 STOP_S = 5.0
@@ -20,14 +20,14 @@ STOP_S = 5.0
 
 log = get_logger()
 
-Bring = Callable[[Variant, Callable[[Progress], None], threading.Event], Path]
+Bring = Callable[[Variant, Callable[[PullProgress], None], threading.Event], Path]
 """Fetches a variant into the store; see `fetch.fetch`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pull:
     variant: Variant
-    progress: Callable[[Progress], None]
+    progress: Callable[[PullProgress], None]
     done: Callable[[EdgeAgentError | None], None]
 
 
@@ -52,11 +52,11 @@ class Pulls:
         self._inbox: stdlib_queue.Queue[_Pull | None] = stdlib_queue.Queue(WAITING_MAX)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self.beat = Beat("pulls")
+        self.beat = Heartbeat("pulls")
         self._thread: threading.Thread | None = None
 
     def add(
-        self, name: str, *, progress: Callable[[Progress], None], done: Callable[[EdgeAgentError | None], None]
+        self, name: str, *, progress: Callable[[PullProgress], None], done: Callable[[EdgeAgentError | None], None]
     ) -> None:
         """Fetch a build, or the best one of a served model; `progress` and then `done` are called on the thread.
 
@@ -102,7 +102,7 @@ class Pulls:
             self.beat.over()  # until somebody wants another
 
     def _fetch(self, pull: _Pull) -> None:
-        def tell(progress: Progress) -> None:
+        def tell(progress: PullProgress) -> None:
             self.beat(TELLS_S)
             pull.progress(progress)
 

@@ -21,7 +21,7 @@ from edge_agent.models.catalogue import Family
 from edge_agent.models.measurements import identity, installed_libraries, write
 
 QUESTION = "canary.json"
-HEARD = "heard.json"
+FIRST_WORDS_FILE = "heard.json"
 FILE_BYTES_MAX = 2**16
 ENTRIES_MAX = 64
 """The oldest go first."""
@@ -52,15 +52,15 @@ class Said(BaseModel):
     beginning: Line
 
 
-class _Said(BaseModel):
+class _StoredAnswer(BaseModel):
     said: Annotated[tuple[Said, ...], Field(max_length=ENTRIES_MAX)] = ()
 
 
-class Known:
+class ReferenceAnswers:
     """What is known of the builds here, for any thread; `folder` is where it is kept. Without it nothing is."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / HEARD
+        self._path = folder / FIRST_WORDS_FILE
         self._keeping = threading.Lock()
 
     def canary(self, path: Path, backend: str, family: Family | None) -> Canary:
@@ -101,7 +101,7 @@ class Known:
     def _read(self) -> tuple[Said, ...]:
         """Return what is kept; a memory aid that cannot be read is as if it were not there."""
         with contextlib.suppress(OSError, ValidationError):
-            return _Said.model_validate_json(_bounded(self._path)).said
+            return _StoredAnswer.model_validate_json(_bounded(self._path)).said
         return ()
 
 

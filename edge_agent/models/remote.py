@@ -20,12 +20,12 @@ from edge_agent.base.retry_after import retry_after_s
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.fetch import Hub
 from edge_agent.models.listing import Published
-from edge_agent.models.partial_file import Part
+from edge_agent.models.partial_file import PartialFile
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """A fault that may be gone at the next try."""
 
     def __init__(self, fault: str, retry_after_s: float | None = None) -> None:
@@ -65,7 +65,7 @@ class Remote:
             raise self.refused(f"has no revision {variant.revision} of {variant.repo}; mend the catalogue's entry")
         return commit, files
 
-    def receive(self, commit: str, part: Part, told: Callable[[int], None]) -> None:
+    def receive(self, commit: str, part: PartialFile, told: Callable[[int], None]) -> None:
         """Fetch what is missing of a file. Raises PassingError when it is cut off, EdgeAgentError when refused."""
         wanted = part.wanted
         if part.have_bytes == wanted.size_bytes:
@@ -91,7 +91,7 @@ class Remote:
                 part.add(piece)
                 told(part.have_bytes)
         if part.have_bytes < wanted.size_bytes:
-            raise PassingError(f"{wanted.name} ended after {part.have_bytes} of {wanted.size_bytes} bytes")
+            raise TransientError(f"{wanted.name} ended after {part.have_bytes} of {wanted.size_bytes} bytes")
 
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[None]:
@@ -105,13 +105,13 @@ class Remote:
         except HfHubHTTPError as error:
             raise self._failed(error.response.status_code, error.response.headers, what) from error
         except httpx2.HTTPError as error:
-            raise PassingError(f"{what}: {str(error) or type(error).__name__}") from error
+            raise TransientError(f"{what}: {str(error) or type(error).__name__}") from error
 
     def _failed(self, status: int, headers: Mapping[str, str], what: str) -> Exception:
         """Return the exception for a status that is no success."""
         if status in {408, 425, 429} or status >= 500:
             pause_s = retry_after_s(headers.get("Retry-After"), time.time(), sent=headers.get("Date"))
-            return PassingError(f"{what}: status {status}", pause_s)
+            return TransientError(f"{what}: status {status}", pause_s)
         token = "the token in models.token_file" if self._token else "no token (see models.token_file)"
         sentences = {
             401: f"does not let us at {what} with {token}; or there is no {self._variant.repo}",

@@ -17,7 +17,7 @@ HELD_S = 5.0
 """No longer than this: the broker wants to hear of us."""
 
 
-class Held:
+class ReceivedBytes:
     """The bytes of received messages that nobody has dealt with yet."""
 
     def __init__(self) -> None:

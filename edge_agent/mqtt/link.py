@@ -21,11 +21,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_agent.base.awake import awake_s
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.mqtt import packets, trouble
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.flow import Held, Unsent
+from edge_agent.mqtt.flow import ReceivedBytes, Unsent
 from edge_agent.mqtt.redial import Redial
 from edge_agent.mqtt.renewal import Renewal
 from edge_agent.mqtt.silence import Silence
@@ -96,7 +96,7 @@ class Link:
         chance: Callable[[], float] = random.random,
         now_s: Callable[[], float] = awake_s,
     ) -> None:
-        self.beat = Beat(thread)
+        self.beat = Heartbeat(thread)
         self._level = None if aloud else logging.DEBUG
         self._access = access
         self._callbacks = callbacks
@@ -116,7 +116,7 @@ class Link:
         # By address: another broker may answer at each.
         self._lacks: defaultdict[int, frozenset[str]] = defaultdict(frozenset)
         self._unsent = Unsent()
-        self._held = Held()
+        self._held = ReceivedBytes()
         self._connected = threading.Event()
         # No acknowledgement is queued between the loss of a connection and the next one.
         self._acks = threading.Lock()

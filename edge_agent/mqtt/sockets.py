@@ -10,7 +10,7 @@ from paho.mqtt.client import Client, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion, MessageState, MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
 
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.mqtt.access import Access
 
 CONNECT_S = 60.0
@@ -53,7 +53,7 @@ class Paho(Client):
     more at once than the broker takes, and on a new connection newer messages before older ones.
     """
 
-    def __init__(self, access: Access, *, beat: Beat) -> None:
+    def __init__(self, access: Access, *, beat: Heartbeat) -> None:
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id=access.identity,

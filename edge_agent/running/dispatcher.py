@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.base.heartbeat import IDLE_S, Beat
+from edge_agent.base.heartbeat import IDLE_S, Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.engine.guides.guide import TOO_SLOW
 from edge_agent.engine.hosting.prover import Prover
@@ -24,7 +24,7 @@ from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Store
 from edge_agent.running.attempt import Attempt, job_id
 from edge_agent.running.endings import Endings
-from edge_agent.running.occupancy import Lanes
+from edge_agent.running.occupancy import Occupancy
 from edge_agent.serving.outbox import Outbox
 
 PROGRESS_S = 10.0
@@ -34,13 +34,13 @@ log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _EngineSaid:
     model: str
     event: Event
 
 
 @dataclass(frozen=True, slots=True)
-class _Up:
+class _EngineUp:
     model: str
     load_s: float
 
@@ -78,7 +78,7 @@ class _Stop:
     """Hand back what still runs and end."""
 
 
-_Note = _Said | _Up | _Lost | _Unloaded | _Claimed | _Cancel | _Look | _Stop
+_Note = _EngineSaid | _EngineUp | _Lost | _Unloaded | _Claimed | _Cancel | _Look | _Stop
 
 
 class Dispatcher:
@@ -103,7 +103,7 @@ class Dispatcher:
     ) -> None:
         self._allowed = lanes
         self._apart = apart
-        self._lanes = {model: Lanes() for model in models}
+        self._lanes = {model: Occupancy() for model in models}
         self._store = store
         self._outbox = outbox
         self._supervisor = supervisor
@@ -115,7 +115,7 @@ class Dispatcher:
         self._idle = threading.Event()
         self._stopped = False
         self._over = threading.Event()
-        self.beat = Beat("dispatcher", now_s=now_s)
+        self.beat = Heartbeat("dispatcher", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="dispatcher")
 
     def start(self) -> None:
@@ -146,11 +146,11 @@ class Dispatcher:
 
     def said(self, model: str, event: Event) -> None:
         """An engine said something of a job."""
-        self._notes.put(_Said(model, event))
+        self._notes.put(_EngineSaid(model, event))
 
     def up(self, model: str, load_s: float) -> None:
         """An engine is ready; its start took so long."""
-        self._notes.put(_Up(model, load_s))
+        self._notes.put(_EngineUp(model, load_s))
 
     def lost(self, model: str, failure: Failure, place: str | None = None) -> None:
         """An engine is gone, and with it the jobs in it; `place` was set aside for it, if there is another."""
@@ -209,13 +209,13 @@ class Dispatcher:
 
     def _take(self, note: _Note) -> None:
         match note:
-            case _Said(model, event):
+            case _EngineSaid(model, event):
                 self._hear(self._lanes[model], model, event)
-            case _Up(model, load_s):
+            case _EngineUp(model, load_s):
                 lanes = self._lanes[model]
                 lanes.ready_s, lanes.load_s, lanes.changed = self._store.now_s(), load_s, True
             case _Lost(model, failure, place):
-                self._endings.bereave(model, self._lanes[model], failure, place)
+                self._endings.engine_lost(model, self._lanes[model], failure, place)
             case _Unloaded(model):
                 self._endings.put_back(self._lanes[model])
             case _Claimed(model, jobs):
@@ -265,14 +265,14 @@ class Dispatcher:
 
         self._store.do(claim, claimed)
 
-    def _take_claimed(self, lanes: Lanes, model: str, jobs: Sequence[Job]) -> None:
+    def _take_claimed(self, lanes: Occupancy, model: str, jobs: Sequence[Job]) -> None:
         """Begin what the queue gave; when that was nothing, it is not asked again before something has changed."""
         for job in jobs:
             self._begin(lanes, model, job)
         lanes.claiming = False
         lanes.changed = lanes.changed or bool(jobs)
 
-    def _begin(self, lanes: Lanes, model: str, job: Job) -> None:
+    def _begin(self, lanes: Occupancy, model: str, job: Job) -> None:
         process = self._supervisor().process(model)
         if process is None:  # it died between the claim and now; the job never reached it
             self._endings.give_back([job])
@@ -306,7 +306,7 @@ class Dispatcher:
         process.start(start, kept_bytes=kept_bytes)
         log.info("job.started", job_id=job.job_id, client=job.client, row=job.row, attempt=job.attempt)
 
-    def _hear(self, lanes: Lanes, model: str, event: Event) -> None:
+    def _hear(self, lanes: Occupancy, model: str, event: Event) -> None:
         run = lanes.running.get(event.job_id)
         if run is None:
             return
@@ -324,13 +324,13 @@ class Dispatcher:
             case Failed(_, code, message):
                 if message == TOO_SLOW:
                     self._refuse(lanes, run, EdgeAgentError(code, message))
-                if not run.over and self._endings.condemn(model, run, Failure.because(code, message), lanes):
+                if not run.over and self._endings.mark_for_kill(model, run, Failure.because(code, message), lanes):
                     return  # it is put back when the engine is gone
                 lanes.release(run)
                 if not run.over:
                     self._endings.fail(run, EdgeAgentError(code, message))
 
-    def _refuse(self, lanes: Lanes, run: Attempt, error: EdgeAgentError) -> None:
+    def _refuse(self, lanes: Occupancy, run: Attempt, error: EdgeAgentError) -> None:
         """Note that a guide held up an engine: who sends it again is refused before."""
         guide = run.generation.guide
         if guide is not None and lanes.engine is not None:

@@ -5,15 +5,15 @@ from functools import partial
 
 from edge_agent.base.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
 from edge_agent.base.log import get_logger
-from edge_agent.engine.hosting.blame import Falls, is_the_devices
+from edge_agent.engine.hosting.blame import FailureLog, is_the_devices
 from edge_agent.engine.hosting.supervisor import Supervisor
 from edge_agent.engine.messages import Finished, FinishReason
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome
-from edge_agent.jobs.pace import Pace, Took, Work
+from edge_agent.jobs.pace import JobWork, Pace, Took
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Store
 from edge_agent.running.attempt import Attempt
-from edge_agent.running.occupancy import Lanes
+from edge_agent.running.occupancy import Occupancy
 from edge_agent.serving.outbox import Outbox
 
 log = get_logger()
@@ -36,11 +36,11 @@ class Endings:
         self._supervisor = supervisor
         self._pace = pace
         self._now_s = now_s
-        self._falls = Falls()
+        self._failure_log = FailureLog()
 
     # Of one job
 
-    def finish(self, run: Attempt, finished: Finished, lanes: Lanes) -> None:
+    def finish(self, run: Attempt, finished: Finished, lanes: Occupancy) -> None:
         """End an attempt that its engine has finished."""
         if finished.reason is FinishReason.CANCELED:
             failure = Failure.because(Code.CANCELED, "canceled while it ran")
@@ -88,10 +88,10 @@ class Endings:
             finished=finished,
         )
 
-    def _note_pace(self, run: Attempt, finished: Finished, lanes: Lanes) -> None:
+    def _note_pace(self, run: Attempt, finished: Finished, lanes: Occupancy) -> None:
         busy_s = self._now_s() - run.begun_s
         took = Took(
-            work=Work(run.job.request_bytes, run.job.max_tokens),
+            work=JobWork(run.job.request_bytes, run.job.max_tokens),
             completion_tokens=finished.usage.completion_tokens,
             prompt_s=finished.prompt_ms / 1000,
             generate_s=finished.generate_ms / 1000,
@@ -103,13 +103,13 @@ class Endings:
 
     # Of all that an engine ran
 
-    def condemn(self, model: str, run: Attempt, failure: Failure, lanes: Lanes) -> bool:
+    def mark_for_kill(self, model: str, run: Attempt, failure: Failure, lanes: Occupancy) -> bool:
         """Have the engine ended that failed a job, when the device is to blame and there is another; see blame.py."""
         alone = len(lanes.running) == 1
         devices = is_the_devices(failure.code, lost=False, alone=alone, strikes=run.job.strikes, fell_before=False)
-        return devices and lanes.engine is not None and self._supervisor().condemn(model, lanes.engine, failure)
+        return devices and lanes.engine is not None and self._supervisor().mark_for_kill(model, lanes.engine, failure)
 
-    def bereave(self, model: str, lanes: Lanes, failure: Failure, place: str | None) -> None:
+    def engine_lost(self, model: str, lanes: Occupancy, failure: Failure, place: str | None) -> None:
         """Deal with the jobs that were in a lost engine: those for which another place is tried cost them no strike."""
         runs = self._clear(lanes)
         jobs = [run.job for run in runs if not run.over]
@@ -117,23 +117,23 @@ class Endings:
         moving = [job for job in jobs if place is not None and self._moves(job, failure.code, place, alone=alone)]
         staying = [job for job in jobs if job not in moving]
         others = len(runs) - len(staying)
-        if alone and staying and (place is not None or self._falls.of(staying[0].row)):
-            self._supervisor().forgive(model)
+        if alone and staying and (place is not None or self._failure_log.of(staying[0].row)):
+            self._supervisor().reset_backoff(model)
         for job in moving:
-            self._falls.note(job.row, place or "")
+            self._failure_log.note(job.row, place or "")
         self.give_back(moving, alone=True)
         if staying:
-            self._store.do(lambda queue: queue.bereave(staying, failure, others=others))
+            self._store.do(lambda queue: queue.engine_lost(staying, failure, others=others))
 
     def _moves(self, job: Job, code: Code, place: str, *, alone: bool) -> bool:
-        fell_before = place in self._falls.of(job.row)
+        fell_before = place in self._failure_log.of(job.row)
         return is_the_devices(code, lost=True, alone=alone, strikes=job.strikes, fell_before=fell_before)
 
-    def put_back(self, lanes: Lanes) -> None:
+    def put_back(self, lanes: Occupancy) -> None:
         """Give up what an engine runs; it does not count as an attempt that failed."""
         self.give_back([run.job for run in self._clear(lanes) if not run.over])
 
-    def _clear(self, lanes: Lanes) -> list[Attempt]:
+    def _clear(self, lanes: Occupancy) -> list[Attempt]:
         runs = lanes.clear(self._now_s())
         for run in runs:
             self._outbox.close(run.stream)

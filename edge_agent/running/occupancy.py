@@ -8,7 +8,7 @@ from edge_agent.running.attempt import Attempt
 
 
 @dataclass(slots=True)
-class Lanes:
+class Occupancy:
     """Kept by the dispatcher.
 
     The queue is asked when something has `changed`: jobs may be there, or a lane free, that were not when it was asked

@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.engine.hosting.process import EngineProcess
 from edge_agent.engine.hosting.prover import NotTriedError, Prover, guide_of
-from edge_agent.engine.messages import Limits
-from edge_agent.images.decoder_process import BadImageError, Darkroom, FullError
+from edge_agent.engine.messages import ModelLimits
+from edge_agent.images.decoder_process import BadImageError, DecoderProcess, FullError
 from edge_agent.images.fair_share import Shares
 from edge_agent.images.phi_tiling import TILE_PIXELS, grid
 from edge_agent.images.prepared import Prepared, encode
@@ -67,10 +67,10 @@ class Preparation:
         models: Sequence[str],
         store: Store,
         spool: Spool,
-        darkroom: Darkroom,
+        decoder_process: DecoderProcess,
         guides: Prover,
         engine: Callable[[str], EngineProcess | None],
-        limits: Callable[[str], Limits | None],
+        limits: Callable[[str], ModelLimits | None],
         ready: Callable[[], None],
         short: Callable[[], bool] = lambda: False,
         apart: bool = False,
@@ -80,7 +80,7 @@ class Preparation:
         self._apart = apart
         self._store = store
         self._spool = spool
-        self._darkroom = darkroom
+        self._decoder_process = decoder_process
         self._guides = guides
         self._engine = engine
         self._limits = limits
@@ -92,7 +92,7 @@ class Preparation:
         self._wake = threading.Event()
         self._stale = threading.Event()
         self._stopping = threading.Event()
-        self.beat = Beat("images", now_s=now_s)
+        self.beat = Heartbeat("images", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="images")
 
     def start(self) -> None:
@@ -129,7 +129,7 @@ class Preparation:
     # The thread
 
     def _run(self) -> None:
-        with self._darkroom, contextlib.suppress(_StoppedError):
+        with self._decoder_process, contextlib.suppress(_StoppedError):
             while not self._stopping.is_set():
                 self.beat(LOOK_S)
                 self._wake.wait(LOOK_S)
@@ -139,7 +139,7 @@ class Preparation:
                     self._wake.set()  # there may be more
                     self._busy_s = self._now_s()
                 elif self._now_s() - self._busy_s >= CLOSE_S:
-                    self._darkroom.close()
+                    self._decoder_process.close()
                     self._guides.close()
                 self._sweep()
         self._guides.close()
@@ -179,7 +179,7 @@ class Preparation:
     def _next(self, model: str, passed: frozenset[str]) -> Job | None:
         return self._ask(lambda queue: queue.images.next_unprepared(model, ahead=AHEAD, passed=passed))
 
-    def _prepare(self, job: Job, limits: Limits) -> bool:
+    def _prepare(self, job: Job, limits: ModelLimits) -> bool:
         """Get a job ready; return False when its guide must wait for its engine to be up."""
         folder, engine = self._spool.prepared(job.row), self._engine(job.model)
         images = None
@@ -223,7 +223,7 @@ class Preparation:
             now_s = self._now_s()
             self._shares.note(client, now_s - begun_s, now_s=now_s)
 
-    def _develop(self, client: str, request: Request, folder: Path, limits: Limits) -> tuple[Prepared, ...]:
+    def _develop(self, client: str, request: Request, folder: Path, limits: ModelLimits) -> tuple[Prepared, ...]:
         """Decode a job's images. Raises EdgeAgentError when they cannot be used, FullError, OSError."""
         images = [image for image in request.images if isinstance(image, ImageHashPart)]
         if len(images) > limits.images_per_prompt:
@@ -237,7 +237,7 @@ class Preparation:
         for number, (file, image) in enumerate(zip(files, images, strict=True), 1):
             self._go_on(end_s)
             with _named(number, len(files)):
-                wishes.append(Wish(*self._darkroom.measure(file), image.detail))
+                wishes.append(Wish(*self._decoder_process.measure(file), image.detail))
         tiles = share(wishes, room_tokens=room_tokens(request, context_tokens=limits.context_tokens))
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
@@ -265,7 +265,7 @@ class Preparation:
 
     def _develop_one(self, file: Path, wish: Wish, tiles: int, out: Path) -> Prepared:
         cut = grid(wish.width, wish.height, tiles=tiles)
-        done = self._darkroom.develop(file, long_side=max(cut.rows, cut.columns) * TILE_PIXELS, out=out)
+        done = self._decoder_process.develop(file, long_side=max(cut.rows, cut.columns) * TILE_PIXELS, out=out)
         use = ImageUse(
             width=done.width,
             height=done.height,

@@ -33,7 +33,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class SetupCommand:
     """What to run once the files are there."""
 
     words: tuple[str, ...]
@@ -110,14 +110,14 @@ def closed(accelerators: Iterable[Accelerator]) -> list[Accelerator]:
     return [each for each in accelerators if not (each.node or "").startswith(tuple(NODES))]
 
 
-def commands(installed: Iterable[File]) -> Iterator[Command]:
+def commands(installed: Iterable[File]) -> Iterator[SetupCommand]:
     """Return what makes systemd use these files."""
     names = {each.path.name for each in installed}
-    yield Command(("systemd-sysusers", "edge-agent.conf"), "make the user")
+    yield SetupCommand(("systemd-sysusers", "edge-agent.conf"), "make the user")
     if "70-edge-agent-accel.rules" in names:
-        yield Command(("udevadm", "control", "--reload"), "read the new rule")
-        yield Command(("udevadm", "trigger", "--subsystem-match=accel"), "apply it")
-    yield Command(("systemctl", "daemon-reload"), "read the unit")
+        yield SetupCommand(("udevadm", "control", "--reload"), "read the new rule")
+        yield SetupCommand(("udevadm", "trigger", "--subsystem-match=accel"), "apply it")
+    yield SetupCommand(("systemctl", "daemon-reload"), "read the unit")
 
 
 def _everybody_may(path: Path) -> bool:

@@ -56,7 +56,7 @@ def _nothing() -> None:
     pass
 
 
-class Roster(Protocol):
+class ModelNames(Protocol):
     """What models there are."""
 
     def resolve(self, model: str, *, images: int = 0) -> str:
@@ -81,7 +81,7 @@ class Intake:
         requesters: RequestersSection,
         store: Store,
         outbox: Outbox,
-        roster: Roster,
+        roster: ModelNames,
         pace: Pace,
         cancel_running: Callable[[Job], None],
         free_bytes: Callable[[], int],

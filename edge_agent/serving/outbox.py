@@ -13,7 +13,7 @@ from typing import Literal
 
 from edge_agent.base.awake import awake_s, wait_awake
 from edge_agent.base.errors import EdgeAgentError
-from edge_agent.base.heartbeat import IDLE_S, Beat
+from edge_agent.base.heartbeat import IDLE_S, Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
@@ -114,7 +114,7 @@ class Outbox:
         self._streams_lock = threading.Lock()
         self._settling: list[threading.Event] = []
         self.dropped = 0
-        self.beat = Beat("outbox", now_s=now_s)
+        self.beat = Heartbeat("outbox", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="outbox")
 
     def start(self) -> None:

@@ -19,7 +19,7 @@ log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class PoolView:
     """What the decision to be in the pools rests on. `unfinished` jobs, of pools or not; `lanes` jobs run at once."""
 
     member: bool
@@ -29,7 +29,7 @@ class View:
     lanes: int
 
 
-def absence(view: View) -> str | None:
+def absence(view: PoolView) -> str | None:
     """Return why an agent shall not be in its pools; None when it shall (pure).
 
     It leaves when as many jobs wait as it has lanes, beside those that run, and comes back at half of that: so it is
@@ -135,7 +135,7 @@ class Pools:
 
     def _absence(self, *, healthy: bool) -> str | None:
         return absence(
-            View(
+            PoolView(
                 member=self._link is not None,
                 connected=self._connected(),
                 healthy=healthy,

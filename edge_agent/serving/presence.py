@@ -11,7 +11,7 @@ from edge_agent.health.condition import Condition
 from edge_agent.protocol.messages import Inbound, Publication
 from edge_agent.protocol.payloads import DecisionReport, Info, Payload, Presence
 from edge_agent.protocol.topics import KEPT, Topics
-from edge_agent.serving.retained import Kept
+from edge_agent.serving.retained import RetainedTopic
 from edge_agent.serving.strangers import Sparing
 
 DUPLICATE_S = 7200.0
@@ -62,7 +62,7 @@ class Announcer:
         self._last: dict[str, Payload] = {}
         self._gone = False
         self._echoed_seq = 0
-        self._kept = {topics.event(leaf): Kept() for leaf in KEPT}
+        self._kept = {topics.event(leaf): RetainedTopic() for leaf in KEPT}
         self._overwritten = Sparing(now_s)
         self._twin: Presence | None = None
         self._twin_s: float | None = None

@@ -11,10 +11,10 @@ from functools import partial
 from edge_agent import __version__
 from edge_agent.base.awake import result_awake
 from edge_agent.base.errors import EdgeAgentError
-from edge_agent.base.heartbeat import Beat
+from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.health.condition import Condition
-from edge_agent.health.counters import Counts, Tally
+from edge_agent.health.counters import Counters, Counts
 from edge_agent.health.snapshot import Snapshots
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Operation, Store
@@ -57,7 +57,7 @@ class Reporter:
         boot_id: str,
         period_s: float,
         snapshots: Snapshots,
-        tally: Tally,
+        counters: Counters,
         store: Store,
         outbox: Outbox,
         engines: Callable[[], list[EngineStatus]],
@@ -75,7 +75,7 @@ class Reporter:
         self._boot_id = boot_id
         self._period_s = period_s
         self._snapshots = snapshots
-        self._tally = tally
+        self._counters = counters
         self._store = store
         self._outbox = outbox
         self._engines = engines
@@ -92,7 +92,7 @@ class Reporter:
         self._stop = threading.Event()
         self.latest: Telemetry | None = None
         """The last report; None before the first."""
-        self.beat = Beat("reporter")
+        self.beat = Heartbeat("reporter")
         self._thread = threading.Thread(target=self._run, name="reporter")
 
     def start(self) -> None:
@@ -145,7 +145,7 @@ class Reporter:
 
     def _telemetry(self, machine: MachineReading, counted: _QueueReading | EdgeAgentError) -> Telemetry:
         queue = _UNREAD if isinstance(counted, EdgeAgentError) else counted
-        condition, counts = self._condition(), self._tally.counts()
+        condition, counts = self._condition(), self._counters.counts()
         return Telemetry(
             **dict(machine),
             agent=self._topics.agent,

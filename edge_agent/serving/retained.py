@@ -7,7 +7,7 @@ MEND_S = 10.0
 """What was overwritten is said again at most so often: two who overwrite each other must not wear the broker out."""
 
 
-class Kept:
+class RetainedTopic:
     """One topic. We are subscribed to it, so all that is said there comes here, in the broker's order."""
 
     def __init__(self) -> None:

@@ -21,11 +21,11 @@ from edge_agent.protocol.topics import CLIENT, Topics
 from edge_agent.serving.presence import TAG_CHARACTERS, Announcer
 from edge_agent.serving.reporter import JITTER
 from edge_agent.settings.load import AgentSection, ModelsSection, Settings, TelemetrySection
-from edge_agent.simulator.jobs import Errands
-from edge_agent.simulator.machine import SERVE, Pretence, decided
+from edge_agent.simulator.jobs import SimulatedJobs
+from edge_agent.simulator.machine import SERVE, SimulatedMachine, decided
 
 
-class Puppet:
+class SimulatedAgent:
     """One made-up agent. Everything but the callbacks of its connection runs on the thread that calls `do`.
 
     `do` has something done on that thread, soon or after some seconds. An answer takes `token_s` for each token.
@@ -36,7 +36,7 @@ class Puppet:
         access: Access,
         *,
         root: str,
-        pretence: Pretence,
+        pretence: SimulatedMachine,
         period_s: float,
         token_s: float,
         do: Callable[[float, Callable[[], None]], None],
@@ -57,7 +57,9 @@ class Puppet:
         self._chance = chance
         self._now_s = now_s
         self._begun_s = self._reported_s = now_s()
-        self._errands = Errands(self._speech, pretence=pretence, token_s=token_s, say=self._say, do=do, now_s=now_s)
+        self._simulated_jobs = SimulatedJobs(
+            self._speech, pretence=pretence, token_s=token_s, say=self._say, do=do, now_s=now_s
+        )
         self._rejected = 0
         self._unanswered: set[int] = set()
         self._boot_id = uuid.UUID(int=chance.getrandbits(128)).hex
@@ -86,7 +88,7 @@ class Puppet:
     @property
     def counts(self) -> Counter[str]:
         """What happened to jobs: `accepted`, `rejected`, and ended ones by state."""
-        return self._errands.counts + Counter(rejected=self._rejected)
+        return self._simulated_jobs.counts + Counter(rejected=self._rejected)
 
     @property
     def connected(self) -> bool:
@@ -105,7 +107,7 @@ class Puppet:
 
     def farewell(self) -> None:
         """Say that it leaves in order, and end what it was asked."""
-        self._errands.close()
+        self._simulated_jobs.close()
         self._announcer.farewell("the simulation is over")
 
     def stop(self) -> None:
@@ -177,7 +179,7 @@ class Puppet:
             asked = self._topics.parse(inbound.topic)
             if asked is not None and CLIENT.match(asked.client):
                 try:
-                    self._errands.take(asked, inbound)
+                    self._simulated_jobs.take(asked, inbound)
                 except EdgeAgentError as error:
                     self._rejected += 1
                     job_id = readable_job_id(inbound.payload)

@@ -13,7 +13,7 @@ from edge_agent.jobs.request import Request
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.messages import Inbound, Publication, decode_ref, decode_request
 from edge_agent.protocol.topics import Asked, Command
-from edge_agent.simulator.machine import SERVE, Pretence
+from edge_agent.simulator.machine import SERVE, SimulatedMachine
 
 WORDS = tuple("This answer is made up : no model runs behind this agent , it only speaks the protocol . ".split())  # noqa: SIM905 - reads as the sentence it is
 OPEN_MAX, REMEMBERED_MAX = 100, 200
@@ -38,7 +38,7 @@ class _Work:
         return _text(self.tokens)
 
 
-class Errands:
+class SimulatedJobs:
     """What one agent was asked and what became of it. An answer takes `token_s` for each token.
 
     `say` publishes, `do` has something done after some seconds, on the thread of all the rest.
@@ -48,7 +48,7 @@ class Errands:
         self,
         speech: Speech,
         *,
-        pretence: Pretence,
+        pretence: SimulatedMachine,
         token_s: float,
         say: Callable[[Publication], None],
         do: Callable[[float, Callable[[], None]], None],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from edge_agent.engine.hosting.status import EngineStatus
-from edge_agent.engine.messages import Limits
+from edge_agent.engine.messages import ModelLimits
 from edge_agent.engine.phase import Phase
 from edge_agent.models import catalogue
 from edge_agent.models.choose import Candidate, Decision, choose
@@ -84,7 +84,7 @@ def decided(make: Make) -> Decision:
     )
 
 
-class Pretence:
+class SimulatedMachine:
     """One made-up machine. `pass_s` lets time pass; the rest says how it is then.
 
     `chance` decides how busy and how warm it is; `asked` of its lanes answer real requests.
@@ -144,7 +144,7 @@ class Pretence:
             model=MODEL,
             backend=best.variant.backend,
             phase=Phase.READY,
-            limits=Limits(best.context_tokens, best.parallel),
+            limits=ModelLimits(best.context_tokens, best.parallel),
             device=best.device,
             variant=best.variant.name,
             starts=1,

@@ -16,8 +16,8 @@ from dataclasses import replace
 from functools import partial
 
 from edge_agent.mqtt.access import Access
-from edge_agent.simulator.agent import Puppet
-from edge_agent.simulator.machine import MAKES, SMALL, Make, Pretence
+from edge_agent.simulator.agent import SimulatedAgent
+from edge_agent.simulator.machine import MAKES, SMALL, Make, SimulatedMachine
 
 AGENTS_MAX = 300
 """In one process: each connection takes three descriptors, and select, with which paho waits, ends at 1024."""
@@ -70,11 +70,11 @@ class Simulation:
         self._order = itertools.count()
         self._stop = threading.Event()
         self.agents = [
-            self._puppet(access, root, name, make, period_s, token_s, random.Random(f"{seed} {name}"))  # noqa: S311 - dice, no secrets
+            self._simulated_agent(access, root, name, make, period_s, token_s, random.Random(f"{seed} {name}"))  # noqa: S311 - dice, no secrets
             for name, make in zip(agents, makes(len(agents)), strict=True)
         ]
 
-    def _puppet(
+    def _simulated_agent(
         self,
         access: Access,
         root: str,
@@ -83,10 +83,10 @@ class Simulation:
         period_s: float,
         token_s: float | None,
         chance: random.Random,
-    ) -> Puppet:
-        pretence = Pretence(make, chance)
+    ) -> SimulatedAgent:
+        pretence = SimulatedMachine(make, chance)
         speed = pretence.tokens_per_s
-        return Puppet(
+        return SimulatedAgent(
             replace(access, client_id=name, clean_start=True, session_expiry_s=SESSION_S),
             root=root,
             pretence=pretence,
@@ -116,7 +116,7 @@ class Simulation:
 
     def run(self, for_s: float, *, look: Callable[[], None] = lambda: None) -> None:
         """Live for so long, then leave in order; `look` is called now and then."""
-        started: list[Puppet] = []
+        started: list[SimulatedAgent] = []
         try:
             for place, agent in enumerate(self.agents):
                 self._do(place * START_S, partial(self._start, agent, started))
@@ -133,7 +133,7 @@ class Simulation:
         while self._now_s() < end_s and any(agent.connected and not agent.settled for agent in self.agents):
             self._take(TICK_S)
 
-    def _start(self, agent: Puppet, started: list[Puppet]) -> None:
+    def _start(self, agent: SimulatedAgent, started: list[SimulatedAgent]) -> None:
         started.append(agent)
         agent.start()
 

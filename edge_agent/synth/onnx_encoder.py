@@ -21,7 +21,7 @@ _QUICK_GELU = 1.702
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
+class EncoderWriter:
     """Writes what leads from the pixels of tiles to their patches."""
 
     graph: Graph

@@ -7,7 +7,7 @@ from pathlib import Path
 from edge_agent.synth import configs
 from edge_agent.synth.folder import Progress, write_json
 from edge_agent.synth.graph import ExternalData, Graph
-from edge_agent.synth.onnx_encoder import Encoder
+from edge_agent.synth.onnx_encoder import EncoderWriter
 from edge_agent.synth.onnx_text import TextDecoder
 from edge_agent.synth.onnx_vision import write_embedding, write_vision
 from edge_agent.synth.shape import Shape
@@ -38,7 +38,7 @@ def _write_vision(
     with _graph(folder / configs.VISION_EMBEDDING, "embedding") as graph:
         write_embedding(graph, shape=shape, weights=weights)
     with _graph(folder / configs.VISION_ENCODER, "vision") as graph:
-        encoder = Encoder(
+        encoder = EncoderWriter(
             graph=graph, vision=vision, weights=weights, block_size=block_size, int8_activations=int8_activations
         )
         write_vision(graph, hidden_size=shape.hidden_size, encoder=encoder)

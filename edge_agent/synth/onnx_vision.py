@@ -9,7 +9,7 @@ An image is its overview and then its tiles in rows, padded to as many tiles as 
 import numpy as np
 
 from edge_agent.synth.graph import Graph
-from edge_agent.synth.onnx_encoder import Encoder
+from edge_agent.synth.onnx_encoder import EncoderWriter
 from edge_agent.synth.shape import Shape
 from edge_agent.synth.vision import PREFIX, TILE_PIXELS, TOKENS
 from edge_agent.synth.weights import EMBEDDING, Weights
@@ -29,7 +29,7 @@ def write_embedding(graph: Graph, *, shape: Shape, weights: Weights) -> None:
     graph.output(embeds, np.float32, ["batch_size", "sequence_length", shape.hidden_size])
 
 
-def write_vision(graph: Graph, *, hidden_size: int, encoder: Encoder) -> None:
+def write_vision(graph: Graph, *, hidden_size: int, encoder: EncoderWriter) -> None:
     """Add everything from pixels to features."""
     width, token_size = encoder.vision.width, encoder.vision.token_size
     pixels = graph.input("pixel_values", np.float32, ["num_images", "max_num_crops", 3, "height", "width"])

@@ -7,7 +7,7 @@ from edge_agent.synth import openvino_tokenizer
 from edge_agent.synth.configs import generation_config, hf_config
 from edge_agent.synth.folder import Progress, write_json
 from edge_agent.synth.openvino_graph import Constants, save
-from edge_agent.synth.openvino_text import TextDecoder
+from edge_agent.synth.openvino_text import OpenVinoTextDecoder
 from edge_agent.synth.openvino_vision import VisionPart
 from edge_agent.synth.shape import Shape
 from edge_agent.synth.vision import VisionShape
@@ -32,7 +32,7 @@ def write_openvino(
     While it is written the folder needs twice the model's size. Raises OSError when the disk is full.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
-        decoder = TextDecoder(constants=Constants(file), shape=shape, weights=weights, block_size=block_size)
+        decoder = OpenVinoTextDecoder(constants=Constants(file), shape=shape, weights=weights, block_size=block_size)
         model = decoder.build(progress=progress)
         model.set_rt_info(str(block_size), ["nncf", "weight_compression", "group_size"])
         if not int8_activations:

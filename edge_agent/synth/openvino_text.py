@@ -37,7 +37,7 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextDecoder:
+class OpenVinoTextDecoder:
     """Builds the decoder, from the embedding to the logits."""
 
     constants: Constants

@@ -24,7 +24,7 @@ def read(settings: Settings, topics: Topics) -> tuple[Rule, ...]:
     found: list[str] = []
     read_: list[Rule] = []
     for number, section in enumerate(settings.watch):
-        reader = _Reader(f"watch.{number}", settings, topics)
+        reader = _TableReader(f"watch.{number}", settings, topics)
         rule = reader.rule(section)
         if section.name in {each.name for each in read_}:
             reader.fault("name", "another [[watch]] table has the same")
@@ -82,7 +82,7 @@ def _level(parts: Sequence[str | Slot], topic: str) -> str:
     return "+"
 
 
-class _Reader:
+class _TableReader:
     """Reads one table and keeps what is wrong with it."""
 
     def __init__(self, key: str, settings: Settings, topics: Topics) -> None:

@@ -16,9 +16,9 @@ from edge_agent.base.errors import EdgeAgentError
 from edge_agent.bench import calibrate, workload
 from edge_agent.bench.bench import ROOM_TOKENS, in_words
 from edge_agent.bench.calibrate import THREADS, Options, Tried
-from edge_agent.bench.workload import Plan, Prompts
+from edge_agent.bench.workload import Plan, WorkloadPrompts
 from edge_agent.engine.backend import ModelSpec, backend_of
-from edge_agent.engine.hosting.one_shot import Trial
+from edge_agent.engine.hosting.one_shot import OneShotEngine
 from hardware.probe import probe
 from tests.bench.rig import Figure, arguments, median, model_folder, report
 
@@ -59,7 +59,7 @@ def walked(folder: Path, plan: Plan) -> tuple[Options, list[str]]:
     def attempt(options: Options) -> Tried:
         _heard(f"tries {in_words(options)}")
         try:
-            with Trial(spec_of(folder, options, plan, parallel=1)) as trial:
+            with OneShotEngine(spec_of(folder, options, plan, parallel=1)) as trial:
                 tried = Tried(options, workload.decode_per_s(trial, plan), workload.answers(trial))
                 _heard(f"{tried.tokens_per_s} tok/s")
                 return tried
@@ -89,10 +89,10 @@ def main() -> None:
     seen: dict[str, dict[str, list[float]]] = {name: {side: [] for side in SIDES} for name in NAMES}
     with ExitStack() as stack:
         loaded = {
-            in_words(each): stack.enter_context(Trial(spec_of(folder, each, plan, parallel=options.jobs)))
+            in_words(each): stack.enter_context(OneShotEngine(spec_of(folder, each, plan, parallel=options.jobs)))
             for each in {in_words(each): each for each in settings.values()}.values()
         }
-        prompts = {words: Prompts.fitted(engine) for words, engine in loaded.items()}
+        prompts = {words: WorkloadPrompts.fitted(engine) for words, engine in loaded.items()}
         for pair in range(options.pairs):
             _heard(f"round {pair + 1}")
             for side in SIDES if pair % 2 else reversed(SIDES):

@@ -6,7 +6,7 @@ The child's own clock, from its start of loading to ready; without a trial a mod
 from dataclasses import replace
 
 from edge_agent.engine.backend import ModelSpec, backend_of
-from edge_agent.engine.hosting.one_shot import Trial
+from edge_agent.engine.hosting.one_shot import OneShotEngine
 from edge_agent.engine.messages import Canary
 from hardware.probe import probe
 from tests.bench.rig import arguments, interleave, median, model_folder, report
@@ -19,7 +19,7 @@ def main() -> None:
     tried = replace(plain, canary=Canary("What is the capital of France? Answer with one word."))
 
     def load_ms(spec: ModelSpec) -> float:
-        with Trial(spec) as trial:
+        with OneShotEngine(spec) as trial:
             return trial.ready.load_ms
 
     load_ms(plain)  # from the disk

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 from edge_agent.bench import workload
-from edge_agent.bench.workload import Plan, Prompts, out_name
+from edge_agent.bench.workload import Plan, WorkloadPrompts, out_name
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.hosting.one_shot import Trial
+from edge_agent.engine.hosting.one_shot import OneShotEngine
 from hardware.probe import probe
 from tests.bench.rig import Figure, arguments, median, model_folder, report
 
@@ -43,8 +43,8 @@ def measure(name: str, folder: Path, options) -> dict[str, float]:
     common, own = options.common, options.own
     plan = Plan(common, own, options.tokens, (1, options.jobs), repeat=1)
     spec = ModelSpec(folder, name, common + own + options.tokens + 64, options.jobs, probe().cpu.granted_cores)
-    with Trial(spec) as trial:
-        rows = workload.rows(trial, plan, Prompts.fitted(trial), tell=lambda _what: None)
+    with OneShotEngine(spec) as trial:
+        rows = workload.rows(trial, plan, WorkloadPrompts.fitted(trial), tell=lambda _what: None)
         (child,) = psutil.Process().children()
         status = dict(line.split(":", 1) for line in Path(f"/proc/{child.pid}/status").read_text().splitlines())
         memory = {

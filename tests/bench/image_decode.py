@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from edge_agent.images.decoder_process import Darkroom
+from edge_agent.images.decoder_process import DecoderProcess
 from edge_agent.images.phi_tiling import TILE_PIXELS, TILES_MOST, grid
 from tests.bench.rig import Figure, arguments, median, report
 
@@ -36,9 +36,9 @@ def photo(megapixels):
     return Image.blend(smooth, Image.effect_noise(size, 30).convert("RGB"), 0.15)
 
 
-def peak_bytes(darkroom):
+def peak_bytes(decoder_process):
     """Return the most memory the child ever held."""
-    lines = Path(f"/proc/{darkroom.pid}/status").read_text(encoding="ascii").splitlines()
+    lines = Path(f"/proc/{decoder_process.pid}/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
@@ -47,15 +47,15 @@ def one(file, out, *, repeat):
     speck = file.with_name("speck")
     Image.new("RGB", (1, 1)).save(speck, "PNG")
     times = []
-    with Darkroom(pixels=PIXELS) as darkroom:
-        darkroom.develop(speck, long_side=336, out=out)
-        base = peak_bytes(darkroom)
+    with DecoderProcess(pixels=PIXELS) as decoder_process:
+        decoder_process.develop(speck, long_side=336, out=out)
+        base = peak_bytes(decoder_process)
         for _ in range(repeat):
             begun = time.perf_counter()
-            cut = grid(*darkroom.measure(file), tiles=TILES_MOST)
-            darkroom.develop(file, long_side=max(cut.rows, cut.columns) * TILE_PIXELS, out=out)
+            cut = grid(*decoder_process.measure(file), tiles=TILES_MOST)
+            decoder_process.develop(file, long_side=max(cut.rows, cut.columns) * TILE_PIXELS, out=out)
             times.append((time.perf_counter() - begun) * 1000)
-        return times, peak_bytes(darkroom) - base
+        return times, peak_bytes(decoder_process) - base
 
 
 def measure(folder, *, repeat):
@@ -73,11 +73,11 @@ def measure(folder, *, repeat):
         ]
     starts = []
     for _ in range(repeat):
-        with Darkroom(pixels=PIXELS) as darkroom:
+        with DecoderProcess(pixels=PIXELS) as decoder_process:
             begun = time.perf_counter()
-            darkroom.measure(folder / "speck")
+            decoder_process.measure(folder / "speck")
             starts.append((time.perf_counter() - begun) * 1000)
-            resident_bytes = peak_bytes(darkroom)
+            resident_bytes = peak_bytes(decoder_process)
     return [
         *figures,
         median("start of the child", starts, "ms"),

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from edge_agent.engine.backend import ModelSpec, backend_of
-from edge_agent.engine.hosting.one_shot import Trial
+from edge_agent.engine.hosting.one_shot import OneShotEngine
 from hardware.probe import probe
 from tests.bench.rig import Figure, arguments, median, model_folder, report
 
@@ -26,7 +26,7 @@ def forget(folder: Path) -> None:
 
 def ready_s(folder: Path, options: dict[str, str]) -> float:
     spec = ModelSpec(folder, backend_of(folder), CONTEXT_TOKENS, 1, probe().cpu.granted_cores or 1, options=options)
-    with Trial(spec) as trial:
+    with OneShotEngine(spec) as trial:
         return trial.ready_s
 
 

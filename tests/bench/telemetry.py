@@ -7,7 +7,7 @@ from pathlib import Path
 from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.phase import Phase
 from edge_agent.health.condition import Condition
-from edge_agent.health.counters import Tally
+from edge_agent.health.counters import Counters
 from edge_agent.health.snapshot import Snapshots
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Store
@@ -59,7 +59,7 @@ def reporting(snapshots: Snapshots, folder: Path, seconds: float) -> list[Figure
         boot_id="b" * 32,
         period_s=TELEMETRY_S,
         snapshots=snapshots,
-        tally=Tally(["phi"]),
+        counters=Counters(["phi"]),
         store=store,
         outbox=Silence(),
         engines=lambda: [engine],

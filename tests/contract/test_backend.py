@@ -9,7 +9,17 @@ from driving import drive, outcome
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.batching.prefill import PIECE_S, PIECE_TOKENS_MIN
-from edge_agent.engine.messages import Canary, Failed, Finished, FinishReason, Generation, Limits, Progress, Text, Turn
+from edge_agent.engine.messages import (
+    Canary,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    ModelLimits,
+    Progress,
+    Text,
+    Turn,
+)
 from edge_agent.engine.selftest.canary import LONG_TOKENS_MIN
 from edge_agent.engine.selftest.rehearsal import Rehearsal
 
@@ -350,9 +360,9 @@ def test_max_tokens_is_cut_to_what_the_context_holds(load, folder, bare, job_id)
 
 def test_limits_are_the_smaller_of_asked_and_there(load, folder, subject):
     """No more context than the model has, no more than was asked for."""
-    most = Limits(subject.context_tokens, min(3, subject.most_parallel))
+    most = ModelLimits(subject.context_tokens, min(3, subject.most_parallel))
     assert load(folder, context_tokens=1_000_000, parallel=3).limits == most
-    assert load(folder, context_tokens=300, parallel=1).limits == Limits(300, 1)
+    assert load(folder, context_tokens=300, parallel=1).limits == ModelLimits(300, 1)
 
 
 def test_usage_counts_every_token(model, bare, job_id):

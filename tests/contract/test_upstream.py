@@ -26,8 +26,8 @@ from edge_agent.engine.messages import (
     GuideKind,
     Progress,
     Text,
+    TokenCounts,
     Turn,
-    Usage,
 )
 from edge_agent.engine.openai import load as openai
 from edge_agent.models.upstream import upstream as spec_of
@@ -77,7 +77,7 @@ def test_an_answer_is_streamed_and_counted_by_the_server(connect, ask):
         (said,) = drive(connect(server), ask(seed=7, stop=("\n",)))
     assert said.text == "The pump is on."
     assert [event.text for event in said.events if isinstance(event, Text)] == ["The pump", " is on.", ""]
-    assert (said.end.reason, said.end.usage) == (FinishReason.STOP, Usage(9, 5))
+    assert (said.end.reason, said.end.usage) == (FinishReason.STOP, TokenCounts(9, 5))
     assert text_tokens(said) == 5
     assert said.end.prompt_ms > 0
     ((path, headers, body),) = server.asked
@@ -112,7 +112,7 @@ def test_several_are_answered_at_once(connect, ask):
 def test_without_usage_the_pieces_are_counted(connect, ask):
     with Upstream(Answer([chunk("a"), chunk("b", reason="length"), DONE])) as server:
         (said,) = drive(connect(server), ask())
-    assert (said.text, said.end.reason, said.end.usage) == ("ab", FinishReason.LENGTH, Usage(0, 2))
+    assert (said.text, said.end.reason, said.end.usage) == ("ab", FinishReason.LENGTH, TokenCounts(0, 2))
 
 
 def test_an_answer_without_a_last_word_is_whole_when_its_reason_was_told(connect, ask):

@@ -2,7 +2,7 @@
 
 import threading
 
-from edge_agent.engine.messages import Finished, FinishReason, Limits, Progress, Text, Usage
+from edge_agent.engine.messages import Finished, FinishReason, ModelLimits, Progress, Text, TokenCounts
 
 PIECE = "spray " * 2_000
 """12 kB, as thousands of tokens a second would fill the 50 ms between two chunks with."""
@@ -17,7 +17,7 @@ class Fountain:
     device = "cpu"
 
     def __init__(self, spec):
-        self.limits = Limits(spec.context_tokens, min(spec.parallel, PARALLEL))
+        self.limits = ModelLimits(spec.context_tokens, min(spec.parallel, PARALLEL))
         self._left = {}
         self._asked = {}
         self._pause = threading.Event()
@@ -44,7 +44,7 @@ class Fountain:
 
     def _end(self, job_id, reason):
         said = self._asked.pop(job_id) - self._left.pop(job_id)
-        return Finished(job_id, reason, Usage(1, said), 1.0, 1.0)
+        return Finished(job_id, reason, TokenCounts(1, said), 1.0, 1.0)
 
 
 def load(spec):

@@ -25,7 +25,7 @@ def watch(folder):
 
         return frozen
 
-    said = heartbeat.Beat.__call__
+    said = heartbeat.Heartbeat.__call__
 
     def say(self, wait_s=0.0):
         said(self, wait_s)
@@ -33,7 +33,7 @@ def watch(folder):
             freeze(self.thread)
 
     heartbeat.STUCK_S = 3.0
-    heartbeat.Beat.__call__ = say
+    heartbeat.Heartbeat.__call__ = say
     sockets.CONNECT_S = provision.RETRY_MOST_S = 1.0
     provision.Provision.__init__.__kwdefaults__["retry_s"] = 0.5
     EngineProcess._take = freezing(EngineProcess._take, lambda _process: "engine-in")

@@ -3,7 +3,7 @@
 import os
 import threading
 
-from edge_agent.engine.messages import Finished, FinishReason, Limits, Progress, Text, Usage
+from edge_agent.engine.messages import Finished, FinishReason, ModelLimits, Progress, Text, TokenCounts
 
 PERIOD_S = float(os.environ.get("METRONOME_S", "0.05"))
 IMAGES = int(os.environ.get("METRONOME_IMAGES", "0"))
@@ -16,7 +16,7 @@ class Metronome:
     device = "cpu"
 
     def __init__(self, spec):
-        self.limits = Limits(spec.context_tokens, spec.parallel, IMAGES)
+        self.limits = ModelLimits(spec.context_tokens, spec.parallel, IMAGES)
         self._left, self._asked, self._begun = {}, {}, set()
         self._pause = threading.Event()
 
@@ -44,7 +44,7 @@ class Metronome:
     def _end(self, job_id, reason):
         self._begun.discard(job_id)
         said = self._asked.pop(job_id) - self._left.pop(job_id)
-        return Finished(job_id, reason, Usage(1, said), 1.0, 1000 * PERIOD_S * said)
+        return Finished(job_id, reason, TokenCounts(1, said), 1.0, 1000 * PERIOD_S * said)
 
 
 def load(spec):

@@ -32,7 +32,7 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
     if silence_s := os.environ.get("FAULTS_SILENCE_S"):
         supervisor.Supervisor.__init__.__kwdefaults__["silence_s"] = float(silence_s)
     if aside_s := os.environ.get("FAULTS_ASIDE_S"):
-        fallback.Ladder.__init__.__kwdefaults__["first_s"] = float(aside_s)
+        fallback.Fallbacks.__init__.__kwdefaults__["first_s"] = float(aside_s)
     if claim_s := os.environ.get("FAULTS_CLAIM_S"):
         from edge_agent.jobs import queue
 

@@ -13,7 +13,7 @@ import pytest
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models.archive import _header_of, export, import_archive, import_folder
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 from edge_agent.models.catalogue import RemoteFile, Variant
 from edge_agent.models.manifest import MANIFEST
 
@@ -23,7 +23,7 @@ MANIFEST_LIMIT_BYTES = 256 * 2**10
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "models", margin_bytes=0)
+    return BuildStore(tmp_path / "models", margin_bytes=0)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def folder(tmp_path):
 @pytest.fixture
 def archive(tmp_path, folder):
     """A build as another device exported it."""
-    other = Store(tmp_path / "other", margin_bytes=0)
+    other = BuildStore(tmp_path / "other", margin_bytes=0)
     import_folder(other, folder, find=unknown)
     export(other, "phi", tmp_path / "phi.tar")
     return tmp_path / "phi.tar"
@@ -147,7 +147,7 @@ def test_a_copied_folder_comes_in_without_its_hidden_files(store, folder):
 
 
 def test_a_folder_copied_out_of_a_store_is_held_to_its_manifest(store, folder, tmp_path):
-    other = Store(tmp_path / "other", margin_bytes=0)
+    other = BuildStore(tmp_path / "other", margin_bytes=0)
     import_folder(other, folder, find=unknown)
     source = other.path("phi")
     assert import_folder(store, source, find=unknown, name="copy").vouched == "archive"
@@ -332,7 +332,7 @@ def test_what_is_a_program_is_refused_whatever_it_is_called(store, folder, tmp_p
     (folder / "openvino_model.bin").write_bytes(BEGINS_SO[kind])
     source, call = folder, import_folder
     if way == "archive":
-        other, source, call = Store(tmp_path / "other", margin_bytes=0), tmp_path / "phi.tar", import_archive
+        other, source, call = BuildStore(tmp_path / "other", margin_bytes=0), tmp_path / "phi.tar", import_archive
         with monkeypatch.context() as trusting:
             trusting.setattr("edge_agent.models.archive.is_program", lambda _file: False)
             import_folder(other, folder, find=unknown)
@@ -349,7 +349,7 @@ def test_pythons_files_are_left_out(store, folder, archive, tmp_path, monkeypatc
     """Published builds have one, and archives of version 0.1.0 do; the catalogue may name it."""
     (folder / "configuration_phi3.py").write_text("import os")
     wanted = known(configuration_phi3__py=None)
-    other = Store(tmp_path / "older", margin_bytes=0)
+    other = BuildStore(tmp_path / "older", margin_bytes=0)
     with monkeypatch.context() as trusting:
         trusting.setattr("edge_agent.models.archive.is_source", lambda _name: False)
         import_folder(other, folder, find=unknown)
@@ -367,8 +367,8 @@ def test_a_folder_that_holds_no_build_is_refused(store, folder):
 
 def test_an_import_that_does_not_fit_is_refused_before_a_byte_is_written(store, archive, folder):
     for call, source in ((import_archive, archive), (import_folder, folder)):
-        refused(call, Store(store.folder, margin_bytes=2**60), source, "shall stay free", Code.STORAGE_FULL)
-        small = Store(store.folder, margin_bytes=0, quota_bytes=2**20)
+        refused(call, BuildStore(store.folder, margin_bytes=2**60), source, "shall stay free", Code.STORAGE_FULL)
+        small = BuildStore(store.folder, margin_bytes=0, quota_bytes=2**20)
         refused(call, small, source, "models.quota_bytes", Code.STORAGE_FULL)
 
 
@@ -379,7 +379,7 @@ def test_a_disk_that_fills_up_leaves_nothing(store, archive, tmp_path):
     try:
         refused(import_archive, store, archive, "make room", Code.STORAGE_FULL)
         with pytest.raises(EdgeAgentError, match="make room") as caught:
-            export(Store(tmp_path / "other"), "phi", tmp_path / "again.tar")
+            export(BuildStore(tmp_path / "other"), "phi", tmp_path / "again.tar")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.code is Code.STORAGE_FULL

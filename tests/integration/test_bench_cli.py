@@ -14,12 +14,12 @@ import pytest
 from rich.console import Console
 from running import PATIENCE_S, wait_for
 
-from edge_agent.bench.calibrate import Calibration, Tried, Verdict
+from edge_agent.bench.calibrate import Calibration, SettingVerdict, Tried
 from edge_agent.cli.bench_report import LABELS, number, show_tried
-from edge_agent.cli.bench_subject import Backend
+from edge_agent.cli.bench_subject import BenchBackend
 from edge_agent.jobs.state_dir import locked
 from edge_agent.models import measurements
-from edge_agent.models.reference_answers import Known
+from edge_agent.models.reference_answers import ReferenceAnswers
 from hardware.probe import probe
 
 QUICK = ("--grid", "none", "--jobs", "1,2", "--repeat", "2", "--tokens", "8")
@@ -47,7 +47,7 @@ def bench(*arguments, returncode=0, columns=80, **environ):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", [each for each in Backend if each is not Backend.AUTO])
+@pytest.mark.parametrize("name", [each for each in BenchBackend if each is not BenchBackend.AUTO])
 def test_every_row_has_figures_with_their_units_in_their_names(tmp_path, name):
     """With every backend there is, each beside its bare library; and nothing is left in the cache."""
     found = json.loads(
@@ -91,7 +91,8 @@ def test_a_setting_that_is_turned_down_is_said():
     fast = Tried({"INFERENCE_PRECISION_HINT": "bf16"}, (20.0,))
     told = "turned down: texts differ from the reference's after 0 tokens"
     found = Calibration(
-        best, (Verdict(best, sound=True, remark="nothing to beat"), Verdict(fast, sound=False, remark=told))
+        best,
+        (SettingVerdict(best, sound=True, remark="nothing to beat"), SettingVerdict(fast, sound=False, remark=told)),
     )
     console = Console(file=io.StringIO(), width=120, color_system=None)
     show_tried(found, console)
@@ -116,7 +117,7 @@ def test_the_settings_of_the_machine_are_tried_and_kept(tmp_path, demo_model):
     (measurement,) = (kept[key] for key in kept if key == (measurements.identity(demo_model), "cpu"))
     assert measurement.tokens_per_s == found["engine"]["decode_tokens_per_s"]["median"]
     assert measurement.options == found["options"]  # the decision sets none by itself for this build
-    assert Known(state_dir).canary(demo_model, "onnx", None).reference == "No, the pump"
+    assert ReferenceAnswers(state_dir).canary(demo_model, "onnx", None).reference == "No, the pump"
 
 
 @pytest.mark.engine

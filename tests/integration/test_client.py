@@ -38,9 +38,9 @@ def test_a_refusal_of_the_broker_that_comes_late_hurts_nothing(broker):
         ended = client.submit("nobody", prompt="Hello", ttl_s=600)
         wait_for(lambda: client._jobs._open, "the job to be open")
         job = next(iter(client._jobs._open.values()))
-        client._notes.put(client_module._Cancel(ended))
+        client._notes.put(client_module._JobCancelled(ended))
         client._jobs._asked[65_000] = job
         ended.finish(None, JobRejectedError(Code.CANCELED, "ended"))
-        client._notes.put(client_module._Answered(65_000, 0x87))
+        client._notes.put(client_module._RequestAnswered(65_000, 0x87))
         wait_for(lambda: 65_000 not in client._jobs._asked, "the answer to be taken")
         assert client._thread.is_alive()

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
 from edge_agent.doctor import builds, machine
-from edge_agent.doctor.finding import Level
+from edge_agent.doctor.finding import Severity
 from edge_agent.mqtt.private_broker import PrivateBroker
 from edge_agent.settings import load as settings
 
@@ -167,16 +167,16 @@ def test_builds_are_looked_at_by_size_and_with_full_by_hash(tmp_path, tiny_model
     def look(*, full):
         return {each.about: each for each in builds.look(loaded, full=full)}["build t"]
 
-    assert look(full=False).level is look(full=True).level is Level.OK
+    assert look(full=False).level is look(full=True).level is Severity.OK
     file = max((tmp_path / "models" / "t").iterdir(), key=lambda path: path.stat().st_size)
     with file.open("r+b") as opened:
         opened.write(b"spoilt")
-    assert look(full=False).level is Level.OK
-    assert (look(full=True).level, "differs" in look(full=True).said) == (Level.FAILED, True)
+    assert look(full=False).level is Severity.OK
+    assert (look(full=True).level, "differs" in look(full=True).said) == (Severity.FAILED, True)
     file.unlink()
-    assert look(full=False).level is Level.FAILED
+    assert look(full=False).level is Severity.FAILED
     nothing = settings.Settings(models={"dir": tmp_path / "none"})
-    assert [each.level for each in builds.look(nothing, full=False)] == [Level.FAILED]
+    assert [each.level for each in builds.look(nothing, full=False)] == [Severity.FAILED]
 
 
 @contextmanager
@@ -206,7 +206,7 @@ def test_what_may_not_be_looked_at_is_told(tmp_path):
         (folder,) = machine.agent(loaded)
         room = machine.disk(loaded)
         found = {each.about: each for each in builds.look(loaded, full=False)}
-    assert (folder.level, folder.mend) == (Level.FAILED, "run this as the agent's user, or with sudo")
+    assert (folder.level, folder.mend) == (Severity.FAILED, "run this as the agent's user, or with sudo")
     assert room.about == "disk"
     assert "Permission denied" in found["model t"].said
     (missing,) = machine.agent(loaded)

@@ -21,9 +21,9 @@ from edge_agent.engine.messages import (
     FrameReader,
     Generation,
     JobId,
-    Limits,
     Load,
     LoadFailed,
+    ModelLimits,
     Progress,
     Ready,
     Start,
@@ -132,7 +132,7 @@ def test_it_loads_answers_and_closes(tiny_model):
     """Load, ready, a text in pieces, its end, and a clean exit."""
     with Child() as child:
         ready = child.load(tiny_model, context_tokens=500)
-        assert ready.limits == Limits(500, 2)
+        assert ready.limits == ModelLimits(500, 2)
         assert ready.load_ms > 0
         assert ready.library.startswith("onnxruntime-genai ")
         child.wire.send(ask(1))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
 from edge_agent.fleet.monitor import Monitor
-from edge_agent.fleet.rows import Row, rows
+from edge_agent.fleet.rows import AgentRow, rows
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import WILL_DELAY_S
 from edge_agent.protocol.payloads import Presence
@@ -139,7 +139,7 @@ def test_made_up_agents_live_work_and_leave_as_real_ones_and_are_seen(broker):
         found = objects(done)
         assert (done.returncode, len(found)) == (0, AGENTS)
         for each in found.values():
-            assert list(each) == list(Row.__dataclass_fields__)
+            assert list(each) == list(AgentRow.__dataclass_fields__)
             assert each["state"] in {"ready", "degraded"}
             assert each["tokens_per_s"] > 0
             assert each["last_seen_s"] < 10

@@ -16,7 +16,7 @@ from running import PATIENCE_S, wait_for
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models import fetch as fetching
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 from edge_agent.models.catalogue import RemoteFile, Variant
 from edge_agent.models.fetch import fetch
 
@@ -61,7 +61,7 @@ def hub():
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "models", margin_bytes=0)
+    return BuildStore(tmp_path / "models", margin_bytes=0)
 
 
 def pull(store, hub, wanted=None, *, progress=lambda _progress: None, stop=None, **changed):
@@ -369,7 +369,7 @@ def test_nothing_else_than_the_build_is_asked_of_the_hub(store, hub, monkeypatch
 
 
 def test_a_pull_that_does_not_fit_is_refused_before_it_begins(store, hub):
-    full = Store(store.folder, margin_bytes=2**60)
+    full = BuildStore(store.folder, margin_bytes=2**60)
     with pytest.raises(EdgeAgentError, match="remove a build") as caught:
         pull(full, hub)
     assert caught.value.code is Code.STORAGE_FULL
@@ -379,7 +379,7 @@ def test_a_pull_that_does_not_fit_is_refused_before_it_begins(store, hub):
 def test_a_pull_over_the_quota_is_refused_before_it_begins(store, hub):
     pull(store, hub, variant(name="other"))
     hub.requests.clear()
-    small = Store(store.folder, margin_bytes=0, quota_bytes=500_000)
+    small = BuildStore(store.folder, margin_bytes=0, quota_bytes=500_000)
     with pytest.raises(EdgeAgentError, match=r"models\.quota_bytes") as caught:
         pull(small, hub)
     assert caught.value.code is Code.STORAGE_FULL

@@ -10,7 +10,7 @@ from running import AgentProcess, Listener, mosquitto_pub
 
 from edge_agent.models import catalogue
 from edge_agent.models.archive import import_folder
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
@@ -19,7 +19,7 @@ VARIANT = "phi-3.5-vision-openvino-int4"
 
 def test_the_catalogues_vision_model_answers_a_data_url(broker, tmp_path, demo_openvino_vision, demo_model):
     """Beside a text model, from which `auto` turns to it for an image."""
-    store = Store(tmp_path / "agent/state/models", margin_bytes=0)
+    store = BuildStore(tmp_path / "agent/state/models", margin_bytes=0)
     find = {each.name: each for each in catalogue.read().variant}.get
     import_folder(store, demo_openvino_vision, find=find, name=VARIANT)
     drawing = Image.new("RGB", (400, 400), "white")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.awake import LAPSE_S, PULSE_S, Awake, result_awake, wait_awake
-from edge_agent.base.heartbeat import STUCK_S, Beat, stuck
+from edge_agent.base.heartbeat import STUCK_S, Heartbeat, stuck
 from edge_agent.engine.openai.server import AwakeLoop
 
 GAPS = st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=30)
@@ -49,7 +49,7 @@ def test_a_thread_that_was_frozen_with_its_judge_is_not_stuck():
     raw_s = 0.0
     clock = Awake(raw_s=lambda: raw_s)
     clock.pulse()
-    beat = Beat("store", now_s=clock.now_s)
+    beat = Heartbeat("store", now_s=clock.now_s)
     beat()
     raw_s += 1e6
     assert stuck([beat], now_s=clock.now_s()) == ()

@@ -12,7 +12,7 @@ import pytest
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.retry_after import retry_after_s
 from edge_agent.models import manifest as manifests
-from edge_agent.models.build_store import Store, refusal, sync
+from edge_agent.models.build_store import BuildStore, refusal, sync
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.fetch import Hub, is_current
 from edge_agent.models.manifest import MANIFEST, Manifest, StoredFile
@@ -23,7 +23,7 @@ FILES = {"genai_config.json": b"{}", "model.onnx.data": b"weights" * 1000}
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "models", margin_bytes=0)
+    return BuildStore(tmp_path / "models", margin_bytes=0)
 
 
 def manifest_of(name="phi", files=None, **changed):
@@ -230,7 +230,10 @@ def test_a_build_comes_in_when_disk_and_quota_have_room(missing, free, others, q
 
 def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(EdgeAgentError, match=r"set models\.dir"), Store(tmp_path / "file" / "models").locked("phi"):
+    with (
+        pytest.raises(EdgeAgentError, match=r"set models\.dir"),
+        BuildStore(tmp_path / "file" / "models").locked("phi"),
+    ):
         pass
 
 
@@ -262,9 +265,9 @@ def variant():
 
 
 def test_the_store_lies_in_the_state_folder_unless_told_otherwise(tmp_path):
-    assert Store.of(Settings(agent={"state_dir": tmp_path})).folder == tmp_path / "models"
+    assert BuildStore.of(Settings(agent={"state_dir": tmp_path})).folder == tmp_path / "models"
     elsewhere = Settings(models={"dir": tmp_path / "disk", "quota_bytes": 2**30})
-    assert (Store.of(elsewhere).folder, Store.of(elsewhere).quota_bytes) == (tmp_path / "disk", 2**30)
+    assert (BuildStore.of(elsewhere).folder, BuildStore.of(elsewhere).quota_bytes) == (tmp_path / "disk", 2**30)
 
 
 @pytest.mark.parametrize(

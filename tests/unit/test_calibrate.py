@@ -21,7 +21,7 @@ from edge_agent.bench.calibrate import (
     walk,
 )
 from edge_agent.models import measurements
-from edge_agent.models.measurements import ENTRIES_MAX, FILE, Kept, fingerprint, identity, keep, measured
+from edge_agent.models.measurements import ENTRIES_MAX, FILE, StoredMeasurement, fingerprint, identity, keep, measured
 from hardware.machine import Accelerator, Kind, Memory, Vendor
 
 PLAIN = plain("openvino", "cpu")
@@ -264,7 +264,7 @@ def test_leading_tokens_are_counted_by_the_text_they_stand_for(reference, other,
 # What is kept
 
 LIBRARIES = {"openvino": "openvino-genai 2026.4.1.0"}
-ENTRY = Kept(
+ENTRY = StoredMeasurement(
     machine=fingerprint(HERE),
     model="phi-3.5-mini-openvino-int4",
     backend="openvino",

@@ -5,49 +5,49 @@ import pytest
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.messages import Canary, Limits, Text, Trying
+from edge_agent.engine.messages import Canary, ModelLimits, Text, Trying
 from edge_agent.engine.selftest import canary, rehearsal
 from edge_agent.engine.selftest.canary import (
     BUDGET_S,
     LONG_TOKENS_MIN,
     TOKEN_S_MAX,
-    Ask,
+    CanaryVerdict,
     Heard,
-    Part,
-    Verdict,
+    NextQuestion,
+    Purpose,
     follow,
 )
 from edge_agent.engine.selftest.rehearsal import Rehearsal
 
 PARIS = Canary("Capital?", ("Paris",), after_long=True)
 PLAIN = Canary()
-SOUND = Verdict(sound=True)
+SOUND = CanaryVerdict(sound=True)
 
 
 def first(text="Paris.", **heard):
     fields = {"beginning": text[:4], "tokens": 2, "prompt_tokens": 20, "prompt_s": 0.1, "took_s": 0.2}
-    return Heard(Part.FIRST, text, **fields | heard)
+    return Heard(Purpose.FIRST, text, **fields | heard)
 
 
 def again(text="Paris.", **heard):
-    return Heard(Part.AGAIN, text, **{"beginning": text[:4], "tokens": 2, "took_s": 0.2} | heard)
+    return Heard(Purpose.AGAIN, text, **{"beginning": text[:4], "tokens": 2, "took_s": 0.2} | heard)
 
 
 def long(text="Paris.", **heard):
-    return Heard(Part.LONG, text, **{"tokens": 2, "prompt_tokens": 4000, "took_s": 9.0} | heard)
+    return Heard(Purpose.LONG, text, **{"tokens": 2, "prompt_tokens": 4000, "took_s": 9.0} | heard)
 
 
 @pytest.mark.parametrize(
     ("device", "asked", "heard", "part"),
     [
-        ("cpu", PARIS, [], Part.FIRST),
-        ("cpu", PARIS, [first()], Part.AGAIN),
+        ("cpu", PARIS, [], Purpose.FIRST),
+        ("cpu", PARIS, [first()], Purpose.AGAIN),
         ("cpu", PARIS, [first(), again()], None),
-        ("cpu", PARIS, [first(), again("Paris!")], Part.AGAIN),
+        ("cpu", PARIS, [first(), again("Paris!")], Purpose.AGAIN),
         ("cpu", PARIS, [first(), again("Paris!"), again("Paris!")], None),
         ("cpu", PARIS, [first(took_s=BUDGET_S + 1)], None),
-        ("npu", PARIS, [first(), again()], Part.LONG),
-        ("npu", PLAIN, [first(), again()], Part.LONG),
+        ("npu", PARIS, [first(), again()], Purpose.LONG),
+        ("npu", PLAIN, [first(), again()], Purpose.LONG),
         ("npu", PARIS, [first(), again(), long()], None),
         # a device too slow for a long prompt in time is not asked one
         ("npu", PARIS, [first(prompt_s=20 * BUDGET_S / LONG_TOKENS_MIN * 1.1), again()], None),
@@ -56,7 +56,7 @@ def long(text="Paris.", **heard):
 def test_a_sound_model_is_asked_twice_and_elsewhere_at_length(device, asked, heard, part):
     """Once more when the answers differ, for a kept prompt is another computation; nothing that takes too long."""
     step = follow(asked, heard, device=device)
-    assert step == SOUND if part is None else isinstance(step, Ask)
+    assert step == SOUND if part is None else isinstance(step, NextQuestion)
     assert part is None or step.part is part
 
 
@@ -93,7 +93,7 @@ def test_what_is_wrong_is_said_in_a_sentence(device, asked, heard, reason):
 )
 def test_what_may_be_right_is_not_called_wrong(device, asked, heard):
     step = follow(asked, heard, device=device)
-    assert isinstance(step, Ask) or step.sound
+    assert isinstance(step, NextQuestion) or step.sound
 
 
 def test_an_answer_is_compared_by_its_first_tokens():
@@ -159,7 +159,7 @@ def test_a_model_that_talks_nonsense_may_not_serve(demo, change, reason):
 @pytest.mark.engine
 def test_a_prompt_that_is_refused_for_another_reason_fails_the_trial():
     class Refusing:
-        limits = Limits(512, 1)
+        limits = ModelLimits(512, 1)
 
         def start(self, generation):
             raise EdgeAgentError(Code.BAD_REQUEST, "no template")

@@ -7,7 +7,7 @@ from fakes import GIB, machine
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models import catalogue
-from edge_agent.models.choose import Measurement, Wanted, choose
+from edge_agent.models.choose import Measurement, WantedModel, choose
 from edge_agent.models.runtimes import Runtime, Runtimes, presumed
 from hardware.machine import Accelerator, Kind, Vendor
 
@@ -21,7 +21,7 @@ NVIDIA = Accelerator(Kind.GPU, Vendor.NVIDIA, "NVIDIA L4", usable=True, memory_b
 
 def decide(there=None, *, offered=BOTH, missing=None, model=MINI, installed=(), measured=None, **wanted):
     return choose(
-        Wanted(model, **wanted),
+        WantedModel(model, **wanted),
         machine=there or machine(),
         catalogue=CATALOGUE,
         runtimes=Runtimes(tuple(offered), missing or {}),

@@ -66,7 +66,7 @@ def bereaved(queue, machine):
         machine.pass_s(61 / 9)
         queue.release()
         if job := queue.claim("phi", idle=True):
-            queue.bereave([job], ENGINE_DIED, at_once=True)
+            queue.engine_lost([job], ENGINE_DIED, at_once=True)
 
 
 WAYS = {

@@ -22,7 +22,7 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.control import caller as caller_module
 from edge_agent.control import server as server_module
 from edge_agent.control.caller import ask_agent, ask_queue, reach
-from edge_agent.control.job_admin import Desk
+from edge_agent.control.job_admin import JobAdmin
 from edge_agent.control.messages import (
     ASK_BYTES_MAX,
     AskState,
@@ -49,7 +49,7 @@ STATE = Standing(agent="edge-01", version="1", pid=1, boot_id="b", health="ready
 
 
 def desk(canceled=None, new_id=lambda: "again-1"):
-    return Desk(
+    return JobAdmin(
         speech=Speech(Topics("edge/v1", "edge-01")),
         cancel_running=(lambda job: None) if canceled is None else canceled.append,
         resolve=lambda model: model,

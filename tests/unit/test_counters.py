@@ -7,7 +7,7 @@ from fakes import ANSWER, Time, accept, claim
 
 from edge_agent.base.errors import Code
 from edge_agent.engine.messages import JobId, Progress, Text
-from edge_agent.health.counters import RECENT_JOBS, Tally
+from edge_agent.health.counters import RECENT_JOBS, Counters
 from edge_agent.jobs.job import JobState, PromptTokensDetails, Timings, Usage
 
 
@@ -32,9 +32,9 @@ def ended(job, state=JobState.SUCCEEDED, *, first_ms=40.0, generate_ms=100.0, to
 
 
 def test_only_jobs_that_ended_are_counted_by_how(job):
-    tally = Tally(["phi"])
-    tally.changed([job, ended(job), ended(job, JobState.FAILED), ended(job, cached=10)])
-    counts = tally.counts()
+    counters = Counters(["phi"])
+    counters.changed([job, ended(job), ended(job, JobState.FAILED), ended(job, cached=10)])
+    counts = counters.counts()
     assert counts.models["phi"].ended == {"succeeded": 2, "failed": 1}
     assert (counts.models["phi"].completion_tokens, counts.models["phi"].cached_share) == (30, 10 / 60)
     assert counts.summary() == {
@@ -47,40 +47,40 @@ def test_only_jobs_that_ended_are_counted_by_how(job):
 
 
 def test_a_job_that_ended_before_any_engine_had_it_has_no_times(job):
-    tally = Tally(["phi"])
-    tally.changed([dataclasses.replace(job, state=JobState.EXPIRED, outcome='{"error": null}')])
-    counts = tally.counts().models["phi"]
+    counters = Counters(["phi"])
+    counters.changed([dataclasses.replace(job, state=JobState.EXPIRED, outcome='{"error": null}')])
+    counts = counters.counts().models["phi"]
     assert (counts.ended, counts.first_token_s.counts[-1], counts.output_token_s.counts[-1]) == ({"expired": 1}, 0, 0)
     assert (counts.first_token_p50_ms, counts.cached_share) == (None, None)
 
 
 def test_the_percentiles_are_of_the_last_jobs(job):
-    tally = Tally(["phi"])
-    tally.changed([ended(job, first_ms=9_999.0)] * RECENT_JOBS)
-    tally.changed([ended(job, first_ms=float(ms)) for ms in range(1, RECENT_JOBS + 1)])
-    counts = tally.counts().models["phi"]
+    counters = Counters(["phi"])
+    counters.changed([ended(job, first_ms=9_999.0)] * RECENT_JOBS)
+    counters.changed([ended(job, first_ms=float(ms)) for ms in range(1, RECENT_JOBS + 1)])
+    counts = counters.counts().models["phi"]
     assert (counts.first_token_p50_ms, counts.first_token_p95_ms) == (128.0, 244.0)
 
 
 def test_times_fall_into_the_bucket_that_holds_them(job):
     """10 ms belongs to the bucket of 10 ms; the last one holds everything."""
-    tally = Tally(["phi"])
-    tally.changed([ended(job, first_ms=ms, generate_ms=ms) for ms in (10.0, 10.1, 999_999.0)])
-    counts = tally.counts().models["phi"]
+    counters = Counters(["phi"])
+    counters.changed([ended(job, first_ms=ms, generate_ms=ms) for ms in (10.0, 10.1, 999_999.0)])
+    counts = counters.counts().models["phi"]
     assert counts.first_token_s.counts == (1, 2, *[2] * 12, 3)
     assert counts.first_token_s.total == pytest.approx(1000.0191)
     assert counts.output_token_s.counts[0] == 1
 
 
 def test_tokens_are_counted_as_they_come_and_faults_by_their_kind():
-    tally = Tally(["phi", "vision"])
+    counters = Counters(["phi", "vision"])
     for event in (Text(JobId("1.1"), "a", 2), Progress(JobId("1.1"), 0), Text(JobId("1.1"), "", 1)):
-        tally.heard("phi", event)
-    tally.rejected(Code.BAD_REQUEST)
-    tally.rejected(Code.QUEUE_FULL)
-    tally.lost("vision", moved=True)
-    assert tally.generated == 3
-    counts = tally.counts()
+        counters.heard("phi", event)
+    counters.rejected(Code.BAD_REQUEST)
+    counters.rejected(Code.QUEUE_FULL)
+    counters.lost("vision", moved=True)
+    assert counters.generated == 3
+    counts = counters.counts()
     assert (counts.rejected, counts.lost) == ({"bad_request": 1, "queue_full": 1}, {"vision": 1})
     assert counts.fallbacks == {"vision": 1}
     assert counts.summary() == {"rejected": 2, "engine_losses": 1, "fallbacks": 1}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.models import catalogue
-from edge_agent.models.choose import Wanted, choose
+from edge_agent.models.choose import WantedModel, choose
 from edge_agent.models.runtimes import presumed
 from hardware.probe import probe
 from tests.machines import build, names, outsider
@@ -76,7 +76,7 @@ def decide(tmp_path_factory):
         there = probed[name]
         memory = replace(there.memory, total_bytes=gib * GIB, available_bytes=gib * GIB - SYSTEM_BYTES)
         there = replace(there, memory=memory)
-        return choose(Wanted("phi-3.5-mini"), machine=there, catalogue=CATALOGUE, runtimes=presumed(there))
+        return choose(WantedModel("phi-3.5-mini"), machine=there, catalogue=CATALOGUE, runtimes=presumed(there))
 
     return decide
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from edge_agent.engine.hosting.demand import Wants
-from edge_agent.engine.hosting.residency import Model
+from edge_agent.engine.hosting.demand import ModelDemand
+from edge_agent.engine.hosting.residency import ModelView
 from edge_agent.jobs.overview import Demand
 
 JOBS = Demand(rank=3.0, jobs=2)
-AWAY, THERE = Model("text"), Model("text", loaded=True)
+AWAY, THERE = ModelView("text"), ModelView("text", loaded=True)
 
 
 class Clock:
@@ -24,7 +24,7 @@ def clock():
 
 @pytest.fixture
 def wants(clock):
-    return Wants(keep_alive_s=60.0, pinned=False, now_s=clock)
+    return ModelDemand(keep_alive_s=60.0, pinned=False, now_s=clock)
 
 
 @pytest.mark.parametrize("want", [lambda w: w.demand(JOBS), lambda w: w.ask(), lambda w: w.pin(pinned=True)])

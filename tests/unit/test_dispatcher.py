@@ -11,7 +11,17 @@ from running import wait_for
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.guides.guide import TOO_SLOW
 from edge_agent.engine.hosting.status import EngineStatus
-from edge_agent.engine.messages import Failed, Finished, FinishReason, JobId, Limits, Progress, Ready, Text, Usage
+from edge_agent.engine.messages import (
+    Failed,
+    Finished,
+    FinishReason,
+    JobId,
+    ModelLimits,
+    Progress,
+    Ready,
+    Text,
+    TokenCounts,
+)
 from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Fallback, JobState, Outcome
 from edge_agent.jobs.pace import Pace
@@ -24,7 +34,7 @@ class FakeProcess:
     """An engine that keeps what it was told."""
 
     def __init__(self, parallel):
-        limits = Limits(context_tokens=4096, parallel=parallel)
+        limits = ModelLimits(context_tokens=4096, parallel=parallel)
         self.ready = Ready(limits, load_ms=1.0, library="fake 1", device="cpu")
         self.started, self.canceled = [], []
 
@@ -87,7 +97,7 @@ class Floor:
             now_s=lambda: self.machine.now_s() - self.frozen_s,
         )
         self.allowed = 99
-        self.spare, self.condemned, self.forgiven, self.fallback = False, [], [], None
+        self.spare, self.marked_for_kill, self.forgiven, self.fallback = False, [], [], None
         self.stopped = False
         self.proofs, self.refused = {}, []
 
@@ -109,12 +119,12 @@ class Floor:
     def takes_jobs(self, model):
         return model not in self.draining
 
-    def condemn(self, model, process, failure):
+    def mark_for_kill(self, model, process, failure):
         if self.spare:
-            self.condemned.append((process, failure.code))
+            self.marked_for_kill.append((process, failure.code))
         return self.spare
 
-    def forgive(self, model):
+    def reset_backoff(self, model):
         self.forgiven.append(model)
 
     def status(self, model):
@@ -205,7 +215,7 @@ def floor(tmp_path):
 
 
 def finished(job_id, reason=FinishReason.STOP):
-    return Finished(JobId(job_id), reason, Usage(18, 6, 12), prompt_ms=60.0, generate_ms=200.0)
+    return Finished(JobId(job_id), reason, TokenCounts(18, 6, 12), prompt_ms=60.0, generate_ms=200.0)
 
 
 def outcome_of(job):
@@ -531,7 +541,7 @@ def test_an_engine_that_computes_no_numbers_is_ended_and_the_job_runs_at_the_nex
     floor.wait_started("1.1")
     floor.say(Failed(JobId("1.1"), Code.MODEL_ERROR, "the model computes no numbers"))
     floor.quiet()
-    assert floor.condemned == [(floor.engine, Code.MODEL_ERROR)]
+    assert floor.marked_for_kill == [(floor.engine, Code.MODEL_ERROR)]
     assert floor.find("a").state is JobState.RUNNING
     floor.dispatcher.lost("phi", ENGINE_DIED, "phi on npu")
     floor.wait_started("1.1", "1.2")
@@ -548,7 +558,7 @@ def test_at_the_last_place_and_for_faults_of_its_own_a_job_fails_as_ever(floor, 
     floor.wait_started("1.1")
     floor.say(Failed(JobId("1.1"), code, "no"))
     assert outcome_of(floor.wait_state("a", JobState.FAILED)).error.code is code
-    assert floor.condemned == []
+    assert floor.marked_for_kill == []
 
 
 def test_a_job_that_an_earlier_version_took_and_this_one_would_not_ends_alone(floor, monkeypatch):

@@ -16,18 +16,18 @@ from edge_agent.engine.hosting.plan import SILENCE_S
 from edge_agent.engine.hosting.runner import Listener
 from edge_agent.engine.hosting.served import Served
 from edge_agent.engine.hosting.supervisor import Supervisor
-from edge_agent.engine.hosting.work import Work
+from edge_agent.engine.hosting.work import EngineWork
 from edge_agent.engine.messages import (
     Failed,
     Finished,
     FinishReason,
     JobId,
-    Limits,
+    ModelLimits,
     Progress,
     Ready,
     Text,
+    TokenCounts,
     Trying,
-    Usage,
 )
 
 AGENTS = int(os.environ.get("IDLE_AGENTS", "12"))
@@ -36,13 +36,13 @@ HOUR_S = 3600.0
 JOB_EVERY_S = 34.0
 JOB_S = 20.0
 CLAIM_S = 0.3
-READY = Ready(Limits(context_tokens=1024, parallel=1, images_per_prompt=0), 1.0, "onnx 1", "cpu")
+READY = Ready(ModelLimits(context_tokens=1024, parallel=1, images_per_prompt=0), 1.0, "onnx 1", "cpu")
 JOBS = [JobId(name) for name in ("a", "b", "c")]
 SPEC = ModelSpec(Path("/absent"), "onnx", context_tokens=1024, parallel=1, threads=1)
 
 
 def finished(job_id):
-    return Finished(job_id, FinishReason.STOP, Usage(1, 1, 0), 1.0, 1.0)
+    return Finished(job_id, FinishReason.STOP, TokenCounts(1, 1, 0), 1.0, 1.0)
 
 
 STEPS = st.one_of(
@@ -61,7 +61,7 @@ STEPS = st.one_of(
 def test_silence_is_the_time_since_the_last_word_about_what_is_held(steps):
     """Whatever comes in whatever order: a word of a job that it does not hold gives it none."""
     now_s, since_s, loads, jobs, trial = 0.0, 0.0, True, set(), False
-    work = Work(lambda: now_s)
+    work = EngineWork(lambda: now_s)
     for name, value in steps:
         match name:
             case "pass":
@@ -104,7 +104,7 @@ class Child:
     def __init__(self, now_s, killed):
         self._killed = killed
         self.ready = READY
-        self.work = Work(now_s)
+        self.work = EngineWork(now_s)
         self.work.heard(READY)
         self.held = self.work.held
 
@@ -171,7 +171,7 @@ class Agent:
             busy=lambda _model: self.claiming,
         )
         self.supervisor.attend()
-        self.supervisor._models["text"].keeper._tell(self.child, READY)
+        self.supervisor._models["text"].runner._tell(self.child, READY)
 
     def pass_s(self, seconds):
         """Let time pass, with its pulses and the rounds of the main thread."""

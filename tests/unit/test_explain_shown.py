@@ -6,7 +6,7 @@ from rich.console import Console
 
 from edge_agent.cli.explain import show
 from edge_agent.health.birth import decision_report
-from edge_agent.models.choose import Decision, Wanted
+from edge_agent.models.choose import Decision, WantedModel
 from edge_agent.protocol.payloads import ModelDecision, RejectedInfo
 from edge_agent.settings.load import ServeSection
 
@@ -26,7 +26,7 @@ def test_an_upstream_is_the_last_candidate_and_only_where_it_is_allowed():
     """With its host and the reason, on the terminal and as published; of the one whose server it is, the only one."""
     cloud = ServeSection(name="cloud", openai={"url": "https://host.example/v1", "model": "big"}, parallel=3)
     serves = [ServeSection(name="phi", upstream="cloud"), ServeSection(name="alone"), cloud]
-    decisions = {name: Decision(Wanted(name), (), ()) for name in ("phi", "alone")}
+    decisions = {name: Decision(WantedModel(name), (), ()) for name in ("phi", "alone")}
     phi, alone, own = decision_report(serves, decisions, agent="edge-01", boot_id="").models
     assert alone.candidates == ()
     (last,) = phi.candidates

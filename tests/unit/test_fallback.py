@@ -6,8 +6,8 @@ import pytest
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.hosting.blame import Falls, is_the_devices
-from edge_agent.models.fallback import Ladder
+from edge_agent.engine.hosting.blame import FailureLog, is_the_devices
+from edge_agent.models.fallback import Fallbacks
 from edge_agent.models.load import Placed
 from edge_agent.models.quarantine import ASIDE_FIRST_S, ASIDE_MOST_S
 
@@ -22,7 +22,7 @@ class Bench:
         self.places = list(places)
         self.refused = set()
         self.changes = 0
-        self.ladder = Ladder(
+        self.fallbacks = Fallbacks(
             "phi",
             places=lambda: self.places,
             load=self._load,
@@ -41,26 +41,26 @@ class Bench:
 
     def next(self):
         """Prepare; return the spec."""
-        return self.ladder.prepare(0)[0]
+        return self.fallbacks.prepare(0)[0]
 
     def fail(self, reason="it died"):
         """Have the next place fail; return whether there is another."""
-        return self.ladder.failed(self.next(), reason)
+        return self.fallbacks.failed(self.next(), reason)
 
     def devices(self):
-        return [each.device for each in self.ladder.set_aside()]
+        return [each.device for each in self.fallbacks.set_aside()]
 
 
 def test_a_place_that_failed_is_left_alone_and_the_next_one_stands_in():
     """With the reason, for health and results; everybody is told."""
     bench = Bench(NPU, GPU, CPU)
-    assert bench.ladder.fallback(bench.next()) is None
+    assert bench.fallbacks.fallback(bench.next()) is None
     assert bench.fail("it hung")
     assert bench.next().device == "gpu"
     assert bench.fail("no numbers")
     spec = bench.next()
     assert (spec.device, bench.devices(), bench.changes) == ("cpu", ["npu", "gpu"], 2)
-    fallback = bench.ladder.fallback(spec)
+    fallback = bench.fallbacks.fallback(spec)
     assert (fallback.device, fallback.reason) == ("npu", "it hung")
 
 
@@ -68,7 +68,7 @@ def test_the_last_place_is_never_set_aside():
     """Nothing would be left; what becomes of its jobs is told by their strikes."""
     bench = Bench(NPU, CPU)
     assert bench.fail()
-    assert not bench.ladder.spare(bench.next())
+    assert not bench.fallbacks.spare(bench.next())
     assert not bench.fail()
     assert (bench.next().device, bench.devices()) == ("cpu", ["npu"])
     assert not Bench(CPU).fail()
@@ -86,12 +86,12 @@ def test_after_its_wait_a_better_place_is_tried_again_and_waits_twice_as_long_if
     for _ in range(8):
         bench.fail()
         cpu = bench.next()
-        (aside,) = bench.ladder.set_aside()
+        (aside,) = bench.fallbacks.set_aside()
         waits_s.append(aside.wait_s)
         bench.now_s += aside.wait_s - 1
-        assert not bench.ladder.better(cpu)
+        assert not bench.fallbacks.better(cpu)
         bench.now_s += 1
-        assert bench.ladder.better(cpu)
+        assert bench.fallbacks.better(cpu)
         assert bench.next().device == "npu"
     assert waits_s[:3] == [ASIDE_FIRST_S, 2 * ASIDE_FIRST_S, 4 * ASIDE_FIRST_S]
     assert waits_s[-1] == ASIDE_MOST_S
@@ -103,16 +103,16 @@ def test_a_place_that_works_again_is_no_news_any_more():
     bench.fail()
     bench.now_s += ASIDE_FIRST_S
     npu = bench.next()
-    bench.ladder.works(npu, "Paris")
-    assert (bench.devices(), bench.ladder.fallback(npu), bench.ladder.fallback(spec_of(CPU))) == ([], None, None)
+    bench.fallbacks.works(npu, "Paris")
+    assert (bench.devices(), bench.fallbacks.fallback(npu), bench.fallbacks.fallback(spec_of(CPU))) == ([], None, None)
     bench.now_s += ASIDE_FIRST_S - 1
     bench.fail()
-    assert bench.ladder.set_aside()[0].wait_s == 2 * ASIDE_FIRST_S
+    assert bench.fallbacks.set_aside()[0].wait_s == 2 * ASIDE_FIRST_S
     bench.now_s += 2 * ASIDE_FIRST_S
-    bench.ladder.works(bench.next(), "")
+    bench.fallbacks.works(bench.next(), "")
     bench.now_s += 2 * ASIDE_FIRST_S + 1
     bench.fail()
-    assert bench.ladder.set_aside()[0].wait_s == ASIDE_FIRST_S
+    assert bench.fallbacks.set_aside()[0].wait_s == ASIDE_FIRST_S
 
 
 def test_what_is_left_alone_is_used_when_memory_holds_nothing_else():
@@ -122,7 +122,7 @@ def test_what_is_left_alone_is_used_when_memory_holds_nothing_else():
     bench.refused = {"cpu"}
     npu = bench.next()
     assert npu.device == "npu"
-    assert not bench.ladder.spare(npu)
+    assert not bench.fallbacks.spare(npu)
     bench.refused = {"cpu", "npu"}
     with pytest.raises(EdgeAgentError, match="memory is short for cpu"):
         bench.next()
@@ -136,23 +136,23 @@ def test_a_better_place_that_does_not_fit_waits_longer():
     bench.refused = {"npu"}
     cpu = bench.next()
     assert cpu.device == "cpu"
-    assert not bench.ladder.better(cpu)
+    assert not bench.fallbacks.better(cpu)
 
 
 def test_when_a_job_was_to_blame_its_places_are_tried_at_once():
     bench = Bench(NPU, CPU)
     bench.fail()
     cpu = bench.next()
-    bench.ladder.forgive()
-    assert bench.ladder.better(cpu)
+    bench.fallbacks.reset_backoff()
+    assert bench.fallbacks.better(cpu)
     bench.fail()
-    assert bench.ladder.set_aside()[0].wait_s == ASIDE_FIRST_S
+    assert bench.fallbacks.set_aside()[0].wait_s == ASIDE_FIRST_S
 
 
 def test_what_is_heard_at_a_trial_is_told():
     heard = []
     bench = Bench(CPU, heard=lambda spec, beginning: heard.append((spec.device, beginning)))
-    bench.ladder.works(bench.next(), "Paris")
+    bench.fallbacks.works(bench.next(), "Paris")
     assert heard == [("cpu", "Paris")]
 
 
@@ -182,7 +182,7 @@ def test_whose_fault_it_is(code, seen, devices):
 
 
 def test_of_so_many_jobs_only_it_is_remembered_where_they_failed():
-    falls = Falls(most=2)
+    falls = FailureLog(most=2)
     falls.note(1, "npu")
     falls.note(1, "gpu")
     assert falls.of(1) == {"npu", "gpu"}
@@ -201,17 +201,17 @@ def test_another_machine_stands_in_while_this_one_cannot_and_no_longer():
     bench.refused = {"cpu"}
     there = bench.next()
     assert (there.device, bench.devices(), bench.changes) == ("upstream", ["cpu"], 1)
-    assert bench.ladder.fallback(there).reason == "memory is short for cpu"
-    assert not bench.ladder.better(there)
+    assert bench.fallbacks.fallback(there).reason == "memory is short for cpu"
+    assert not bench.fallbacks.better(there)
     bench.now_s += ASIDE_FIRST_S
-    assert bench.ladder.better(there)
+    assert bench.fallbacks.better(there)
     assert bench.next().device == "upstream"
-    assert not bench.ladder.better(there)
+    assert not bench.fallbacks.better(there)
     bench.now_s += 2 * ASIDE_FIRST_S
     bench.refused = set()
     here = bench.next()
-    bench.ladder.works(here, "")
-    assert (here.device, bench.devices(), bench.ladder.fallback(here)) == ("cpu", [], None)
+    bench.fallbacks.works(here, "")
+    assert (here.device, bench.devices(), bench.fallbacks.fallback(here)) == ("cpu", [], None)
 
 
 def test_another_device_stands_in_for_what_does_not_fit_without_setting_it_aside():

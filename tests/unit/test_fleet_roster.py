@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edge_agent.fleet import roster
 from edge_agent.fleet.liveness import SILENCE_S
 from edge_agent.fleet.roster import AGENTS_MAX, BYTES_MAX, SAMPLES_MAX
-from edge_agent.fleet.rows import STATES, Order, Totals, rows, unheard
+from edge_agent.fleet.rows import STATES, SortOrder, Totals, rows, unheard
 from edge_agent.protocol.messages import Inbound
 from edge_agent.protocol.payloads import MachineInfo, ServedModel
 
@@ -238,7 +238,8 @@ def test_the_worst_come_first_and_the_rest_by_name(band):
 
 
 @pytest.mark.parametrize(
-    ("sort", "first"), [(Order.AGENT, "gone"), (Order.HEAT, "ok-1"), (Order.QUEUE, "ok-1"), (Order.HEALTH, "ill")]
+    ("sort", "first"),
+    [(SortOrder.AGENT, "gone"), (SortOrder.HEAT, "ok-1"), (SortOrder.QUEUE, "ok-1"), (SortOrder.HEALTH, "ill")],
 )
 def test_orders(band, sort, first):
     fleet(band)
@@ -250,7 +251,7 @@ def test_orders(band, sort, first):
 def test_every_order_takes_agents_of_which_nothing_is_known(band):
     fleet(band)
     band.presence("bare", health=None)
-    for sort in Order:
+    for sort in SortOrder:
         assert len(rows(band.roster, band.now_s, sort=sort)) == 7
 
 

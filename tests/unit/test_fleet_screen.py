@@ -8,8 +8,8 @@ from edge_agent.cli import fleet_list
 from edge_agent.cli.fleet_screen import Scene, page, screen
 from edge_agent.cli.keyboard import keys
 from edge_agent.cli.words import curve, fit, span
-from edge_agent.fleet.browsing import PROMPT_MAX, WORDS_MAX, Ask, Browsing, Place
-from edge_agent.fleet.rows import Order, rows
+from edge_agent.fleet.browsing import PROMPT_MAX, WORDS_MAX, Browsing, PromptDraft, Screen
+from edge_agent.fleet.rows import SortOrder, rows
 from edge_agent.protocol.payloads import AcceleratorReading, ServedModel
 
 HEIGHT = 24
@@ -141,12 +141,12 @@ def test_an_empty_fleet_says_why():
 def test_sorting_goes_round():
     viewer = Viewer(band_of(3), 80)
     seen = []
-    for _ in Order:
+    for _ in SortOrder:
         viewer.press("s")
         seen.append(viewer.at.sort)
-    assert set(seen) == set(Order)
+    assert set(seen) == set(SortOrder)
     viewer.press("S", "s", "r")
-    assert (viewer.at.sort, viewer.at.reverse) == (Order.HEALTH, True)
+    assert (viewer.at.sort, viewer.at.reverse) == (SortOrder.HEALTH, True)
 
 
 def test_a_filter_is_typed_seen_kept_and_cleared():
@@ -155,7 +155,7 @@ def test_a_filter_is_typed_seen_kept_and_cleared():
     assert "filter press-01" in lines[-1]
     assert "10 of 20 agents" in lines[-2]
     assert "only press-01" in viewer.press("enter")[0]
-    assert viewer.at.place is Place.LIST
+    assert viewer.at.place is Screen.LIST
     viewer.press("escape")
     assert len(viewer.rows) == 20
 
@@ -179,7 +179,7 @@ def test_one_agent_in_detail(width):
         )
     served = ServedModel(name="big", state="ready", host="the-server", pinned=True)
     band.info("press-000", models=(served,))
-    viewer = Viewer(band, width, Browsing(place=Place.DETAIL, chosen="press-000"))
+    viewer = Viewer(band, width, Browsing(place=Screen.DETAIL, chosen="press-000"))
     lines, last = viewer.look(), None
     while viewer.at.top != last:
         last = viewer.at.top
@@ -212,8 +212,8 @@ def test_a_test_prompt_is_typed_and_sent_to_the_chosen_agent():
     chosen = viewer.at.chosen
     assert f"ask {chosen}: q?" in viewer.press("q", "?")[1]
     viewer.press("enter")
-    assert viewer.at.ask == Ask(chosen, "q?")
-    assert viewer.at.place is Place.DETAIL
+    assert viewer.at.ask == PromptDraft(chosen, "q?")
+    assert viewer.at.place is Screen.DETAIL
 
 
 def test_a_prompt_that_is_empty_or_called_off_is_not_sent():

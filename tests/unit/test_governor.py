@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.health.governor import CALM_STEPS, Cause, Level, Policy, View, govern, level_of, reasons, strains
+from edge_agent.health.governor import (
+    CALM_STEPS,
+    Cause,
+    MachineView,
+    Policy,
+    RestraintLevel,
+    govern,
+    level_of,
+    reasons,
+    strains,
+)
 from hardware.heat import Heat, Sensor
 from hardware.power import Battery, Power
 from hardware.pressure import Pressure, Stall
@@ -20,7 +30,7 @@ NONE = Readings(
     pressure=Pressure(None, None, None, None, None),
     usage=Usage(None, None, None, None, None, None, ()),
 )
-FREE, FEWER, NO_POOLS, PAUSES, UNLOADED = Level
+FREE, FEWER, NO_POOLS, PAUSES, UNLOADED = RestraintLevel
 
 
 def pi(celsius):
@@ -50,7 +60,7 @@ class Trace:
         """Look now, then every few seconds for a time; return the level at the end."""
         end_s = self.now_s + for_s
         while True:
-            view = View(seen, total, disk, reload_bytes)
+            view = MachineView(seen, total, disk, reload_bytes)
             self.state, steps = govern(self.state, view, policy=self.policy, now_s=self.now_s)
             self.steps += steps
             if self.now_s >= end_s:
@@ -194,7 +204,7 @@ def test_a_machine_that_shows_nothing_is_never_held_back():
 
 def strain(cause, seen, *, total=16 * GIB, disk=None, reload_bytes=0):
     """What one cause asks for at this moment."""
-    found = strains(View(seen, total, disk, reload_bytes), POLICY)
+    found = strains(MachineView(seen, total, disk, reload_bytes), POLICY)
     return next(each for each in found if each.cause is cause)
 
 

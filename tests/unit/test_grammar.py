@@ -62,7 +62,9 @@ def named(body, names):
 
     def part(each):
         name = f"r{names.index(each.name)}" if each.name in names and each.name != "root" else each.name
-        return grammars.Part(each.text, each.among, each.negated, name, named(each.group, names), each.least, each.most)
+        return grammars.RulePart(
+            each.text, each.among, each.negated, name, named(each.group, names), each.least, each.most
+        )
 
     return tuple(tuple(map(part, sequence)) for sequence in body)
 

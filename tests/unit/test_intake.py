@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from edge_agent.base.errors import Code
 from edge_agent.images.spool import Spool
 from edge_agent.jobs.job import JobState, Outcome
-from edge_agent.jobs.pace import Pace, Took, Work
+from edge_agent.jobs.pace import JobWork, Pace, Took
 from edge_agent.jobs.queue import Envelope
-from edge_agent.jobs.retention import UNBOUNDED, Allowance, Bounds
+from edge_agent.jobs.retention import UNBOUNDED, Allowance, RetentionBounds
 from edge_agent.jobs.store import Store
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX, Inbound
@@ -256,7 +256,7 @@ def test_a_full_queue_says_when_to_come_back(tmp_path):
         desk.submit()
         _, error = refusal(desk.submit("job-2"))
         assert (error["code"], error["retryable"], error["retry_after_s"]) == (Code.QUEUE_FULL, True, 10.0)
-        took = Took(Work(50, 256), completion_tokens=256, prompt_s=0.0, generate_s=6.0, busy_s=6.0, beside=0)
+        took = Took(JobWork(50, 256), completion_tokens=256, prompt_s=0.0, generate_s=6.0, busy_s=6.0, beside=0)
         desk.pace.note("phi", took, lanes=1)
         job = desk.claim()
         for elapsed_s, retry_after_s in ((2.0, 4.0), (3.5, 1.0)):
@@ -283,7 +283,7 @@ def test_a_disk_nearly_full_takes_no_more_jobs(tmp_path):
 def test_what_ended_jobs_hold_makes_room_before_anybody_is_refused(tmp_path):
     """Texts that are not owed any more go first; what is free in the file counts as free, for it can be used again."""
     free_bytes = [10**9]
-    allowance = Allowance(Bounds(10**9, 10**9), 5 * 10**6, lambda: free_bytes[0])
+    allowance = Allowance(RetentionBounds(10**9, 10**9), 5 * 10**6, lambda: free_bytes[0])
     with Desk(tmp_path, free_bytes=lambda: free_bytes[0], allowance=allowance, min_free_bytes=5 * 10**6) as desk:
         for number in range(40):
             desk.submit(f"job-{number}", prompt="x" * 100_000)
@@ -299,7 +299,7 @@ def test_what_ended_jobs_hold_makes_room_before_anybody_is_refused(tmp_path):
 
 def test_who_takes_no_results_is_refused_and_nobody_else(tmp_path):
     """What is owed cannot be shed: beyond its share a requester gets no more, until the broker has taken it."""
-    allowance = Allowance(Bounds(10**9, 10**6), 0, lambda: 10**9)
+    allowance = Allowance(RetentionBounds(10**9, 10**6), 0, lambda: 10**9)
     with Desk(tmp_path, allowance=allowance) as desk:
         for number in range(10):
             assert desk.submit(f"job-{number}", prompt="x" * 100_000)[0][0] == "acked"

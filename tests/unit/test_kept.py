@@ -11,7 +11,7 @@ from edge_agent.jobs.database import SQL
 from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.leftovers import FREE_BYTES
 from edge_agent.jobs.queue import Envelope
-from edge_agent.jobs.retention import AT_ONCE, LEAST_BYTES, Allowance, Bounds
+from edge_agent.jobs.retention import AT_ONCE, LEAST_BYTES, Allowance, RetentionBounds
 
 MB = 10**6
 
@@ -23,7 +23,7 @@ def machine():
 
 def bounded(total_bytes, requester_bytes):
     """An allowance on a disk without end."""
-    return Allowance(Bounds(total_bytes, requester_bytes), 0, lambda: 10**15)
+    return Allowance(RetentionBounds(total_bytes, requester_bytes), 0, lambda: 10**15)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def texts(queue, client="line-3"):
     ],
 )
 def test_ended_jobs_may_hold_half_of_the_room_on_the_disk(free_mb, kept_mb, reusable_mb, total_mb, each_mb):
-    allowance = Allowance(Bounds(256 * MB, 64 * MB), 64 * MB, lambda: free_mb * MB)
+    allowance = Allowance(RetentionBounds(256 * MB, 64 * MB), 64 * MB, lambda: free_mb * MB)
     bounds = allowance.bounds(kept_bytes=kept_mb * MB, reusable_bytes=reusable_mb * MB)
     assert (bounds.total_bytes / MB, bounds.requester_bytes / MB) == (total_mb, each_mb)
 

@@ -18,7 +18,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from running import wait_for
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.flow import HELD_BYTES_MAX, HELD_MAX, UNSENT_MAX, Held
+from edge_agent.mqtt.flow import HELD_BYTES_MAX, HELD_MAX, UNSENT_MAX, ReceivedBytes
 from edge_agent.mqtt.link import Callbacks, Link
 from edge_agent.mqtt.private_broker import PrivateBroker
 from edge_agent.mqtt.redial import STEADY_S, TAKEN_OVER_MIN_S
@@ -460,7 +460,7 @@ def test_large_messages_that_wait_to_be_dealt_with_are_bounded(broker):
 
 def test_small_messages_that_wait_to_be_dealt_with_are_bounded_too():
     """Whatever the broker makes of our Receive Maximum: the next is read when one of them is done."""
-    held, done = Held(), threading.Event()
+    held, done = ReceivedBytes(), threading.Event()
     for _ in range(HELD_MAX):
         held.add(1)
     reader = threading.Thread(target=lambda: (held.add(1), done.set()))

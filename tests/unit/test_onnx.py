@@ -205,7 +205,7 @@ def test_where_memory_has_no_addresses_one_answer_runs_at_a_time(plugged, tiny_m
     from edge_agent.engine.onnx import load as onnx
 
     noted = {}
-    monkeypatch.setattr(onnx, "Decoder", lambda *_, **told: noted.update(told) or SimpleNamespace(**DECODER))
+    monkeypatch.setattr(onnx, "OnnxDecoder", lambda *_, **told: noted.update(told) or SimpleNamespace(**DECODER))
     plugged.found = [Hardware("onnxruntime_ep_webgpu_provider", "GPU"), Hardware("onnxruntime_qnn_provider", "NPU")]
     assert onnx.load(ModelSpec(tiny_model, "onnx", 512, 4, 1, device="webgpu")).limits.parallel == 1
     assert (noted["memory"], noted["lanes"]) == ("webgpu", 1)

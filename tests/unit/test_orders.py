@@ -11,7 +11,7 @@ from edge_agent.control.orders import OPEN_MAX, PROGRESS_S, REMEMBERED_MAX, WAIT
 from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.phase import Phase
 from edge_agent.models import catalogue
-from edge_agent.models.fetch import Progress
+from edge_agent.models.fetch import PullProgress
 from edge_agent.models.pins import Pins
 from edge_agent.models.pulls import Pulls
 from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
@@ -80,7 +80,7 @@ class Floor:
     # as the store
 
     def _bring(self, _variant, tell, _stop):
-        tell(Progress("fetching", done_bytes=1, total_bytes=4))
+        tell(PullProgress("fetching", done_bytes=1, total_bytes=4))
         assert self.arrived.wait(PATIENCE_S)
         if self.fault:
             raise self.fault

@@ -10,7 +10,7 @@ from fakes import ANSWER, PATIENCE_S, FakeLink, Time, counts, flush, request
 from running import wait_for
 
 from edge_agent.jobs.job import Destination, JobState, Outcome
-from edge_agent.jobs.pace import Pace, Took, Work
+from edge_agent.jobs.pace import JobWork, Pace, Took
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.store import Store
 from edge_agent.protocol.encode import Speech
@@ -377,7 +377,7 @@ def test_a_waiting_job_is_told_its_place_and_when_it_may_be_done(sender):
     sender.link.answer = PUBLISHED
     sender.accept("a")
     flush(sender.store)
-    took = Took(Work(50, 256), completion_tokens=256, prompt_s=0.0, generate_s=4.0, busy_s=4.0, beside=1)
+    took = Took(JobWork(50, 256), completion_tokens=256, prompt_s=0.0, generate_s=4.0, busy_s=4.0, beside=1)
     sender.pace.note("phi", took, lanes=1)
     sender.accept("b")
     sender.settle()

@@ -62,7 +62,7 @@ class Desk:
         return self.client.submit(agent, pool=pool, job_id=name, prompt="How is the pump?", **fields)
 
     def broker(self, reason, mid=None):
-        self.client._notes.put(client_module._Answered(mid or len(self.link.published), reason))
+        self.client._notes.put(client_module._RequestAnswered(mid or len(self.link.published), reason))
         return self.step()
 
     def hear(self, agent, leaf, name="job-1", **body):
@@ -332,7 +332,7 @@ def test_after_a_reconnect_an_accepted_job_is_asked_after_and_an_offered_one_kee
     desk.step()
     desk.accept("a", "placed")
     desk.link.connections = 2
-    desk.client._notes.put(client_module._Up())
+    desk.client._notes.put(client_module._Connected())
     assert desk.step() == ["edge/v1/agents/a/cmd/status/me"]
     desk.accept("a", "placed")
     assert desk.step(RESEND_FIRST_S) == [JOBS]

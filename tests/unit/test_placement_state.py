@@ -16,7 +16,7 @@ from edge_agent.client.placement import (
     UNHEARD_FIRST_S,
     Due,
     Placement,
-    Verdict,
+    RefusalMeaning,
     Voice,
 )
 from edge_agent.jobs.job import Failure
@@ -178,10 +178,10 @@ def test_it_is_given_up_when_its_life_is_over_and_nobody_has_it():
 )
 def test_an_agent_that_has_no_such_job_is_sent_it_again_while_it_lives(now_s, denied):
     place = direct(accepted=True, tries=2)
-    assert place.refused("a", failure(Code.UNKNOWN_JOB, retryable=False), now_s) is Verdict.NOTHING
+    assert place.refused("a", failure(Code.UNKNOWN_JOB, retryable=False), now_s) is RefusalMeaning.NOTHING
     assert (place.denied, place.accepted, place.tries, place.next_s) == (denied, False, 0, now_s)
     place = accepted(pooled())
-    assert place.refused("a", failure(Code.UNKNOWN_JOB, retryable=False), now_s) is Verdict.NOTHING
+    assert place.refused("a", failure(Code.UNKNOWN_JOB, retryable=False), now_s) is RefusalMeaning.NOTHING
     assert (place.denied, place.agent) == (False, None)
 
 
@@ -190,31 +190,31 @@ def test_a_question_that_finds_a_full_disk_is_asked_again(retry_after_s, wait_s)
     """The agent has the job. One that was never accepted is refused by it."""
     full = failure(Code.STORAGE_FULL, retry_after_s=retry_after_s)
     place = direct(accepted=True)
-    assert place.refused("a", full, 10.0) is Verdict.NOTHING
+    assert place.refused("a", full, 10.0) is RefusalMeaning.NOTHING
     assert (place.accepted, place.next_s) == (True, 10.0 + wait_s)
-    assert direct().refused("a", full, 10.0) is Verdict.OVER
+    assert direct().refused("a", full, 10.0) is RefusalMeaning.OVER
 
 
 def test_a_refusal_of_another_agent_than_the_followed_one_does_not_concern_us():
     place = accepted(pooled())
     place.holders.add("b")
-    assert place.refused("b", failure(Code.SHUTTING_DOWN), 10.0) is Verdict.NOTHING
+    assert place.refused("b", failure(Code.SHUTTING_DOWN), 10.0) is RefusalMeaning.NOTHING
     assert (place.agent, place.holders) == ("a", {"a"})
 
 
 def test_a_refusal_sends_a_job_of_a_pool_elsewhere():
     """At once if it was accepted; else when it was due anyway, and its tries are not forgotten."""
     handed_back = accepted(pooled())
-    assert handed_back.refused("a", failure(Code.SHUTTING_DOWN), 10.0) is Verdict.ELSEWHERE
+    assert handed_back.refused("a", failure(Code.SHUTTING_DOWN), 10.0) is RefusalMeaning.ELSEWHERE
     assert (handed_back.next_s, handed_back.agent, handed_back.refusal.code) == (10.0, None, Code.SHUTTING_DOWN)
     offered = pooled(tries=2, next_s=20.0)
-    assert offered.refused("a", failure(Code.NO_FIT), 10.0) is Verdict.ELSEWHERE
+    assert offered.refused("a", failure(Code.NO_FIT), 10.0) is RefusalMeaning.ELSEWHERE
     assert (offered.next_s, offered.tries, offered.refusal.code) == (20.0, 2, Code.NO_FIT)
     full = pooled(tries=2, next_s=20.0)
-    assert full.refused("a", failure(Code.QUEUE_FULL), 10.0) is Verdict.NO_ROOM
+    assert full.refused("a", failure(Code.QUEUE_FULL), 10.0) is RefusalMeaning.NO_ROOM
     assert (full.next_s, full.tries, full.refusal) == (10.0, 0, None)
-    assert pooled().refused("a", failure(Code.BAD_REQUEST, retryable=False), 0.0) is Verdict.OVER
-    assert direct().refused("a", failure(Code.QUEUE_FULL), 0.0) is Verdict.OVER
+    assert pooled().refused("a", failure(Code.BAD_REQUEST, retryable=False), 0.0) is RefusalMeaning.OVER
+    assert direct().refused("a", failure(Code.QUEUE_FULL), 0.0) is RefusalMeaning.OVER
 
 
 def test_of_several_agents_the_first_success_counts():

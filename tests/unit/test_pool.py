@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.client.send_window import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, STIR_S, WINDOW_MOST, Tap
+from edge_agent.client.send_window import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, STIR_S, WINDOW_MOST, SendWindow
 from edge_agent.mqtt.access import Access
 from edge_agent.protocol.topics import Topics
 from edge_agent.serving import pool as pool_module
-from edge_agent.serving.pool import Pools, View, absence, full
+from edge_agent.serving.pool import Pools, PoolView, absence, full
 
 
 def view(unfinished=0, *, lanes=4, member=False, connected=True, healthy=True):
-    return View(member=member, connected=connected, healthy=healthy, unfinished=unfinished, lanes=lanes)
+    return PoolView(member=member, connected=connected, healthy=healthy, unfinished=unfinished, lanes=lanes)
 
 
 # Agents
@@ -149,7 +149,7 @@ NAMES = [f"job-{number}" for number in range(100)]
 
 
 def test_more_jobs_are_on_their_way_while_agents_take_them():
-    tap = Tap()
+    tap = SendWindow()
     assert sent(tap, *NAMES) == 1
     tap.taken("job-0")
     assert sent(tap, *NAMES) == 2
@@ -161,7 +161,7 @@ def test_more_jobs_are_on_their_way_while_agents_take_them():
 
 def test_when_no_agent_has_room_one_job_asks_now_and_then():
     """Sooner at first; as soon as one is taken all goes on."""
-    tap, now_s, pauses = Tap(), 0.0, []
+    tap, now_s, pauses = SendWindow(), 0.0, []
     for _ in range(6):
         assert sent(tap, "a", now_s=now_s) == 1
         tap.full("a", now_s)
@@ -176,7 +176,7 @@ def test_when_no_agent_has_room_one_job_asks_now_and_then():
 
 
 def test_when_a_job_begins_there_may_be_room_again():
-    tap = Tap()
+    tap = SendWindow()
     for _ in range(5):
         tap.sent("a", 0.0)
         tap.full("a", 0.0)
@@ -187,14 +187,14 @@ def test_when_a_job_begins_there_may_be_room_again():
 
 
 def test_a_job_nobody_answers_does_not_keep_the_others_back():
-    tap = Tap()
+    tap = SendWindow()
     tap.sent("lost", 0.0)
     assert not tap.open(ANSWER_S / 2)
     assert tap.open(ANSWER_S)
 
 
 def test_answers_to_what_was_not_sent_change_nothing():
-    tap = Tap()
+    tap = SendWindow()
     tap.full("unknown", 0.0)
     tap.taken("unknown")
     assert sent(tap, *NAMES) == 1

@@ -7,8 +7,8 @@ from structlog.testing import capture_logs
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.hosting.prover import NotTriedError, Prover
-from edge_agent.engine.messages import Limits
-from edge_agent.images.decoder_process import IMAGE_S, BadImageError, Darkroom, FullError, Print
+from edge_agent.engine.messages import ModelLimits
+from edge_agent.images.decoder_process import IMAGE_S, BadImageError, DecodedImage, DecoderProcess, FullError
 from edge_agent.images.fair_share import FREE_S, Shares
 from edge_agent.images.spool import Holder, Spool
 from edge_agent.jobs.job import TERMINAL, Outcome
@@ -20,7 +20,7 @@ SLOW, HOSTILE, PHOTO = b"slow", b"hostile", b"photo"
 TOOK_S = {SLOW: 9.0, HOSTILE: 10.0, PHOTO: 0.1}
 
 
-class Room(Darkroom):
+class Room(DecoderProcess):
     """Decodes nothing, and lets the time pass that each image takes."""
 
     def __init__(self, time):
@@ -39,7 +39,7 @@ class Room(Darkroom):
 
     def develop(self, file, *, long_side, out):
         """Say that it is written."""
-        return Print(336, 336, 336, 336, "0" * 64)
+        return DecodedImage(336, 336, 336, 336, "0" * 64)
 
 
 class Court(Prover):
@@ -114,10 +114,10 @@ class Lab:
             models=("phi", "psi"),
             store=store,
             spool=self.spool,
-            darkroom=self.room,
+            decoder_process=self.room,
             guides=self.court,
             engine=lambda _model: "engine",
-            limits=lambda _model: Limits(4096, 1, images_per_prompt=8),
+            limits=lambda _model: ModelLimits(4096, 1, images_per_prompt=8),
             ready=lambda: ready.append(None),
             short=lambda: self.short.pop() if self.short else False,
             now_s=self.time.now_s,

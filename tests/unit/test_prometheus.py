@@ -17,7 +17,7 @@ from running import wait_for
 
 from edge_agent.base.errors import Code
 from edge_agent.health.condition import Condition
-from edge_agent.health.counters import Tally
+from edge_agent.health.counters import Counters
 from edge_agent.integrations import http, prometheus
 from edge_agent.protocol.payloads import AcceleratorReading, EngineReading, MachineReading, Telemetry
 
@@ -76,10 +76,10 @@ FULL = Telemetry(
 )
 
 
-def sources(telemetry=FULL, *, tally=None, health="ready", reasons=(), connected=True, stuck=()):
-    return prometheus.Sources(
+def sources(telemetry=FULL, *, counters=None, health="ready", reasons=(), connected=True, stuck=()):
+    return prometheus.MetricSources(
         telemetry=lambda: telemetry,
-        counts=(tally or Tally(["phi"])).counts,
+        counts=(counters or Counters(["phi"])).counts,
         condition=lambda: Condition(health, reasons),
         connected=lambda: connected,
         stuck=lambda: stuck,
@@ -168,10 +168,10 @@ def test_what_is_unknown_has_no_sample():
 
 
 def test_counts_are_those_of_now():
-    tally = Tally(["phi"])
-    tally.rejected(Code.QUEUE_FULL)
-    tally.lost("phi")
-    seen = samples(tally=tally)
+    counters = Counters(["phi"])
+    counters.rejected(Code.QUEUE_FULL)
+    counters.lost("phi")
+    seen = samples(counters=counters)
     assert (seen["rejected_messages_total", "queue_full"], seen["engine_losses_total", "phi"]) == (1, 1)
     assert (seen["first_token_seconds_bucket", "+Inf", "phi"], seen["first_token_seconds_sum", "phi"]) == (0, 0)
 
@@ -264,7 +264,7 @@ def test_an_address_that_cannot_be_had_is_said_and_waited_for(monkeypatch, host)
     monkeypatch.setattr(http, "RETRY_S", 0.01)
     with listening(sources()) as first:
         port = first.port
-        second = http.HttpServer(host, port, routes={"/": lambda: http.Answer(b"there")}, retry_s=0.01)
+        second = http.HttpServer(host, port, routes={"/": lambda: http.HttpResponse(b"there")}, retry_s=0.01)
         second.start()
         assert second.trouble.startswith(f"cannot listen on {host} port {port}")
     second._address = "127.0.0.1", port  # it is there now
@@ -276,8 +276,8 @@ def test_an_address_that_cannot_be_had_is_said_and_waited_for(monkeypatch, host)
 def test_a_fault_of_ours_ends_the_agent_as_everywhere(monkeypatch):
     crashed = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda _crash: crashed.set())
-    broken = prometheus.Sources(
-        telemetry=lambda: None, counts=Tally([]).counts, condition=lambda: 1 / 0, connected=bool, stuck=tuple
+    broken = prometheus.MetricSources(
+        telemetry=lambda: None, counts=Counters([]).counts, condition=lambda: 1 / 0, connected=bool, stuck=tuple
     )
     with listening(broken) as server, pytest.raises((OSError, HTTPException)):
         get(server, "/readyz")

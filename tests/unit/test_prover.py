@@ -12,10 +12,10 @@ from running import wait_for
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.guides.burden import Allowance, Burden, Took
+from edge_agent.engine.guides.burden import Allowance, Burden, StepTimes
 from edge_agent.engine.guides.guide import ALLOWED_S, EASY_S, SLOW_S
 from edge_agent.engine.hosting.prover import NotTriedError, Prover
-from edge_agent.engine.messages import Guide, GuideKind, Limits, Ready
+from edge_agent.engine.messages import Guide, GuideKind, ModelLimits, Ready
 
 GREET = "import sys, os, signal, time, json; print('{}', flush=True); "
 FINE = '{"slowest_s": 0.1, "kept_bytes": 70}'
@@ -37,7 +37,7 @@ class Engine:
 
     def __post_init__(self):
         self.spec = ModelSpec(Path("/models/phi"), self.backend, 4096, 1, 1)
-        self.ready = Ready(Limits(4096, 1), 0.0, self.library, "cpu")
+        self.ready = Ready(ModelLimits(4096, 1), 0.0, self.library, "cpu")
 
 
 ENGINE = Engine()
@@ -197,7 +197,7 @@ def test_what_turned_out_too_slow_is_refused_from_then_on(prover):
 )
 def test_a_step_that_took_far_longer_than_usual_is_found(steps, heavy):
     burden = Burden()
-    *before, last = (Took(*each) for each in steps)
+    *before, last = (StepTimes(*each) for each in steps)
     assert not any(burden.heavy(each, texts=1, guided=True) for each in before)
     assert burden.heavy(last, texts=1, guided=True) is heavy
 
@@ -207,16 +207,16 @@ def test_what_becomes_usual_is_borne(guided):
     """Longer texts, and more of them; without guides the machine may be as slow as it likes."""
     burden, most = Burden(), 5 if guided else 100
     grown = (min(most, 1.01**step) * (1 + step // 100) for step in range(800))
-    took = (Took(0.1 * times, 0.1 * times) for times in grown)
+    took = (StepTimes(0.1 * times, 0.1 * times) for times in grown)
     assert not any(burden.heavy(each, texts=1 + step // 100, guided=guided) for step, each in enumerate(took))
 
 
 def test_many_steps_that_take_a_little_longer_are_found():
     """Each is hardly slower than the one before, and all of them hold up everybody."""
     burden = Burden()
-    burden.heavy(Took(0.003, 0.003), texts=1, guided=False)
+    burden.heavy(StepTimes(0.003, 0.003), texts=1, guided=False)
     crept = [min(0.3, 0.003 * 1.015**step) for step in range(400)]
-    found = [step for step, each in enumerate(crept) if burden.heavy(Took(each, each), texts=2, guided=True)]
+    found = [step for step, each in enumerate(crept) if burden.heavy(StepTimes(each, each), texts=2, guided=True)]
     assert found
     assert sum(crept[: found[0]]) < 10
 

@@ -17,12 +17,12 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.hosting.served import NotYetError
 from edge_agent.engine.messages import Canary
 from edge_agent.models import catalogue
-from edge_agent.models.build_store import Store
+from edge_agent.models.build_store import BuildStore
 from edge_agent.models.choose import Measurement
 from edge_agent.models.manifest import MANIFEST, Manifest, StoredFile
 from edge_agent.models.measurements import identity
-from edge_agent.models.provision import Provision, Sources, here
-from edge_agent.models.reference_answers import HEARD, QUESTION, Known
+from edge_agent.models.provision import DecisionSources, Provision, here
+from edge_agent.models.reference_answers import FIRST_WORDS_FILE, QUESTION, ReferenceAnswers
 from edge_agent.models.runtimes import Runtime, Runtimes
 from edge_agent.settings.load import ServeSection
 
@@ -45,7 +45,7 @@ class Bench:
             serves or (SERVE,),
             catalogue=catalogue.read(),
             sources=replace(
-                Sources(
+                DecisionSources(
                     machine=lambda: self.machine,
                     bandwidth=lambda: 40e9,
                     runtimes=lambda: BOTH,
@@ -87,7 +87,7 @@ def test_the_best_build_in_the_store_is_loaded_as_decided(tmp_path):
     bench = Bench(tmp_path)
     folder = bench.install(OPENVINO, "openvino")
     with bench:
-        spec, limit_bytes = bench.settled().ladder(SERVE.name).prepare(0)
+        spec, limit_bytes = bench.settled().fallbacks(SERVE.name).prepare(0)
     assert (spec.path, spec.backend, spec.device, spec.variant) == (folder, "openvino", "cpu", OPENVINO)
     assert spec.options == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
     assert spec.revision == "03cc3b1f99c6cb2b11cd17137642971712970b1f"
@@ -97,7 +97,7 @@ def test_the_best_build_in_the_store_is_loaded_as_decided(tmp_path):
 def test_without_any_build_it_is_said_exactly_what_to_do(tmp_path):
     """The command stands in the sentence."""
     with Bench(tmp_path) as bench, pytest.raises(EdgeAgentError) as caught:
-        bench.settled().ladder(SERVE.name).prepare(0)
+        bench.settled().fallbacks(SERVE.name).prepare(0)
     assert caught.value.code is Code.MODEL_MISSING
     assert f"edge-agent models pull {OPENVINO}" in caught.value.message
 
@@ -107,7 +107,7 @@ def test_where_nothing_may_be_fetched_what_is_here_is_good_enough(tmp_path):
     bench = Bench(tmp_path)
     bench.install(ONNX, "onnx")
     with bench:
-        spec, _ = bench.settled().ladder(SERVE.name).prepare(0)
+        spec, _ = bench.settled().fallbacks(SERVE.name).prepare(0)
     assert spec.variant == ONNX
 
 
@@ -119,11 +119,11 @@ def test_when_memory_is_taken_meanwhile_the_next_best_is_loaded(tmp_path):
         bench.settled()
         bench.machine = machine(3)
         with pytest.raises(EdgeAgentError) as caught:
-            bench.provision.ladder(SERVE.name).prepare(0)
+            bench.provision.fallbacks(SERVE.name).prepare(0)
         assert caught.value.code is Code.NO_FIT
         bench.install(OPENVINO, "openvino")
         bench.machine = machine(3.6)
-        spec, _ = bench.provision.ladder(SERVE.name).prepare(0)
+        spec, _ = bench.provision.fallbacks(SERVE.name).prepare(0)
     assert spec.variant == OPENVINO
 
 
@@ -143,12 +143,12 @@ def test_while_a_build_is_fetched_it_is_said_how_far_it_is(tmp_path):
 
         def said():
             with pytest.raises(NotYetError) as caught:
-                bench.provision.ladder(SERVE.name).prepare(0)
+                bench.provision.fallbacks(SERVE.name).prepare(0)
             return str(caught.value)
 
         wait_for(lambda: said() == "34 % of 2.1 GB", "the note, which comes a moment after the start")
         go.set()
-        spec, _ = bench.settled().ladder(SERVE.name).prepare(0)
+        spec, _ = bench.settled().fallbacks(SERVE.name).prepare(0)
     assert spec.variant == OPENVINO
 
 
@@ -164,7 +164,7 @@ def test_a_failed_fetch_is_told_and_tried_again(tmp_path):
     bench = Bench(tmp_path, fetch=fetch)
     with bench:
         bench.settled(4)
-        spec, _ = bench.provision.ladder(SERVE.name).prepare(0)
+        spec, _ = bench.provision.fallbacks(SERVE.name).prepare(0)
     assert spec.variant == OPENVINO
 
 
@@ -182,8 +182,8 @@ def test_a_store_that_cannot_be_read_is_told_and_looked_at_again(tmp_path):
     bench.install(OPENVINO, "openvino")
     with bench:
         with pytest.raises(EdgeAgentError, match="Permission denied"):
-            bench.settled().ladder(SERVE.name).prepare(0)
-        spec, _ = bench.settled().ladder(SERVE.name).prepare(0)
+            bench.settled().fallbacks(SERVE.name).prepare(0)
+        spec, _ = bench.settled().fallbacks(SERVE.name).prepare(0)
     assert spec.variant == OPENVINO
 
 
@@ -199,14 +199,14 @@ def test_a_failed_fetch_leaves_what_is_here_in_use(tmp_path):
     bench = Bench(tmp_path, fetch=fetch)
     bench.install(ONNX, "onnx")
     with bench:
-        spec, _ = bench.settled(2).ladder(SERVE.name).prepare(0)
+        spec, _ = bench.settled(2).fallbacks(SERVE.name).prepare(0)
     assert asked.is_set()
     assert spec.variant == ONNX
 
 
 def test_a_build_that_was_cut_is_as_if_it_were_not_here(tmp_path):
     """A file that lost its end would only make the engine die."""
-    store = Store(tmp_path)
+    store = BuildStore(tmp_path)
     folder = store.folder / "a"
     folder.mkdir()
     (folder / "weights").write_bytes(b"123")
@@ -223,7 +223,7 @@ def test_a_machine_that_can_run_nothing_says_why(tmp_path):
     bench = Bench(tmp_path)
     bench.machine = machine(1)
     with bench, pytest.raises(EdgeAgentError, match=f"{ONNX} on cpu: needs .* 1024 MiB are free") as caught:
-        bench.settled().ladder(SERVE.name).prepare(0)
+        bench.settled().fallbacks(SERVE.name).prepare(0)
     assert caught.value.code is Code.NO_FIT
 
 
@@ -231,7 +231,7 @@ def test_a_name_that_the_catalogue_does_not_have_is_said(tmp_path):
     """With what it may have meant."""
     serve = ServeSection(name="phi", model="phi-3.5-mni")
     with Bench(tmp_path, serve) as bench, pytest.raises(EdgeAgentError, match="did you mean") as caught:
-        bench.settled().ladder(serve.name).prepare(0)
+        bench.settled().fallbacks(serve.name).prepare(0)
     assert caught.value.code is Code.UNKNOWN_MODEL
 
 
@@ -243,7 +243,7 @@ def test_a_folder_of_ones_own_is_loaded_as_it_is(tmp_path):
 
     serve = ServeSection(name="ours", path=write_build(tmp_path))
     with Bench(tmp_path, serve, runtimes=never) as bench:
-        spec, _ = bench.provision.ladder(serve.name).prepare(0)
+        spec, _ = bench.provision.fallbacks(serve.name).prepare(0)
         assert bench.provision.decisions() == {}
     assert (spec.path, spec.backend, spec.variant) == (tmp_path, "onnx", tmp_path.name)
 
@@ -253,10 +253,10 @@ def test_a_folder_of_ones_own_gets_the_settings_that_were_found_best_for_it(tmp_
     serve = ServeSection(name="ours", path=write_build(tmp_path))
     found = Measurement(20.0, {"session.x": "1"}, 2)
     best = {(identity(tmp_path), "cpu"): found, ("sha256:0", "cpu"): Measurement(1.0)}
-    spec, _ = Bench(tmp_path, serve, measured=lambda: best).provision.ladder(serve.name).prepare(0)
+    spec, _ = Bench(tmp_path, serve, measured=lambda: best).provision.fallbacks(serve.name).prepare(0)
     assert (spec.options, spec.threads) == ({"session.x": "1"}, 2)
     told = serve.model_copy(update={"threads": 1})
-    assert Bench(tmp_path, told, measured=lambda: best).provision.ladder(told.name).prepare(0)[0].threads == 1
+    assert Bench(tmp_path, told, measured=lambda: best).provision.fallbacks(told.name).prepare(0)[0].threads == 1
 
 
 def test_a_build_of_the_catalogue_gets_them_too(tmp_path):
@@ -265,7 +265,7 @@ def test_a_build_of_the_catalogue_gets_them_too(tmp_path):
     bench = Bench(tmp_path, measured=lambda: found)
     bench.install(ONNX, "onnx")
     with bench:
-        spec, _ = bench.settled().ladder(SERVE.name).prepare(0)
+        spec, _ = bench.settled().fallbacks(SERVE.name).prepare(0)
     assert (spec.options, spec.threads) == ({"session.x": "1"}, 2)
 
 
@@ -276,10 +276,10 @@ def test_what_is_compiled_for_minutes_is_kept_within_bounds(tmp_path):
     cpu = npu.model_copy(update={"name": "cpu", "device": "cpu"})
     longs = [npu.model_copy(update={"name": str(tokens), "context_tokens": tokens}) for tokens in (256, 512, 1024)]
     bench = Bench(tmp_path, cpu, *longs)
-    assert bench.provision.ladder(cpu.name).prepare(0)[0].options == {}
+    assert bench.provision.fallbacks(cpu.name).prepare(0)[0].options == {}
 
     def compiled(tokens, blob=b"compiled"):
-        own = Path(bench.provision.ladder(str(tokens)).prepare(0)[0].options["CACHE_DIR"])
+        own = Path(bench.provision.fallbacks(str(tokens)).prepare(0)[0].options["CACHE_DIR"])
         (own / "blob").write_bytes(blob)
         os.utime(own, (tokens, tokens))  # as if it had been used then
         return own
@@ -304,7 +304,7 @@ def test_a_folder_without_a_model_is_said():
     """And which key to mend."""
     serve = ServeSection(name="ours", path=Path("/absent"))
     with pytest.raises(EdgeAgentError, match=r"mend models\.serve\.path") as caught:
-        Bench(Path("/absent"), serve).provision.ladder(serve.name).prepare(0)
+        Bench(Path("/absent"), serve).provision.fallbacks(serve.name).prepare(0)
     assert caught.value.code is Code.MODEL_MISSING
 
 
@@ -321,7 +321,7 @@ def test_from_the_first_model_that_sees_memory_is_left_to_who_decodes_images(tmp
     alone = Bench(tmp_path, *serves).provision
 
     def lanes(one, serve):
-        return one.ladder(serve.name).prepare(0)[0].parallel
+        return one.fallbacks(serve.name).prepare(0)[0].parallel
 
     reads, sees = serves
     whole = lanes(alone, reads)
@@ -337,38 +337,40 @@ def test_a_folder_of_ones_own_goes_on_on_the_processor(tmp_path):
     alone = npu.model_copy(update={"name": "alone", "fallback": False})
     bench = Bench(tmp_path, npu, alone)
     for serve, moves in ((npu, True), (alone, False)):
-        ladder = bench.provision.ladder(serve.name)
-        spec, _ = ladder.prepare(0)
+        fallbacks = bench.provision.fallbacks(serve.name)
+        spec, _ = fallbacks.prepare(0)
         assert spec.device == "npu"
-        assert ladder.failed(spec, "it died") is moves
-        assert ladder.prepare(0)[0].device == ("cpu" if moves else "npu")
+        assert fallbacks.failed(spec, "it died") is moves
+        assert fallbacks.prepare(0)[0].device == ("cpu" if moves else "npu")
     ((name, (aside,)),) = bench.provision.set_aside().items()
     assert (name, aside.variant, aside.device, aside.reason) == ("ours", folder.name, "npu", "it died")
 
 
 def test_a_build_is_asked_what_its_family_is_asked(tmp_path):
     """And compared with what it said on the processor, with this library."""
-    known = Known(tmp_path / "state")
+    known = ReferenceAnswers(tmp_path / "state")
     bench = Bench(tmp_path, known=known)
     bench.install(OPENVINO, "openvino")
     with bench:
-        ladder = bench.settled().ladder(SERVE.name)
-        spec, _ = ladder.prepare(0)
+        fallbacks = bench.settled().fallbacks(SERVE.name)
+        spec, _ = fallbacks.prepare(0)
     family = catalogue.read().builds_of(OPENVINO)[0]
     assert spec.canary.prompt == catalogue.read().family_of(family).question
     assert (spec.canary.expected, spec.canary.after_long, spec.canary.reference) == (("Paris",), True, "")
     (tmp_path / "state").mkdir()
     elsewhere = replace(spec, device="gpu")
-    ladder.works(elsewhere, "Pa")
+    fallbacks.works(elsewhere, "Pa")
     ((name, told),) = bench.provision.compared().items()
     assert (name, told.device, told.used) == (SERVE.name, "gpu", False)
     assert "--device cpu --keep" in told.reason
-    ladder.works(spec, "Paris.")
+    fallbacks.works(spec, "Paris.")
     assert bench.provision.compared() == {}  # the processor is what others are compared with
-    assert ladder.prepare(0)[0].canary.reference == "Paris."
-    ladder.works(replace(ladder.prepare(0)[0], device="gpu"), "Paris")
+    assert fallbacks.prepare(0)[0].canary.reference == "Paris."
+    fallbacks.works(replace(fallbacks.prepare(0)[0], device="gpu"), "Paris")
     assert bench.provision.compared()[SERVE.name].used
-    assert Known(tmp_path / "state").canary(spec.path, "openvino", None).reference == ""  # asked something else
+    assert (
+        ReferenceAnswers(tmp_path / "state").canary(spec.path, "openvino", None).reference == ""
+    )  # asked something else
 
 
 def test_a_question_beside_the_build_is_asked_instead(tmp_path):
@@ -377,13 +379,13 @@ def test_a_question_beside_the_build_is_asked_instead(tmp_path):
     folder.mkdir()
     state.mkdir()
     write_build(folder, "openvino", 2**20)
-    known = Known(state)
+    known = ReferenceAnswers(state)
     assert known.canary(folder, "openvino", None) == Canary()
     (folder / QUESTION).write_text('{"prompt": "Is it on?", "expected": ["Yes"]}')
     assert known.canary(folder, "openvino", None) == Canary("Is it on?", ("Yes",))
     (folder / QUESTION).write_text('{"prompt": ""}')
     assert known.canary(folder, "openvino", None) == Canary()
-    (state / HEARD).write_text("{")
+    (state / FIRST_WORDS_FILE).write_text("{")
     known.keep(folder, "openvino", "Hello", "Hi")
     assert known.canary(folder, "openvino", None).reference == "Hi"
 
@@ -395,14 +397,16 @@ def test_an_upstream_is_the_last_candidate_and_only_where_it_is_named(tmp_path):
     """While no build is here it answers, with its own lanes; with one that fits it is not asked."""
     local = ServeSection(name="phi-3.5-mini", upstream="cloud")
     with Bench(tmp_path, local, CLOUD) as bench:
-        spec, _ = bench.settled().ladder(local.name).prepare(0)
+        spec, _ = bench.settled().fallbacks(local.name).prepare(0)
         assert (spec.device, spec.host, spec.parallel) == ("upstream", "host", 3)
-        instead = bench.provision.ladder(local.name).fallback(spec)
+        instead = bench.provision.fallbacks(local.name).fallback(spec)
         assert (instead.variant, "edge-agent models pull" in instead.reason) == ("phi-3.5-mini", True)
-        assert not bench.provision.ladder(local.name).better(spec)
+        assert not bench.provision.fallbacks(local.name).better(spec)
         bench.install(ONNX, "onnx")
-        wait_for(lambda: bench.provision.ladder(local.name).better(spec), "the build to be worth a try", timeout_s=10)
-        assert bench.provision.ladder(local.name).prepare(0)[0].variant == ONNX
+        wait_for(
+            lambda: bench.provision.fallbacks(local.name).better(spec), "the build to be worth a try", timeout_s=10
+        )
+        assert bench.provision.fallbacks(local.name).prepare(0)[0].variant == ONNX
         assert not bench.provision.set_aside()
     with Bench(tmp_path / "other", SERVE, CLOUD) as bench, pytest.raises(EdgeAgentError, match="models pull"):
-        bench.settled().ladder(SERVE.name).prepare(0)
+        bench.settled().fallbacks(SERVE.name).prepare(0)

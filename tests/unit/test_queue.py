@@ -47,9 +47,9 @@ def end(queue, job, state=JobState.SUCCEEDED, outcome=ANSWER):
         return queue.end(job, state, outcome)
 
 
-def bereave(queue, *jobs):
+def engine_lost(queue, *jobs):
     with queue.transaction() as changes:
-        queue.bereave(jobs, ENGINE_DIED)
+        queue.engine_lost(jobs, ENGINE_DIED)
     return changes
 
 
@@ -148,7 +148,7 @@ def test_one_that_died_beside_another_already_decided_was_not_alone(queue):
     accept(queue, "innocent", max_attempts=1)
     job = claim(queue)
     with queue.transaction() as changes:
-        queue.bereave([job], ENGINE_DIED, others=1)
+        queue.engine_lost([job], ENGINE_DIED, others=1)
     assert (changes[-1].state, changes[-1].strikes, changes[-1].alone) == (JobState.QUEUED, 0, True)
 
 
@@ -204,7 +204,7 @@ def test_of_several_nobody_keeps_the_strike_and_each_runs_alone(queue):
     for name in ("a", "b"):
         accept(queue, name, max_attempts=1)
     jobs = [claim(queue), claim(queue)]
-    changes = bereave(queue, *jobs)
+    changes = engine_lost(queue, *jobs)
     assert [(job.state, job.strikes, job.attempt, job.alone) for job in changes] == [(JobState.QUEUED, 0, 1, True)] * 2
 
 
@@ -212,11 +212,11 @@ def test_one_alone_keeps_its_strike_until_the_last_fails_it(queue, machine):
     """Then it has a result that says why, and when it is over. Before that it waits a while, and others pass."""
     accept(queue, max_attempts=2)
     accept(queue, "other")
-    (again,) = bereave(queue, claim(queue))
+    (again,) = engine_lost(queue, claim(queue))
     assert (again.state, again.strikes, again.alone) == (JobState.QUEUED, 1, True)
     assert claimed_names(queue) == ["other"]
     wait_for_retry(queue, machine)
-    (failed,) = bereave(queue, claim(queue))
+    (failed,) = engine_lost(queue, claim(queue))
     assert (failed.state, failed.strikes, failed.attempt) == (JobState.FAILED, 2, 2)
     assert error_of(failed).code is Code.ENGINE_DIED
     assert [each.job.job_id for each in owed(queue)] == ["job-1"]
@@ -228,7 +228,7 @@ def test_who_was_beside_others_is_begun_no_more_often_than_it_may(queue, machine
         accept(queue, name, max_attempts=3)
     jobs = [claim(queue), claim(queue)]
     with queue.transaction():
-        queue.bereave(jobs, ENGINE_DIED)
+        queue.engine_lost(jobs, ENGINE_DIED)
     for attempt in (2, 3):
         machine.pass_s(60)
         with queue.transaction():
@@ -236,7 +236,7 @@ def test_who_was_beside_others_is_begun_no_more_often_than_it_may(queue, machine
         job = claim(queue, idle=True)
         assert (job.job_id, job.attempt) == ("killer", attempt)
         with queue.transaction() as changes:
-            queue.bereave([job], ENGINE_DIED)
+            queue.engine_lost([job], ENGINE_DIED)
     assert (changes[-1].state, changes[-1].attempt) == (JobState.FAILED, 3)
     innocent = claim(queue, idle=True)
     assert (innocent.job_id, innocent.strikes) == ("innocent", 1)
@@ -247,7 +247,7 @@ def test_the_bereaved_keep_their_place(queue, machine):
     job = claim(queue)
     machine.pass_s(1)
     accept(queue, "second")
-    bereave(queue, job)
+    engine_lost(queue, job)
     wait_for_retry(queue, machine)
     assert claim(queue).job_id == "first"
 
@@ -260,7 +260,7 @@ def test_bereaving_what_ended_or_runs_again_changes_nothing(queue):
     with queue.transaction():
         queue.requeue(stale, give_back=True)
     claim(queue)
-    assert bereave(queue, ended, stale) == []
+    assert engine_lost(queue, ended, stale) == []
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -270,7 +270,7 @@ def test_a_job_to_be_canceled_ends_so_when_its_engine_dies(queue, others):
         accept(queue, f"job-{number + 1}", max_attempts=1)
     jobs = [claim(queue) for _ in range(1 + others)]
     cancel(queue)
-    assert bereave(queue, *jobs)[0].state is JobState.CANCELED
+    assert engine_lost(queue, *jobs)[0].state is JobState.CANCELED
     assert error_of(find(queue)).code is Code.CANCELED
 
 
@@ -445,7 +445,7 @@ def test_the_first_outcome_is_the_outcome(queue, machine):
     """Later events of the same attempt, and events of an earlier attempt, change nothing."""
     accept(queue)
     first = claim(queue)
-    bereave(queue, first)
+    engine_lost(queue, first)
     wait_for_retry(queue, machine)
     second = claim(queue)
     assert end(queue, first) is None
@@ -1020,7 +1020,7 @@ class Life(RuleBasedStateMachine):
         rows = self.queue._db.connection.execute("SELECT job_id FROM jobs WHERE alone > 1").fetchall()
         convicted = set() if several else {name for (name,) in rows}  # it had been in an engine that died, with others
         with self.queue.transaction() as changes:
-            self.queue.bereave(lost, ENGINE_DIED)
+            self.queue.engine_lost(lost, ENGINE_DIED)
         for job in changes:
             if job.state is JobState.QUEUED:
                 assert job.alone

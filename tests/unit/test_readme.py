@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.fleet.rows import Row
+from edge_agent.fleet.rows import AgentRow
 from edge_agent.models.reference_answers import Question
 from edge_agent.protocol.messages import Inbound
 from edge_agent.protocol.topics import Topics
@@ -92,7 +92,7 @@ def test_the_readmes_settings_are_valid_as_pasted(tmp_path):
     assert settings.load(tmp_path / "edge-agent.toml", environ={}).mqtt.tls_ca_file
 
 
-@pytest.mark.parametrize("key", Row.__dataclass_fields__)
+@pytest.mark.parametrize("key", AgentRow.__dataclass_fields__)
 def test_every_key_of_a_fleets_agent_stands_in_the_documents(key):
     section = PAGES[ROOT / "docs/fleet.md"].partition("## Watch a fleet")[2].partition("\n## ")[0]
     assert f"`{key}`" in section

@@ -5,18 +5,26 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from edge_agent.engine.hosting.residency import FINISH_TURNS, LINGER_LOADS, LINGER_S, TURN_LOADS, Fate, Model, decide
+from edge_agent.engine.hosting.residency import (
+    FINISH_TURNS,
+    LINGER_LOADS,
+    LINGER_S,
+    TURN_LOADS,
+    Fate,
+    ModelView,
+    decide,
+)
 
 GIB = 2**30
 TURN_S = 60.0
 
 
 def loaded(name, **seen):
-    return Model(name, **{"loaded": True, "ready_s": 1000.0, "idle_s": 1000.0, "needs_bytes": 3 * GIB} | seen)
+    return ModelView(name, **{"loaded": True, "ready_s": 1000.0, "idle_s": 1000.0, "needs_bytes": 3 * GIB} | seen)
 
 
 def away(name, **seen):
-    return Model(name, **{"needs_bytes": 3 * GIB} | seen)
+    return ModelView(name, **{"needs_bytes": 3 * GIB} | seen)
 
 
 def fates(*models, free=0, turn_s=TURN_S):
@@ -285,7 +293,7 @@ class World:
 
     def _seen(self, each):
         there = each.state != "away"
-        return Model(
+        return ModelView(
             each.name,
             loaded=there,
             ready_s=self.now_s - each.at_s if each.state in ("ready", "drains") else 0.0,

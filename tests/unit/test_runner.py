@@ -15,14 +15,14 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.hosting import status as roster
 from edge_agent.engine.hosting.process import EngineProcess
-from edge_agent.engine.hosting.residency import Fate, Verdict
-from edge_agent.engine.hosting.runner import Keeper, Listener, Ruling
+from edge_agent.engine.hosting.residency import Fate, ResidencyVerdict
+from edge_agent.engine.hosting.runner import EngineRunner, Listener, Ruling
 from edge_agent.engine.hosting.served import Served
 from edge_agent.engine.hosting.state import Record
-from edge_agent.engine.messages import Limits, Ready
+from edge_agent.engine.messages import ModelLimits, Ready
 from edge_agent.engine.phase import Phase
 
-LOAD = Ruling(Verdict(Fate.LOAD), unloads="", rest_share=0.0, busy=False)
+LOAD = Ruling(ResidencyVerdict(Fate.LOAD), unloads="", rest_share=0.0, busy=False)
 
 
 class Places:
@@ -37,39 +37,39 @@ class Places:
 
 
 @pytest.fixture
-def keeper():
+def runner():
     served, told = Served("text", Places()), []
     listener = Listener(event=told.append, up=lambda *each: told.append(each), lost=lambda *each: told.append(each))
-    made = Keeper(served, Record(served), listener=listener, wake=lambda: None)
+    made = EngineRunner(served, Record(served), listener=listener, wake=lambda: None)
     made.told = told
     yield made
     made.stop()
 
 
-def test_a_process_that_cannot_be_started_is_tried_again_later(keeper, monkeypatch):
+def test_a_process_that_cannot_be_started_is_tried_again_later(runner, monkeypatch):
     """Nothing is left open; jobs go on waiting."""
     monkeypatch.setattr(sys, "executable", "/absent/python")
     fds = Path("/proc/self/fd")
     open_before = len(list(fds.iterdir()))
-    keeper.follow(LOAD, reserved_bytes=lambda: 0)
-    status = keeper.record.status(pinned=False)
+    runner.follow(LOAD, reserved_bytes=lambda: 0)
+    status = runner.record.status(pinned=False)
     assert (status.phase, status.reason) == (
         Phase.DOWN,
         "no process could be started (No such file or directory)",
     )
-    assert not keeper.record.due
+    assert not runner.record.due
     assert len(list(fds.iterdir())) == open_before
 
 
-def test_what_an_engine_says_that_is_gone_changes_nothing(keeper):
+def test_what_an_engine_says_that_is_gone_changes_nothing(runner):
     """It was ready just when it was let go."""
-    keeper.follow(LOAD, reserved_bytes=lambda: 0)
-    process = keeper.record.leave(Phase.UNLOADED, "makes room")
+    runner.follow(LOAD, reserved_bytes=lambda: 0)
+    process = runner.record.leave(Phase.UNLOADED, "makes room")
     try:
-        ready = Ready(Limits(context_tokens=1, parallel=1, images_per_prompt=0), 1.0, "onnx 1", "cpu")
-        assert keeper.record.serve(process, ready) is None
-        assert keeper.record.phase is Phase.UNLOADED
-        assert not keeper.told
+        ready = Ready(ModelLimits(context_tokens=1, parallel=1, images_per_prompt=0), 1.0, "onnx 1", "cpu")
+        assert runner.record.serve(process, ready) is None
+        assert runner.record.phase is Phase.UNLOADED
+        assert not runner.told
     finally:
         process.kill()
 
@@ -118,11 +118,11 @@ def test_the_end_of_an_engine_waits_for_no_process_that_has_its_end_of_the_socke
     assert not held_up
 
 
-def test_a_model_that_its_engine_cannot_load_is_told_so_while_it_is_tried_again(keeper):
+def test_a_model_that_its_engine_cannot_load_is_told_so_while_it_is_tried_again(runner):
     """Until it is loaded, or somebody asks for it anew; what may pass by itself is waited for, and what came before the
     engine was started is mended when it is started again."""
     spec = ModelSpec(Path("/absent"), "onnx", context_tokens=256, parallel=1, threads=1)
-    record, process = keeper.record, SimpleNamespace(spec=spec, ready=None, close=lambda _patience_s: None)
+    record, process = runner.record, SimpleNamespace(spec=spec, ready=None, close=lambda _patience_s: None)
 
     def refusal():
         record.load(process, None)
@@ -140,10 +140,10 @@ def test_a_model_that_its_engine_cannot_load_is_told_so_while_it_is_tried_again(
     record.fail(Code.MODEL_MISSING, "it is not here")
     assert refusal() is None
     record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
-    record.mourn()
+    record.clear_failed()
     record.retry()
     assert refusal() is None
     record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
     assert refusal()
-    record.serve(process, Ready(Limits(64, 1), 1.0, "onnx 1", "cpu"))
+    record.serve(process, Ready(ModelLimits(64, 1), 1.0, "onnx 1", "cpu"))
     assert refusal() is None

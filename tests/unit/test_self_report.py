@@ -4,7 +4,7 @@ from types import SimpleNamespace as Stand
 
 import pytest
 
-from edge_agent.agent.self_report import Account
+from edge_agent.agent.self_report import SelfReport
 from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.phase import Phase
 
@@ -12,7 +12,7 @@ from edge_agent.engine.phase import Phase
 @pytest.mark.parametrize(("trouble", "health"), [(None, "ready"), ("not authorized", "degraded")])
 def test_a_watching_connection_that_is_refused_is_said_and_costs_no_pool(trouble, health):
     engine = EngineStatus("phi", "onnx", Phase.READY, reason="", starts=1)
-    account = Account(
+    account = SelfReport(
         Stand(
             beats=(),
             http=None,

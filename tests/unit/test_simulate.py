@@ -14,8 +14,8 @@ from edge_agent.protocol.json_schemas import schemas
 from edge_agent.protocol.messages import Inbound
 from edge_agent.protocol.topics import CLIENT, Asked, Topics
 from edge_agent.simulator import jobs
-from edge_agent.simulator.jobs import Errands
-from edge_agent.simulator.machine import MAKES, SMALL, Pretence, decided
+from edge_agent.simulator.jobs import SimulatedJobs
+from edge_agent.simulator.machine import MAKES, SMALL, SimulatedMachine, decided
 from edge_agent.simulator.run import AGENTS_MAX, makes, names
 
 TOPICS = Topics("edge/v1", "sim-001")
@@ -27,9 +27,9 @@ class Desk:
 
     def __init__(self, *, make=MAKES[0], token_s=0.0):
         self.now_s, self.said, self.due = 0.0, [], []
-        self.errands = Errands(
+        self.simulated_jobs = SimulatedJobs(
             Speech(TOPICS),
-            pretence=Pretence(make, random.Random(1)),
+            pretence=SimulatedMachine(make, random.Random(1)),
             token_s=token_s,
             say=self.said.append,
             do=lambda after_s, act: self.due.append((self.now_s + after_s, act)),
@@ -39,7 +39,7 @@ class Desk:
     def ask(self, command, body, client="line-3", **fields):
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
         topic = TOPICS.command(command, client)
-        self.errands.take(Asked(command, client), Inbound(topic, payload, **fields))
+        self.simulated_jobs.take(Asked(command, client), Inbound(topic, payload, **fields))
 
     def job(self, job_id="job-1", **fields):
         self.ask("job", request(job_id, **fields).to_json().encode())
@@ -82,7 +82,7 @@ def test_a_repeat_is_answered_and_never_run_twice():
     desk.job()
     assert desk.states() == ["queued", "running", "succeeded", "succeeded"]
     assert len(desk.of("result")) == 2
-    assert desk.errands.counts["accepted"] == 1
+    assert desk.simulated_jobs.counts["accepted"] == 1
     with pytest.raises(EdgeAgentError) as refused:
         desk.job(max_tokens=3)
     assert refused.value.code is Code.DUPLICATE_ID
@@ -112,7 +112,7 @@ def test_a_cancel_ends_a_job_and_the_end_of_all_ends_every_one():
     desk.ask("status", {"job_id": "job-1"})
     assert desk.states()[-2:] == ["canceled", "canceled"]
     assert desk.of("result")[0]["text"].startswith("This answer")
-    desk.errands.close()
+    desk.simulated_jobs.close()
     for name in ("job-2", "job-3"):
         assert desk.of("result", name)[0]["error"]["code"] == "shutting_down"
 
@@ -173,8 +173,8 @@ def test_queue_and_memory_have_an_end(monkeypatch):
         except EdgeAgentError as error:
             assert error.code is Code.QUEUE_FULL  # noqa: PT017 - some of them only
             desk.pass_s(10.0)
-    assert len(desk.errands._work) <= 6 + 4
-    assert desk.errands.counts["accepted"] > 20
+    assert len(desk.simulated_jobs._work) <= 6 + 4
+    assert desk.simulated_jobs.counts["accepted"] > 20
 
 
 def test_a_machine_that_is_too_small_is_unhealthy_and_takes_no_job():
@@ -188,7 +188,7 @@ def test_a_machine_that_is_too_small_is_unhealthy_and_takes_no_job():
 def test_readings_stay_within_what_such_a_machine_can_have(make):
     """For more than an hour; and what it runs is what the agent's own rules run there."""
     valid = Draft202012Validator(schemas()["telemetry"]["$defs"]["EngineReading"])
-    pretence = Pretence(make, random.Random(3))
+    pretence = SimulatedMachine(make, random.Random(3))
     tokens = 0
     for _ in range(120):
         pretence.pass_s(35.0)
@@ -207,7 +207,7 @@ def test_readings_stay_within_what_such_a_machine_can_have(make):
 
 def test_one_seed_makes_one_fleet():
     def told(seed):
-        pretence = Pretence(MAKES[0], random.Random(seed))
+        pretence = SimulatedMachine(MAKES[0], random.Random(seed))
         for _ in range(20):
             pretence.pass_s(10.0)
         return pretence.machine_reading(), pretence.engine_reading()

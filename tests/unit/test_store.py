@@ -16,7 +16,7 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.database import DiskFullError
 from edge_agent.jobs.job import JobState
 from edge_agent.jobs.queue import Envelope
-from edge_agent.jobs.retention import Allowance, Bounds
+from edge_agent.jobs.retention import Allowance, RetentionBounds
 from edge_agent.jobs.store import Operation, Store
 
 
@@ -320,7 +320,7 @@ def test_what_the_disk_does_not_tell_ends_no_thread(tmp_path, machine, kind):
         looks.append(kind)
         return os.statvfs(tmp_path if kind == "descriptors" else tmp_path / "gone").f_bavail
 
-    queue = machine.queue(tmp_path, allowance=Allowance(Bounds(1, 1), 0, free_bytes))
+    queue = machine.queue(tmp_path, allowance=Allowance(RetentionBounds(1, 1), 0, free_bytes))
     store = Store(queue, tell=lambda _jobs: None, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
     most = 3 if kind == "descriptors" else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     accept(queue)

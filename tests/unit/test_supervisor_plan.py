@@ -3,7 +3,7 @@
 import pytest
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.hosting.plan import IDLE_S, LOAD_S, PROMPT_SLACK, SILENCE_S, Act, View, plan
+from edge_agent.engine.hosting.plan import IDLE_S, LOAD_S, PROMPT_SLACK, SILENCE_S, Act, EngineView, plan
 from edge_agent.engine.hosting.status import automatic, check_images
 from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Failure
@@ -13,15 +13,15 @@ FAILURE = Failure.because(Code.MODEL_ERROR, "no numbers")
 
 
 def ready(**seen):
-    return View(Phase.READY, alive=True, **seen)
+    return EngineView(Phase.READY, alive=True, **seen)
 
 
 def starting(**seen):
-    return View(Phase.STARTING, alive=True, **seen)
+    return EngineView(Phase.STARTING, alive=True, **seen)
 
 
 def down(**seen):
-    return View(Phase.DOWN, **seen)
+    return EngineView(Phase.DOWN, **seen)
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,14 @@ def down(**seen):
         (down(), Act.START),
         (down(waited_s=0.9, backoff_s=1.0), Act.KEEP),
         (down(waited_s=1.0, backoff_s=1.0), Act.START),
-        (View(Phase.FAILED, waited_s=60.0, backoff_s=60.0), Act.START),
-        (View(Phase.FAILED, waited_s=59.0, backoff_s=60.0), Act.KEEP),
+        (EngineView(Phase.FAILED, waited_s=60.0, backoff_s=60.0), Act.START),
+        (EngineView(Phase.FAILED, waited_s=59.0, backoff_s=60.0), Act.KEEP),
         # it ended
         (ready(exited=True), Act.BURY),
         (starting(exited=True), Act.BURY),
-        (View(Phase.FAILED, alive=True, exited=True), Act.BURY),
-        (View(Phase.FAILED, alive=True, silent_s=SILENCE_S), Act.KEEP),
-        (View(Phase.FAILED, alive=True, silent_s=SILENCE_S + 1), Act.KILL),
+        (EngineView(Phase.FAILED, alive=True, exited=True), Act.BURY),
+        (EngineView(Phase.FAILED, alive=True, silent_s=SILENCE_S), Act.KEEP),
+        (EngineView(Phase.FAILED, alive=True, silent_s=SILENCE_S + 1), Act.KILL),
         (ready(exited=True, anonymous_bytes=2, memory_bytes=1), Act.BURY),
         # memory
         (ready(anonymous_bytes=2 * MIB, memory_bytes=MIB), Act.KILL),
@@ -58,9 +58,9 @@ def down(**seen):
         (starting(unloads="heat"), Act.UNLOAD),
         (down(unloads="heat"), Act.UNLOAD),
         (ready(unloads="heat", exited=True), Act.BURY),
-        (View(Phase.UNLOADED, unloads="heat", waited_s=99.0), Act.KEEP),
-        (View(Phase.UNLOADED), Act.START),
-        (View(Phase.UNLOADED, unloads="heat", rests="idle"), Act.KEEP),
+        (EngineView(Phase.UNLOADED, unloads="heat", waited_s=99.0), Act.KEEP),
+        (EngineView(Phase.UNLOADED), Act.START),
+        (EngineView(Phase.UNLOADED, unloads="heat", rests="idle"), Act.KEEP),
         # not needed now
         (ready(rests="idle"), Act.UNLOAD),
         (ready(rests="idle", busy=True), Act.KEEP),
@@ -68,8 +68,8 @@ def down(**seen):
         (ready(rests="idle", exited=True), Act.BURY),
         (down(rests="idle"), Act.UNLOAD),
         (down(rests="idle", waited_s=0.5, backoff_s=1.0), Act.KEEP),
-        (View(Phase.FAILED, rests="idle", waited_s=0.5, backoff_s=1.0), Act.KEEP),
-        (View(Phase.UNLOADED, rests="idle"), Act.KEEP),
+        (EngineView(Phase.FAILED, rests="idle", waited_s=0.5, backoff_s=1.0), Act.KEEP),
+        (EngineView(Phase.UNLOADED, rests="idle"), Act.KEEP),
         # loading
         (starting(silent_s=LOAD_S), Act.KEEP),
         (starting(silent_s=LOAD_S + 1), Act.KILL),
@@ -77,8 +77,8 @@ def down(**seen):
         # being tried
         (starting(tried=True, silent_s=SILENCE_S), Act.KEEP),
         (starting(tried=True, silent_s=SILENCE_S + 1), Act.KILL),
-        (starting(condemned=FAILURE), Act.KILL),
-        (ready(condemned=FAILURE, exited=True), Act.KILL),
+        (starting(marked_for_kill=FAILURE), Act.KILL),
+        (ready(marked_for_kill=FAILURE, exited=True), Act.KILL),
         # a better place
         (ready(better=True, idle_s=IDLE_S + 0.1), Act.MOVE),
         (ready(better=True, idle_s=IDLE_S), Act.KEEP),

@@ -68,9 +68,9 @@ def test_a_full_disk_is_no_traceback(run, tmp_path, monkeypatch):
 def test_every_backend_can_be_chosen():
     """The verb's choices, known without numpy, are those of the package."""
     from edge_agent import synth as models
-    from edge_agent.cli.synth import Backend
+    from edge_agent.cli.synth import SynthBackend
 
-    assert list(Backend) == list(models.Backend)
+    assert list(SynthBackend) == list(models.Backend)
 
 
 def test_the_verb_loads_none_of_the_libraries():

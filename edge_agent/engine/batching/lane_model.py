@@ -20,7 +20,7 @@ from edge_agent.engine.messages import (
     FinishReason,
     Generation,
     JobId,
-    Limits,
+    ModelLimits,
     Progress,
     Text,
 )
@@ -40,7 +40,7 @@ class LaneModel:
         vocabulary: Vocabulary,
         guides: Guides,
         end_ids: frozenset[int],
-        limits: Limits,
+        limits: ModelLimits,
         library_name: str,
         device: str,
         now_s: Callable[[], float],

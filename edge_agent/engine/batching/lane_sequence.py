@@ -7,7 +7,7 @@ from edge_agent.engine.batching.lane_parts import Logits
 from edge_agent.engine.batching.lanes import NOWHERE, Lane
 from edge_agent.engine.batching.picture import Features, Picture
 from edge_agent.engine.batching.sampling import Sampler
-from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Usage
+from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, TokenCounts
 from edge_agent.engine.text.detokenizer import Words
 
 
@@ -115,7 +115,7 @@ class LaneSequence:
         return Finished(
             self.job_id,
             reason,
-            Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens),
+            TokenCounts(self.prompt_tokens, self.completion_tokens, self.cached_tokens),
             prompt_ms=(prefilled_s - begun_s) * 1000,
             generate_ms=(now_s - prefilled_s) * 1000,
         )

@@ -48,7 +48,7 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LaneChoice:
     """A lane for a prompt; it keeps its first `kept` tokens, which `copy_from` holds where that is another lane."""
 
     lane: Lane
@@ -66,7 +66,7 @@ class Lanes:
         self._clock = count(1)
         self._freed: dict[str, int] = {}
 
-    def take(self, prompt: Sequence[int], owner: str = NOBODY) -> Place:
+    def take(self, prompt: Sequence[int], owner: str = NOBODY) -> LaneChoice:
         """Take a free lane for a prompt and cut it to what it shares; copying is for the caller to do.
 
         Another beginning is continued where it lies if that keeps more than it loses. Otherwise the lane that was
@@ -86,7 +86,7 @@ class Lanes:
         target.taken = True
         target.tokens = list(prompt[:kept])
         target.long = long
-        return Place(target, kept, None if target is source or not kept else source)
+        return LaneChoice(target, kept, None if target is source or not kept else source)
 
     def common(self, one: Sequence[int], other: Sequence[int]) -> int:
         """Return how many tokens of one prompt another will find, once they are computed."""

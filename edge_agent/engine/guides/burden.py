@@ -25,21 +25,21 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
+class StepTimes:
     """What a step took: by the clock, and of the processors."""
 
     wall_s: float
     cpu_s: float
 
-    def times(self, factor: float) -> "Took":
+    def times(self, factor: float) -> "StepTimes":
         """Return so many times that."""
-        return Took(self.wall_s * factor, self.cpu_s * factor)
+        return StepTimes(self.wall_s * factor, self.cpu_s * factor)
 
-    def least(self, other: "Took") -> "Took":
+    def least(self, other: "StepTimes") -> "StepTimes":
         """Return the lesser by either clock."""
-        return Took(min(self.wall_s, other.wall_s), min(self.cpu_s, other.cpu_s))
+        return StepTimes(min(self.wall_s, other.wall_s), min(self.cpu_s, other.cpu_s))
 
-    def beyond(self, other: "Took") -> float:
+    def beyond(self, other: "StepTimes") -> float:
         """Return by how many seconds it took longer, by both clocks: others slow one, threads blur the other."""
         return min(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s)
 
@@ -48,11 +48,11 @@ class Burden:
     """Knows what steps usually take, for a library that chooses tokens by guides inside its own step."""
 
     def __init__(self) -> None:
-        self._usual: Took | None = None
-        self._plain: dict[int, Took] = {}
+        self._usual: StepTimes | None = None
+        self._plain: dict[int, StepTimes] = {}
         self._allowance = Allowance()
 
-    def heavy(self, took: Took, *, texts: int, guided: bool) -> bool:
+    def heavy(self, took: StepTimes, *, texts: int, guided: bool) -> bool:
         """Take in a step that computed one token of so many texts and nothing else; `guided`: some of them are.
 
         Returns whether guides took far too long, in this step or in all.
@@ -66,7 +66,7 @@ class Burden:
             self._allowance = Allowance()
         return heavy
 
-    def _plainly(self, texts: int) -> Took | None:
+    def _plainly(self, texts: int) -> StepTimes | None:
         """Return what a step of so many texts takes, or would if more took in proportion; None where nothing tells."""
         fewer = max((each for each in self._plain if each <= texts), default=None)
         return None if fewer is None else self._plain[fewer].times(texts / fewer)

@@ -26,12 +26,12 @@ _ROOT = "root"
 _NO_CHARACTER = range(0xD800, 0xE000)
 
 Range = tuple[int, int]
-Body = tuple[tuple["Part", ...], ...]
+Body = tuple[tuple["RulePart", ...], ...]
 """Alternatives, each a sequence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RulePart:
     """One thing in a rule, and how often it stands there: any number of times from `least` where `most` is None.
 
     It is a `text`, or one character of those `among` these (`negated`: not among), or what a rule of a `name` says, or
@@ -46,9 +46,9 @@ class Part:
     least: int = 1
     most: int | None = 1
 
-    def times(self, least: int, most: int | None) -> "Part":
+    def times(self, least: int, most: int | None) -> "RulePart":
         """Return the same, so often."""
-        return Part(self.text, self.among, self.negated, self.name, self.group, least, most)
+        return RulePart(self.text, self.among, self.negated, self.name, self.group, least, most)
 
 
 Rules = Mapping[str, Body]
@@ -56,7 +56,7 @@ Rules = Mapping[str, Body]
 
 def read(text: str) -> Rules:
     """Return the rules of a grammar. Raises ValueError with a sentence when it is none."""
-    return _Reader(text).rules()
+    return _GrammarReader(text).rules()
 
 
 def endless(text: str) -> bool:
@@ -84,7 +84,7 @@ def rewritten(text: str, escaped: Callable[[int], str]) -> str:
 
 
 def _written(body: Body, names: Mapping[str, str], escaped: Callable[[int], str]) -> str:
-    def one(part: Part) -> str:
+    def one(part: RulePart) -> str:
         if part.text is not None:
             plain = "".join(escaped(ord(each)) if each < " " or each in '"\\\x7f' else each for each in part.text)
             found = f'"{plain}"'
@@ -115,7 +115,7 @@ def _refuse(what: str) -> NoReturn:
     raise ValueError(what)
 
 
-class _Reader:
+class _GrammarReader:
     """Reads one grammar from its beginning to its end."""
 
     def __init__(self, text: str) -> None:
@@ -150,7 +150,7 @@ class _Reader:
         """Read alternatives up to what ends them."""
         if depth > DEPTH_MAX:
             _refuse(f"groups are nested deeper than {DEPTH_MAX}; flatten them")
-        alternatives: list[list[Part]] = [[]]
+        alternatives: list[list[RulePart]] = [[]]
         while self._place < len(self._found) and not self._begins_rule() and self._sign() != ")":
             if self._sign() == "|":
                 self._next()
@@ -158,26 +158,26 @@ class _Reader:
             else:
                 part = self._part(depth)
                 alternatives[-1].append(part.times(*self._times()))
-        return tuple(tuple(sequence) or (Part(text=""),) for sequence in alternatives)
+        return tuple(tuple(sequence) or (RulePart(text=""),) for sequence in alternatives)
 
-    def _part(self, depth: int) -> Part:
+    def _part(self, depth: int) -> RulePart:
         found = self._next()
         match found.lastgroup:
             case "text":
-                return Part(text="".join(map(chr, _characters(found["text"][1:-1]))))
+                return RulePart(text="".join(map(chr, _characters(found["text"][1:-1]))))
             case "set":
                 return _set(found["set"][1:-1])
             case "name":
-                return Part(name=found["name"])
+                return RulePart(name=found["name"])
         if found["sign"] == ".":
-            return Part(among=((0, 0),), negated=True)
+            return RulePart(among=((0, 0),), negated=True)
         if found["sign"] != "(":
             _refuse("a sign of the grammar stands where it means nothing")
         group = self._body(depth + 1)
         if self._sign() != ")":
             _refuse(_ENDLESS)
         self._next()
-        return Part(group=group)
+        return RulePart(group=group)
 
     def _times(self) -> tuple[int, int | None]:
         """Read how often the part before stands there: once, if nothing is said."""
@@ -232,7 +232,7 @@ def _read_characters(text: str) -> Iterator[tuple[int, bool]]:
         yield number, plain is None
 
 
-def _set(text: str) -> Part:
+def _set(text: str) -> RulePart:
     """Return a set of characters: single ones, and ranges of them."""
     negated = text.startswith("^")
     left = list(_read_characters(text.removeprefix("^")))
@@ -247,13 +247,13 @@ def _set(text: str) -> Part:
             ranges.append((low, high))
         else:
             ranges.append((low, low))
-    return Part(among=tuple(ranges), negated=negated)
+    return RulePart(among=tuple(ranges), negated=negated)
 
 
 def _ends(body: Body, ending: Collection[str]) -> bool:
     """Return whether one of the alternatives ends, when the rules `ending` do."""
 
-    def ends(part: Part) -> bool:
+    def ends(part: RulePart) -> bool:
         if part.least == 0:
             return True
         if part.name is not None:

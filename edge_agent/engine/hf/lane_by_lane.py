@@ -16,7 +16,7 @@ from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.lane_parts import Decoder, Logits
 from edge_agent.engine.batching.picture import Features
 from edge_agent.engine.hf.prompt import HfPrompts, end_ids, read_config
-from edge_agent.engine.messages import Limits
+from edge_agent.engine.messages import ModelLimits
 from edge_agent.engine.text.detokenizer import Vocabulary
 
 
@@ -56,7 +56,7 @@ def lane_model(
     config: dict[str, Any],
     *,
     decoder: Decoder,
-    limits: Limits,
+    limits: ModelLimits,
     library_name: str,
     now_s: Callable[[], float],
 ) -> LaneModel:

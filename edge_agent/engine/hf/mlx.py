@@ -23,7 +23,7 @@ from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.lane_parts import Logits
 from edge_agent.engine.hf.lane_by_lane import LaneByLane, lane_model, loading
 from edge_agent.engine.hf.prompt import read_config
-from edge_agent.engine.messages import Limits
+from edge_agent.engine.messages import ModelLimits
 
 _DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
 library = partial(foreign.library, "mlx")
@@ -41,7 +41,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     config = read_config(spec.path)
     with loading(spec.path), library():
         model, _ = load_model(spec.path)
-    limits = Limits(min(spec.context_tokens, _context_tokens(model, config)), spec.parallel)
+    limits = ModelLimits(min(spec.context_tokens, _context_tokens(model, config)), spec.parallel)
     return lane_model(
         spec,
         config,

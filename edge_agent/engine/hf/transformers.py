@@ -22,7 +22,7 @@ from edge_agent.engine.batching.lane_parts import Logits
 from edge_agent.engine.batching.prefill import LONGROPE_TOKENS
 from edge_agent.engine.hf.lane_by_lane import LaneByLane, lane_model, loading
 from edge_agent.engine.hf.prompt import read_config
-from edge_agent.engine.messages import Limits
+from edge_agent.engine.messages import ModelLimits
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 library = partial(foreign.library, "transformers")
@@ -51,7 +51,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
             spec.path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype
         ).eval()
     longrope = "longrope" in str(config.get("rope_scaling") or config.get("rope_parameters"))
-    limits = Limits(min(spec.context_tokens, _context_tokens(config, longrope=longrope)), spec.parallel)
+    limits = ModelLimits(min(spec.context_tokens, _context_tokens(config, longrope=longrope)), spec.parallel)
     return lane_model(
         spec,
         config,

@@ -44,7 +44,7 @@ def is_the_jobs(rows: Collection[str], *, served: bool, before: Collection[str])
     return len(rows) == 1 and (served or set(rows) <= set(before))
 
 
-class Falls:
+class FailureLog:
     """Which jobs, by row, failed at which places; of so many that ran last."""
 
     def __init__(self, most: int = FALLS_MAX) -> None:

@@ -4,11 +4,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from edge_agent.engine.hosting.residency import Model
+from edge_agent.engine.hosting.residency import ModelView
 from edge_agent.jobs.overview import Demand
 
 
-class Wants:
+class ModelDemand:
     """Told by anybody, on any thread; `join` belongs to the main thread, which decides.
 
     `keep_alive_s` is how long a model stays with nothing to do, None for as long as there is room.
@@ -51,7 +51,7 @@ class Wants:
         with self._lock:
             self._dismissed = self._overruled = False
 
-    def join(self, seen: Model) -> Model:
+    def join(self, seen: ModelView) -> ModelView:
         """Return how a model is seen with who wants it.
 
         Who does waits from the first time it is seen away. Loading it overrules who wanted it gone before.

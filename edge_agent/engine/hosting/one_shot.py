@@ -75,7 +75,7 @@ class Spell:
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenAnswer:
     """An answer under way."""
 
     begun_s: float
@@ -107,7 +107,7 @@ class _Open:
         )
 
 
-class Trial:
+class OneShotEngine:
     """A context with a ready engine; afterwards its process is gone, however the context ended.
 
     Entering raises EdgeAgentError when the model cannot be loaded, or the engine dies or hangs over it.
@@ -158,12 +158,12 @@ class Trial:
         asked_s = self._now_s()
         generations = [self._generation(prompt, max_tokens) for prompt in prompts]
         waiting = deque(generations)
-        under_way: dict[JobId, _Open] = {}
+        under_way: dict[JobId, _OpenAnswer] = {}
         spells: dict[JobId, Spell] = {}
         while len(spells) < len(generations):
             while waiting and len(under_way) < self.ready.limits.parallel:
                 generation = waiting.popleft()
-                under_way[generation.job_id] = _Open(asked_s)
+                under_way[generation.job_id] = _OpenAnswer(asked_s)
                 self._process.start(Start(generation))
             at_s, message = self._hear(SILENCE_S)
             match message:

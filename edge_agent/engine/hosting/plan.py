@@ -24,7 +24,7 @@ IDLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class EngineView:
     """What a decision about an engine rests on. Seconds and bytes; None: not known.
 
     `busy`: it has jobs, or gets some in a moment. `silent_s`: how long it has said nothing of what it holds, 0 when
@@ -50,7 +50,7 @@ class View:
     unloads: str = ""
     rests: str = ""
     tried: bool = False
-    condemned: Failure | None = None
+    marked_for_kill: Failure | None = None
     better: bool = False
 
 
@@ -75,7 +75,7 @@ class Action:
     code: Code = Code.ENGINE_DIED
 
 
-def plan(view: View) -> Action:
+def plan(view: EngineView) -> Action:
     """Decide what to do with an engine."""
     if view.unloads and not view.exited:
         done = not view.alive and view.phase is Phase.UNLOADED
@@ -91,10 +91,10 @@ def plan(view: View) -> Action:
     return Action(Act.KEEP, view.rests)
 
 
-def _end(view: View) -> Action | None:
+def _end(view: EngineView) -> Action | None:
     """Return how a running engine ends by force or by itself, if it does now."""
-    if view.condemned is not None:
-        return Action(Act.KILL, view.condemned.message, view.condemned.code)
+    if view.marked_for_kill is not None:
+        return Action(Act.KILL, view.marked_for_kill.message, view.marked_for_kill.code)
     if view.exited:
         return Action(Act.BURY, "the engine ended by itself")
     if view.anonymous_bytes is not None and view.memory_bytes is not None and view.anonymous_bytes > view.memory_bytes:
@@ -105,7 +105,7 @@ def _end(view: View) -> Action | None:
     return Action(Act.KILL, stuck) if stuck else None
 
 
-def _absent(view: View) -> Action:
+def _absent(view: EngineView) -> Action:
     if view.waited_s < view.backoff_s:
         return Action(Act.KEEP, "waits to be started again")
     if view.rests:
@@ -113,7 +113,7 @@ def _absent(view: View) -> Action:
     return Action(Act.START)
 
 
-def _stuck(view: View) -> str:
+def _stuck(view: EngineView) -> str:
     """Return why an engine is not waited for any longer; empty while it is."""
     bound_s = view.silence_s + PROMPT_SLACK * view.unprocessed_tokens / view.prefill_per_s
     if view.phase is Phase.STARTING and view.tried and view.silent_s > bound_s:

@@ -15,7 +15,7 @@ from edge_agent.base.awake import awake_s, wait_awake
 from edge_agent.base.log import get_logger
 from edge_agent.base.outlet import for_children
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.hosting.work import Held, Work
+from edge_agent.engine.hosting.work import EngineWork, WorkSnapshot
 from edge_agent.engine.messages import (
     Cancel,
     Close,
@@ -66,7 +66,7 @@ class EngineProcess:
         self._tell = tell
         self._gone = gone
         self._now_s = now_s
-        self._work = Work(now_s)
+        self._work = EngineWork(now_s)
         self.prefill_per_s: float | None = None
         """Prompt tokens computed in a second, a running mean; None before any were."""
         self.generate_per_s: float | None = None
@@ -119,7 +119,7 @@ class EngineProcess:
         """The child's process id."""
         return self._child.pid
 
-    def held(self) -> Held:
+    def held(self) -> WorkSnapshot:
         """Return how the work stands that it was given."""
         return self._work.held()
 

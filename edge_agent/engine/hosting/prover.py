@@ -44,7 +44,7 @@ class NotTriedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Build:
+class GuideCompiler:
     """What a guide is compiled with: the library of a backend, and the vocabulary of a model."""
 
     backend: str
@@ -52,7 +52,7 @@ class Build:
     library: str
 
     @classmethod
-    def of(cls, engine: EngineProcess) -> "Build":
+    def of(cls, engine: EngineProcess) -> "GuideCompiler":
         """Return that of an engine that is ready."""
         spec, ready = engine.spec, engine.ready
         return cls(spec.backend, f"{spec.path}@{spec.revision or ''}", ready.library if ready else "")
@@ -74,8 +74,8 @@ class Prover:
         self._most = kept
         self._now_s = now_s
         self._lock = threading.Lock()
-        self._verdicts: OrderedDict[tuple[Build, bytes], Verdict] = OrderedDict()
-        self._build: Build | None = None
+        self._verdicts: OrderedDict[tuple[GuideCompiler, bytes], Verdict] = OrderedDict()
+        self._build: GuideCompiler | None = None
         self._child: Disposable | None = None
 
     @property
@@ -87,7 +87,7 @@ class Prover:
         """Return how many bytes an engine keeps of a guide that it is known to be able to take; None for any other."""
         if not compiles(engine.spec.backend):
             return 0
-        verdict = self._recall((Build.of(engine), _digest(guide)))
+        verdict = self._recall((GuideCompiler.of(engine), _digest(guide)))
         return verdict if isinstance(verdict, int) else None
 
     def prove(self, guide: Guide, engine: EngineProcess) -> None:
@@ -97,7 +97,7 @@ class Prover:
         """
         if not compiles(engine.spec.backend):
             return
-        key = (Build.of(engine), _digest(guide))
+        key = (GuideCompiler.of(engine), _digest(guide))
         verdict = self._recall(key)
         if verdict is None:
             verdict = self._tried(guide, engine)
@@ -107,7 +107,7 @@ class Prover:
 
     def refuse(self, guide: Guide, engine: EngineProcess, error: EdgeAgentError) -> None:
         """Note that a guide turned out to be one that an engine cannot take."""
-        self._note((Build.of(engine), _digest(guide)), error)
+        self._note((GuideCompiler.of(engine), _digest(guide)), error)
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -115,14 +115,14 @@ class Prover:
             self._child.close()
             self._child = None
 
-    def _note(self, key: tuple[Build, bytes], verdict: Verdict) -> None:
+    def _note(self, key: tuple[GuideCompiler, bytes], verdict: Verdict) -> None:
         with self._lock:
             self._verdicts[key] = verdict
             self._verdicts.move_to_end(key)
             while len(self._verdicts) > self._most:
                 self._verdicts.popitem(last=False)
 
-    def _recall(self, key: tuple[Build, bytes]) -> Verdict | None:
+    def _recall(self, key: tuple[GuideCompiler, bytes]) -> Verdict | None:
         with self._lock:
             if key in self._verdicts:
                 self._verdicts.move_to_end(key)
@@ -160,7 +160,7 @@ class Prover:
 
     def _started(self, engine: EngineProcess) -> Disposable:
         """Return a child with an engine's vocabulary. Raises NotTriedError."""
-        build = Build.of(engine)
+        build = GuideCompiler.of(engine)
         if self._child is None or self._build != build:
             self.close()
             command = self._command(engine.spec)

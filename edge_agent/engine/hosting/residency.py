@@ -35,7 +35,7 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelView:
     """A served model. Seconds and bytes.
 
     loaded: its engine is there, or starting; ready_s: for how long it has been ready, 0 while it starts.
@@ -86,14 +86,14 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ResidencyVerdict:
     """What becomes of a model and why."""
 
     fate: Fate
     reason: str = ""
 
 
-def decide(models: Sequence[Model], *, free_bytes: int | None, turn_s: float) -> dict[str, Verdict]:
+def decide(models: Sequence[ModelView], *, free_bytes: int | None, turn_s: float) -> dict[str, ResidencyVerdict]:
     """Return what becomes of each model.
 
     `free_bytes` may be taken beside what the loaded ones may still take; None when nobody knows, then everything fits.
@@ -114,66 +114,70 @@ class _Room:
     `promised` are models that are to be loaded now, or as soon as others have gone.
     """
 
-    def __init__(self, models: Sequence[Model], free_bytes: float) -> None:
-        self.verdicts = {model.name: Verdict(Fate.STAY) for model in models if model.loaded}
+    def __init__(self, models: Sequence[ModelView], free_bytes: float) -> None:
+        self.verdicts = {model.name: ResidencyVerdict(Fate.STAY) for model in models if model.loaded}
         self._models = models
         self._free_bytes = free_bytes
         self._pinned = [each for each in models if each.loaded and each.pinned]
         self._most_bytes = free_bytes + sum(each.room_bytes for each in models if each.loaded and not each.pinned)
         self._coming_bytes = 0.0
-        self._promised: list[Model] = []
+        self._promised: list[ModelView] = []
 
-    def dismiss(self, leaving: Iterable[Model], why: str) -> None:
+    def dismiss(self, leaving: Iterable[ModelView], why: str) -> None:
         """Let models go."""
         for model in leaving:
-            self.verdicts[model.name] = Verdict(Fate.DRAIN, why)
+            self.verdicts[model.name] = ResidencyVerdict(Fate.DRAIN, why)
             self._coming_bytes += model.room_bytes
 
-    def place(self, model: Model, turn_s: float) -> None:
+    def place(self, model: ModelView, turn_s: float) -> None:
         """Find room for a model that is not loaded, if it is wanted."""
         if self._pinned and model.room_bytes > self._most_bytes:
-            self.verdicts[model.name] = Verdict(Fate.BARRED, f"no room beside {_names(self._pinned)}, pinned there")
+            self.verdicts[model.name] = ResidencyVerdict(
+                Fate.BARRED, f"no room beside {_names(self._pinned)}, pinned there"
+            )
         elif not model.demanded and (why := _unwanted(model)):
-            self.verdicts[model.name] = Verdict(Fate.REST, why)
+            self.verdicts[model.name] = ResidencyVerdict(Fate.REST, why)
         elif model.room_bytes <= self._free_bytes:
             self._load(model)
         elif model.demanded:
             self._make_room(model, max(turn_s, TURN_LOADS * model.load_s))
         else:
             beside = _names([*self._with(Fate.STAY), *self._promised])
-            self.verdicts[model.name] = Verdict(Fate.REST, f"no room beside {beside}; loaded when a job waits for it")
+            self.verdicts[model.name] = ResidencyVerdict(
+                Fate.REST, f"no room beside {beside}; loaded when a job waits for it"
+            )
 
-    def _load(self, model: Model) -> None:
-        self.verdicts[model.name] = Verdict(Fate.LOAD)
+    def _load(self, model: ModelView) -> None:
+        self.verdicts[model.name] = ResidencyVerdict(Fate.LOAD)
         self._free_bytes = max(0, self._free_bytes - model.room_bytes)
         self._promised.append(model)
 
-    def _make_room(self, model: Model, turn_s: float) -> None:
+    def _make_room(self, model: ModelView, turn_s: float) -> None:
         others = [each for each in self._with(Fate.STAY) if not each.pinned]
         able = sorted((each for each in others if _may_go(each, model, turn_s)), key=_missed)
         leaving = _enough(able, model.room_bytes - self._free_bytes - self._coming_bytes)
         room_bytes = self._free_bytes + self._coming_bytes + sum(each.room_bytes for each in leaving)
         in_the_way = [*(each for each in others if each not in leaving), *self._promised]
         if room_bytes < model.room_bytes and in_the_way:
-            self.verdicts[model.name] = Verdict(Fate.REST, f"waits for its turn after {_names(in_the_way)}")
+            self.verdicts[model.name] = ResidencyVerdict(Fate.REST, f"waits for its turn after {_names(in_the_way)}")
             return
         self.dismiss(leaving, f"makes room for {model.name}")
         going = self._with(Fate.DRAIN)
         if not going:  # more than what is free is not to be had
             self._load(model)
             return
-        self.verdicts[model.name] = Verdict(Fate.REST, f"waits until {_names(going)} is gone")
+        self.verdicts[model.name] = ResidencyVerdict(Fate.REST, f"waits until {_names(going)} is gone")
         self._free_bytes, self._coming_bytes = 0, max(0, room_bytes - model.room_bytes)
         self._promised.append(model)
 
-    def _with(self, fate: Fate) -> list[Model]:
+    def _with(self, fate: Fate) -> list[ModelView]:
         verdicts = self.verdicts
         return [each for each in self._models if each.name in verdicts and verdicts[each.name].fate is fate]
 
 
-def _enough(able: Sequence[Model], wanted_bytes: float) -> list[Model]:
+def _enough(able: Sequence[ModelView], wanted_bytes: float) -> list[ModelView]:
     """Return who leaves so that so much is free, of those least missed; all of them when they do not suffice."""
-    leaving: list[Model] = []
+    leaving: list[ModelView] = []
     for model in able:
         if wanted_bytes > 0:
             leaving.append(model)
@@ -185,7 +189,7 @@ def _enough(able: Sequence[Model], wanted_bytes: float) -> list[Model]:
     return leaving
 
 
-def _expired(model: Model) -> str:
+def _expired(model: ModelView) -> str:
     """Return why a loaded model goes of its own accord; empty while it stays."""
     if model.worn:
         return "begins anew: the guides that it has compiled take much memory"
@@ -198,14 +202,14 @@ def _expired(model: Model) -> str:
     return f"was idle for {model.keep_alive_s:g} s" if model.idle_s >= model.keep_alive_s else ""
 
 
-def _unwanted(model: Model) -> str:
+def _unwanted(model: ModelView) -> str:
     """Return why a model that nobody waits for is not loaded although there may be room; empty when it is."""
     if model.dismissed:
         return "an administrator unloaded it; loaded when a job waits for it"
     return "" if model.keep_alive_s is None else "loaded when a job waits for it"
 
 
-def _urgency(model: Model, turn_s: float) -> tuple[int, float]:
+def _urgency(model: ModelView, turn_s: float) -> tuple[int, float]:
     """Sort by who is loaded first: who waits for longer than a turn, the longest first, then by rank."""
     if model.pinned or model.asked:
         return 0, 0.0
@@ -214,7 +218,7 @@ def _urgency(model: Model, turn_s: float) -> tuple[int, float]:
     return (1, -model.waited_s) if model.waited_s >= turn_s else (2, model.rank)
 
 
-def _may_go(model: Model, waiting: Model, turn_s: float) -> bool:
+def _may_go(model: ModelView, waiting: ModelView, turn_s: float) -> bool:
     """Return whether a model may be asked to make room for one that waits."""
     if not model.ready_s:
         return False
@@ -224,10 +228,10 @@ def _may_go(model: Model, waiting: Model, turn_s: float) -> bool:
     return model.idle_s >= min(LINGER_S, LINGER_LOADS * (model.load_s + waiting.load_s))
 
 
-def _missed(model: Model) -> tuple[bool, float]:
+def _missed(model: ModelView) -> tuple[bool, float]:
     """Sort by who is missed least: idle ones first, of those the longest idle; else who has been there longest."""
     return model.has_work, -model.ready_s if model.has_work else -model.idle_s
 
 
-def _names(models: Iterable[Model]) -> str:
+def _names(models: Iterable[ModelView]) -> str:
     return " and ".join(model.name for model in models) or "what else needs memory"

@@ -10,7 +10,7 @@ from edge_agent.base.log import get_logger
 from edge_agent.engine.hosting.blame import is_the_jobs
 from edge_agent.engine.hosting.plan import CLOSE_S, EXIT_S, Act, Action, plan
 from edge_agent.engine.hosting.process import EngineProcess
-from edge_agent.engine.hosting.residency import Fate, Verdict
+from edge_agent.engine.hosting.residency import Fate, ResidencyVerdict
 from edge_agent.engine.hosting.served import NotYetError, Served
 from edge_agent.engine.hosting.state import Record
 from edge_agent.engine.messages import Event, LoadFailed, Ready, Rest
@@ -48,13 +48,13 @@ class Ruling:
     `busy`: it has jobs, or gets some in a moment.
     """
 
-    verdict: Verdict
+    verdict: ResidencyVerdict
     unloads: str
     rest_share: float
     busy: bool
 
 
-class Keeper:
+class EngineRunner:
     """Does with an engine what is decided.
 
     All but `hurry` and `condemn` belongs to the main thread; the callbacks of an engine come on its own and only leave
@@ -89,7 +89,7 @@ class Keeper:
         self._stale = True
         self.record.hurry()
 
-    def condemn(self, process: EngineProcess, failure: Failure) -> bool:
+    def mark_for_kill(self, process: EngineProcess, failure: Failure) -> bool:
         """End an engine for what it did, and set its place aside; return False when there is no other place to go to.
 
         One that is gone already needs no more than that: whoever was in it hears, or has heard, of its loss.
@@ -98,7 +98,7 @@ class Keeper:
             return True
         if not self._served.places.spare(process.spec):
             return False
-        self.record.condemn(process, failure)
+        self.record.mark_for_kill(process, failure)
         self._wake()
         return True
 
@@ -207,13 +207,13 @@ class Keeper:
             process.await_exit(EXIT_S)
         process.kill()
         if record.phase is Phase.FAILED:  # it said itself why, and had no jobs yet
-            record.mourn()
+            record.clear_failed()
             self._put_off()
             return
         reason = action.reason if action.act is Act.KILL else f"{action.reason} ({process.exit_reason()})"
         served = process.finished > 0
         rows = process.held().rows
-        by_its_job = not record.condemned and is_the_jobs(rows, served=served, before=self._fallen)
+        by_its_job = not record.marked_for_kill and is_the_jobs(rows, served=served, before=self._fallen)
         self._fallen = rows
         record.leave(Phase.DOWN, reason, action.code)
         moves = not by_its_job and self._served.places.failed(process.spec, reason)
@@ -230,7 +230,7 @@ class Keeper:
     def _renew(self) -> None:
         """Let the next start be at once; it may be at another place, with other needs."""
         self._stale = True
-        self.record.forgive()
+        self.record.reset_backoff()
 
     def _put_off(self) -> float:
         """Put the next start off; return for how long, in seconds."""
@@ -269,7 +269,7 @@ class Keeper:
                 )
                 self._listener.up(self._name, took_s)
             case LoadFailed(code, reason):
-                if not self.condemn(process, Failure.because(code, reason)):
+                if not self.mark_for_kill(process, Failure.because(code, reason)):
                     self.known = False
                     self._tell_failed(code, reason, news=self.record.gave_up(process, code, reason))
             case _:

@@ -40,7 +40,7 @@ class Places(Protocol):
     def fallback(self, spec: ModelSpec) -> Fallback | None:
         """Return the better place that this one stands in for."""
 
-    def forgive(self) -> None:
+    def reset_backoff(self) -> None:
         """Note that a job was to blame for what places were said to have done."""
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code
-from edge_agent.engine.hosting.plan import PREFILL_PER_S_UNKNOWN, SILENCE_S, STEADY_S, View
+from edge_agent.engine.hosting.plan import PREFILL_PER_S_UNKNOWN, SILENCE_S, STEADY_S, EngineView
 from edge_agent.engine.hosting.process import EngineProcess
-from edge_agent.engine.hosting.residency import Model
+from edge_agent.engine.hosting.residency import ModelView
 from edge_agent.engine.hosting.served import Served
 from edge_agent.engine.hosting.status import EngineStatus
-from edge_agent.engine.messages import Limits, Ready
+from edge_agent.engine.messages import ModelLimits, Ready
 from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Failure
 
@@ -49,9 +49,9 @@ class Record:
         self._since_s = float("-inf")
         self._backoff_s = 0.0
         self._exited = self._planned = False
-        self._condemned: Failure | None = None
+        self._marked_for_kill: Failure | None = None
         self._failure: Failure | None = None
-        self._limits: Limits | None = None
+        self._limits: ModelLimits | None = None
         self._ready_s: float | None = None
         self._load_s = 0.0
         self._starts = 0
@@ -104,24 +104,24 @@ class Record:
                 self.phase, self._reason, self._code = Phase.DOWN, "is to be tried again", None
                 self._failure = None
 
-    def condemn(self, process: EngineProcess, failure: Failure) -> None:
+    def mark_for_kill(self, process: EngineProcess, failure: Failure) -> None:
         """Note why an engine is to be ended, and the model loaded at another place."""
         with self._lock:
             if self.process is process:
-                self._condemned = failure
+                self._marked_for_kill = failure
 
     # For the main thread
 
     @property
-    def condemned(self) -> bool:
+    def marked_for_kill(self) -> bool:
         """Whether the engine was to be ended for what it did, another place being there."""
-        return self._condemned is not None
+        return self._marked_for_kill is not None
 
-    def view(self, *, unloads: str, rests: str, busy: bool) -> View:
+    def view(self, *, unloads: str, rests: str, busy: bool) -> EngineView:
         """Return what a decision about the engine rests on; `busy`: it has jobs, or gets some in a moment."""
         process = self.process
         if process is None:
-            return View(
+            return EngineView(
                 phase=self.phase,
                 waited_s=self._now_s() - self._since_s,
                 backoff_s=self._backoff_s,
@@ -129,7 +129,7 @@ class Record:
                 rests=rests,
             )
         held = process.held()
-        return View(
+        return EngineView(
             phase=self.phase,
             alive=True,
             exited=self._exited,
@@ -144,17 +144,17 @@ class Record:
             unloads=unloads,
             rests=rests,
             tried=held.tried,
-            condemned=self._condemned,
+            marked_for_kill=self._marked_for_kill,
             better=self.phase is Phase.READY and self._served.places.better(process.spec),
         )
 
-    def seen(self, *, busy: bool) -> Model:
+    def seen(self, *, busy: bool) -> ModelView:
         """Return what a decision about all models rests on, but for who wants it."""
         with self._lock:
             process = self.process
             held = None if process is None else process.held()
             ready_s = 0.0 if self._ready_s is None else self._now_s() - self._ready_s
-            return Model(
+            return ModelView(
                 self._served.name,
                 loaded=process is not None,
                 ready_s=ready_s,
@@ -192,7 +192,7 @@ class Record:
             again = f"is tried again, after: {self._failure.message}" if self._failure else ""
             self.phase, self._reason = Phase.STARTING, again or "loading the model"
             self._since_s = self._now_s()
-            self._ready_s, self._condemned = None, None
+            self._ready_s, self._marked_for_kill = None, None
             self._exited = self.draining = False
             self._starts += 1
 
@@ -219,7 +219,7 @@ class Record:
             if self.phase is Phase.UNLOADED and reason:
                 self._reason = reason
 
-    def mourn(self) -> None:
+    def clear_failed(self) -> None:
         """Note that the engine is gone which had said that it cannot load the model: why stays as it is."""
         with self._lock:
             self.process = None
@@ -230,7 +230,7 @@ class Record:
             self.phase, self._reason, self._code = Phase.FETCHING, reason, Code.MODEL_MISSING
             self._since_s, self._backoff_s = self._now_s(), self._backoff_first_s
 
-    def forgive(self) -> None:
+    def reset_backoff(self) -> None:
         """Let the next start be at once."""
         with self._lock:
             self._backoff_s = 0.0

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.messages import Limits
+from edge_agent.engine.messages import ModelLimits
 from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Failure, Fallback
 
@@ -24,7 +24,7 @@ class EngineStatus:
     phase: Phase
     reason: str = ""
     code: Code | None = None
-    limits: Limits | None = None
+    limits: ModelLimits | None = None
     library: str = ""
     device: str = ""
     variant: str | None = None

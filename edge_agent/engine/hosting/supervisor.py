@@ -1,7 +1,8 @@
 """Keeps the engines of the served models: who is wanted, what is decided on all of them, and that it is done.
 
-`life` decides which models are in memory, `plan` what to do with an engine; both are pure. `Wants` know who wants a
-model, a `Keeper` leads the life of its engine. The main thread, which must live as long as its children, attends.
+`residency` decides which models are in memory, `plan` what to do with an engine; both are pure. `ModelDemand` knows who
+wants a model, an `EngineRunner` leads the life of its engine. The main thread, which must live as long as its children,
+attends.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,11 +13,11 @@ from edge_agent.base.awake import awake_s
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.hosting import residency
 from edge_agent.engine.hosting import status as roster
-from edge_agent.engine.hosting.demand import Wants
+from edge_agent.engine.hosting.demand import ModelDemand
 from edge_agent.engine.hosting.plan import SILENCE_S
 from edge_agent.engine.hosting.process import EngineProcess
-from edge_agent.engine.hosting.residency import Fate, Verdict
-from edge_agent.engine.hosting.runner import Keeper, Listener, Ruling
+from edge_agent.engine.hosting.residency import Fate, ResidencyVerdict
+from edge_agent.engine.hosting.runner import EngineRunner, Listener, Ruling
 from edge_agent.engine.hosting.served import Served
 from edge_agent.engine.hosting.state import BACKOFF_FIRST_S, Record
 from edge_agent.engine.hosting.status import EngineStatus
@@ -28,13 +29,13 @@ TURN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
+class _ServedModel:
     """One served model."""
 
     served: Served
-    wants: Wants
+    wants: ModelDemand
     record: Record
-    keeper: Keeper
+    runner: EngineRunner
 
     def status(self) -> EngineStatus:
         return self.record.status(pinned=self.wants.pinned)
@@ -66,10 +67,12 @@ class Supervisor:
         free_bytes: Callable[[], int | None] = lambda: None,
         pinned: Collection[str] = (),
     ) -> None:
-        def model(each: Served) -> _Model:
-            wants = Wants(keep_alive_s=each.keep_alive_s, pinned=each.name in pinned, now_s=now_s)
+        def model(each: Served) -> _ServedModel:
+            wants = ModelDemand(keep_alive_s=each.keep_alive_s, pinned=each.name in pinned, now_s=now_s)
             record = Record(each, now_s=now_s, silence_s=silence_s, backoff_first_s=backoff_first_s)
-            return _Model(each, wants, record, Keeper(each, record, listener=listener, wake=wake, now_s=now_s))
+            return _ServedModel(
+                each, wants, record, EngineRunner(each, record, listener=listener, wake=wake, now_s=now_s)
+            )
 
         self._models = {each.name: model(each) for each in served}
         self._wake = wake
@@ -110,7 +113,7 @@ class Supervisor:
     def freed_bytes(self) -> int:
         """What the engines held that were given up for the machine's sake, without the files they map."""
         given_up = (each for each in self._models.values() if each.record.phase is Phase.UNLOADED)
-        return sum(each.keeper.strained_bytes for each in given_up)
+        return sum(each.runner.strained_bytes for each in given_up)
 
     def loaded(self) -> dict[str, ModelSpec]:
         """Return what is loaded, or being loaded, by model."""
@@ -127,7 +130,7 @@ class Supervisor:
     def hurry(self) -> None:
         """Let models that were waited for be looked at now."""
         for each in self._models.values():
-            each.keeper.hurry()
+            each.runner.hurry()
         self._wake()
 
     def demand(self, demands: Mapping[str, Demand | None]) -> None:
@@ -162,16 +165,16 @@ class Supervisor:
         self._models[model].wants.pin(pinned=pinned)
         self.hurry()
 
-    def condemn(self, model: str, process: EngineProcess, failure: Failure) -> bool:
+    def mark_for_kill(self, model: str, process: EngineProcess, failure: Failure) -> bool:
         """End an engine for what it did, and set its place aside; return False when there is no other place to go to.
 
         One that is gone already needs no more than that: whoever was in it hears, or has heard, of its loss.
         """
-        return self._models[model].keeper.condemn(process, failure)
+        return self._models[model].runner.mark_for_kill(process, failure)
 
-    def forgive(self, model: str) -> None:
+    def reset_backoff(self, model: str) -> None:
         """Note that a job was to blame for what places were said to have done."""
-        self._models[model].served.places.forgive()
+        self._models[model].served.places.reset_backoff()
 
     # For the main thread
 
@@ -180,36 +183,36 @@ class Supervisor:
         unloads = self._unloads()
         verdicts = {} if unloads else self._decide()
         for name, each in self._models.items():
-            verdict = Verdict(Fate.STAY) if unloads else verdicts.get(name)
+            verdict = ResidencyVerdict(Fate.STAY) if unloads else verdicts.get(name)
             if verdict is not None:
                 ruling = Ruling(verdict, unloads, self._rest_share(), self._busy(name))
-                each.keeper.follow(ruling, reserved_bytes=partial(self._granted_beside, each))
+                each.runner.follow(ruling, reserved_bytes=partial(self._granted_beside, each))
 
     def stop(self) -> None:
         """Ask every engine to exit and wait; kill what does not."""
         for each in self._models.values():
-            each.keeper.stop()
+            each.runner.stop()
 
-    def _decide(self) -> Mapping[str, Verdict]:
+    def _decide(self) -> Mapping[str, ResidencyVerdict]:
         """Decide on every model that is loaded or could be."""
         concerned = []
         for name, each in self._models.items():
-            each.keeper.appraise(partial(self._taken_beside, each))
+            each.runner.appraise(partial(self._taken_beside, each))
             if each.record.phase in (Phase.READY, Phase.FAILED):
                 each.wants.relent()  # it is there, or cannot be
             seen = each.wants.join(each.record.seen(busy=self._busy(name)))
-            if seen.loaded or each.keeper.known:
+            if seen.loaded or each.runner.known:
                 concerned.append(seen)
         free_bytes = None if all(seen.loaded for seen in concerned) else self._free_bytes()
         if free_bytes is not None:
             free_bytes -= self.granted_bytes
         return residency.decide(concerned, free_bytes=free_bytes, turn_s=self._turn_s)
 
-    def _granted_beside(self, model: _Model) -> int:
+    def _granted_beside(self, model: _ServedModel) -> int:
         """Return what all others were granted and have not taken yet."""
         return sum(each.record.granted_bytes for each in self._models.values() if each is not model)
 
-    def _taken_beside(self, model: _Model) -> int:
+    def _taken_beside(self, model: _ServedModel) -> int:
         """Return what would be taken when all others make room but for the pinned ones."""
         others = [each for each in self._models.values() if each is not model]
         return sum(each.record.granted_bytes if each.wants.pinned else -each.record.held_bytes for each in others)

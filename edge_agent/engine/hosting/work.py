@@ -11,7 +11,7 @@ TRIAL = JobId("trial")
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class WorkSnapshot:
     """How an engine's work stood at one moment. Seconds.
 
     `busy`: it has jobs, or its trial. `silent_s`: how long it has said nothing of what it has to do, 0 when that is
@@ -27,7 +27,7 @@ class Held:
     rows: frozenset[str] = frozenset()
 
 
-class Work:
+class EngineWork:
     """Kept by whoever talks with the engine, on any thread.
 
     Silence is counted against work that the engine holds, and against nothing else: it begins when the engine is given
@@ -66,12 +66,12 @@ class Work:
                 case _:
                     pass
 
-    def held(self) -> Held:
+    def held(self) -> WorkSnapshot:
         """Return how its work stands now."""
         with self._lock:
             since_s = self._now_s() - self._since_s
             busy = bool(self._unprocessed)
-            return Held(
+            return WorkSnapshot(
                 busy=busy,
                 silent_s=since_s if busy or self._loads else 0.0,
                 idle_s=0.0 if busy else since_s,

@@ -19,7 +19,7 @@ from edge_agent.engine.batching.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MI
 from edge_agent.engine.contained import BrokenError
 from edge_agent.engine.llamacpp.file import GgufFile
 from edge_agent.engine.llamacpp.library import Batch, library, library_name
-from edge_agent.engine.messages import Limits
+from edge_agent.engine.messages import ModelLimits
 
 CACHE_TYPES: Mapping[str, int] = {"f32": 0, "f16": 1}
 """In which numbers keys and values may be kept, as the option `cache_type` says: ggml's numbers of them.
@@ -41,7 +41,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
             f"llamacpp runs on cpu here, with cache_type {' or '.join(CACHE_TYPES)} and no other option; choose that",
         )
     file = GgufFile(library(), gguf_file(spec.path))
-    limits = Limits(min(spec.context_tokens, file.context_tokens), spec.parallel)
+    limits = ModelLimits(min(spec.context_tokens, file.context_tokens), spec.parallel)
     return LaneModel(
         decoder=LlamacppDecoder(file, limits, threads=spec.threads, cache_type=cache_type),
         encoder=None,
@@ -69,7 +69,7 @@ class LlamacppDecoder:
     copies = True
     longrope = False
 
-    def __init__(self, file: GgufFile, limits: Limits, *, threads: int, cache_type: int) -> None:
+    def __init__(self, file: GgufFile, limits: ModelLimits, *, threads: int, cache_type: int) -> None:
         self.vocab_size = file.vocab_size
         self._file = file  # its model goes after the context
         self._call = file.library.functions

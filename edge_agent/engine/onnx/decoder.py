@@ -51,7 +51,7 @@ class _Buffer:
     memory: Any
 
 
-class Decoder:
+class OnnxDecoder:
     """The graph, and `lanes` sequences of up to `context_tokens` tokens whose keys and values it holds.
 
     See lane_parts.Decoder for what it promises. `memory` is where they lie, in the library's word.

@@ -13,7 +13,7 @@ _LONGROPE_KINDS = ("phi3", _VISION_KIND)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class GraphFile:
     """A graph beside the decoder: its file and the names of what goes in and comes out."""
 
     filename: str
@@ -36,8 +36,8 @@ class Layout:
     head_size: int
     hidden_size: int
     names: Mapping[str, str]
-    embedding: Part | None
-    encoder: Part | None
+    embedding: GraphFile | None
+    encoder: GraphFile | None
 
     @classmethod
     def read(cls, folder: Path) -> "Layout":
@@ -82,8 +82,8 @@ class Layout:
         return self.kind in _LONGROPE_KINDS
 
 
-def _part(config: Mapping[str, Any] | None) -> Part | None:
-    return None if config is None else Part(str(config["filename"]), _names(config))
+def _part(config: Mapping[str, Any] | None) -> GraphFile | None:
+    return None if config is None else GraphFile(str(config["filename"]), _names(config))
 
 
 def _names(config: Mapping[str, Any]) -> Mapping[str, str]:

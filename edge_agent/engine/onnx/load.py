@@ -18,12 +18,12 @@ from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.batching.lane_guide import Guides
 from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.prefill import LONGROPE_TOKENS
-from edge_agent.engine.messages import Limits
-from edge_agent.engine.onnx.decoder import Decoder, library, open_session
-from edge_agent.engine.onnx.layout import Layout, Part
+from edge_agent.engine.messages import ModelLimits
+from edge_agent.engine.onnx.decoder import OnnxDecoder, library, open_session
+from edge_agent.engine.onnx.layout import GraphFile, Layout
 from edge_agent.engine.onnx.plugins import PLUGINS, memory
 from edge_agent.engine.onnx.prompt import OnnxPrompts
-from edge_agent.engine.onnx.vision import Embedding, Encoder
+from edge_agent.engine.onnx.vision import Embedding, OnnxEncoder
 from edge_agent.engine.text.detokenizer import Vocabulary
 from edge_agent.engine.text.prompt import SpecialTokens
 
@@ -41,7 +41,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     special_tokens = SpecialTokens.read(spec.path)
     context_tokens = min(spec.context_tokens, layout.context_tokens)
     parallel = spec.parallel if spec.device not in PLUGINS or PLUGINS[spec.device].divisible else 1
-    limits = Limits(context_tokens, parallel, 0 if layout.encoder is None else IMAGES_PER_PROMPT)
+    limits = ModelLimits(context_tokens, parallel, 0 if layout.encoder is None else IMAGES_PER_PROMPT)
     try:
         decoder = _decoder(spec, layout, limits)
         encoder = None if layout.encoder is None else _encoder(spec, layout.encoder, context_tokens)
@@ -66,18 +66,18 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     )
 
 
-def _encoder(spec: ModelSpec, part: Part, context_tokens: int) -> Encoder:
+def _encoder(spec: ModelSpec, part: GraphFile, context_tokens: int) -> OnnxEncoder:
     # A text that outgrows the original context needs its images' features once more: those may be kept.
-    return Encoder(_session(spec, part.filename), part.names, kept_tokens=min(context_tokens, LONGROPE_TOKENS))
+    return OnnxEncoder(_session(spec, part.filename), part.names, kept_tokens=min(context_tokens, LONGROPE_TOKENS))
 
 
-def _decoder(spec: ModelSpec, layout: Layout, limits: Limits) -> Decoder:
+def _decoder(spec: ModelSpec, layout: Layout, limits: ModelLimits) -> OnnxDecoder:
     embed = None
     if layout.embedding is not None:
         # One thread: it looks up rows of a table, and idle threads of its own would be in the way of the others.
         session = _session(replace(spec, threads=1), layout.embedding.filename)
         embed = Embedding(session, layout.embedding.names, hidden_size=layout.hidden_size).embed
-    return Decoder(
+    return OnnxDecoder(
         _session(spec, layout.filename),
         layout,
         memory=memory(spec.device),

@@ -22,7 +22,7 @@ _SIDE_TOKENS = 12
 _WHOLE = TILES_MOST + 1
 
 
-class Encoder:
+class OnnxEncoder:
     """The graph that sees. What was seen of late is kept, up to `kept_tokens`.
 
     Raises EdgeAgentError MODEL_ERROR, OUT_OF_MEMORY.

@@ -23,13 +23,13 @@ from edge_agent.engine.messages import (
     Generation,
     Image,
     JobId,
-    Limits,
+    ModelLimits,
     Progress,
     Text,
-    Usage,
+    TokenCounts,
 )
 from edge_agent.engine.openai.server import LIBRARY, AwakeLoop, Server
-from edge_agent.engine.openai.wire import DIALECTS, Piece, request
+from edge_agent.engine.openai.wire import DIALECTS, AnswerPiece, request
 from edge_agent.engine.text.prompt import ROLES, images_of
 from edge_agent.engine.text.stops import StopStrings
 from edge_agent.settings.upstream import UpstreamSection
@@ -55,7 +55,7 @@ def load(
     Raises EdgeAgentError MODEL_ERROR when the key or the certificates cannot be read.
     """
     upstream = UpstreamSection.model_validate(dict(spec.options))
-    limits = Limits(spec.context_tokens, spec.parallel, upstream.images)
+    limits = ModelLimits(spec.context_tokens, spec.parallel, upstream.images)
     return OpenaiModel(
         upstream, Server(upstream), limits=limits, device=spec.device, now_s=now_s, chance=chance, backoff_s=backoff_s
     )
@@ -77,7 +77,7 @@ class _Asked:
     told_s: float = 0.0
     first_s: float | None = None
     tokens: int = 0
-    usage: Usage | None = None
+    usage: TokenCounts | None = None
     reason: FinishReason | None = None
     task: "asyncio.Task[None] | None" = None
 
@@ -88,12 +88,12 @@ class _Asked:
 
     def finished(self, now_s: float) -> Finished:
         """Return the last word on it."""
-        told = self.usage or Usage(0, 0)
+        told = self.usage or TokenCounts(0, 0)
         first_s = now_s if self.first_s is None else self.first_s
         return Finished(
             self.job_id,
             self.reason or FinishReason.STOP,
-            Usage(told.prompt_tokens, self.tokens, told.cached_tokens if self.own else 0),
+            TokenCounts(told.prompt_tokens, self.tokens, told.cached_tokens if self.own else 0),
             prompt_ms=(first_s - self.begun_s) * 1000,
             generate_ms=(now_s - first_s) * 1000,
         )
@@ -111,7 +111,7 @@ class OpenaiModel:
         upstream: UpstreamSection,
         server: Server,
         *,
-        limits: Limits,
+        limits: ModelLimits,
         device: str,
         now_s: Callable[[], float],
         chance: Callable[[], float],
@@ -239,7 +239,7 @@ class OpenaiModel:
         if asked.reason is None:  # some servers end with that, and without a last word
             raise EdgeAgentError(Code.ENGINE_DIED, f"{self._upstream.host} broke off its answer")
 
-    def _take(self, asked: _Asked, piece: Piece, timer: asyncio.Timeout) -> bool:
+    def _take(self, asked: _Asked, piece: AnswerPiece, timer: asyncio.Timeout) -> bool:
         """Take a piece of an answer; return whether nothing more is wanted."""
         asked.usage = piece.usage or asked.usage
         asked.reason = piece.reason or asked.reason

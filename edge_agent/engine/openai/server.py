@@ -16,7 +16,7 @@ import httpx2
 from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.retry_after import retry_after_s
-from edge_agent.engine.openai.wire import LINE_BYTES_MAX, Lines, Piece, read, refusal
+from edge_agent.engine.openai.wire import LINE_BYTES_MAX, AnswerPiece, Lines, read, refusal
 from edge_agent.settings.upstream import UpstreamSection
 
 LIBRARY = f"httpx2 {httpx2.__version__}"
@@ -55,7 +55,7 @@ class Server:
             limits=httpx2.Limits(max_connections=None),
         )
 
-    async def ask(self, body: bytes) -> AsyncGenerator[Piece, None]:
+    async def ask(self, body: bytes) -> AsyncGenerator[AnswerPiece, None]:
         """Send a request; give the pieces of the answer. Closing the iterator closes the connection.
 
         Raises EdgeAgentError for a refusal, with the server's `retry_after_s`, and for what breaks on the way.

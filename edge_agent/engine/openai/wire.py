@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.messages import FinishReason, Generation, Guide, GuideKind, Image, Turn, Usage
+from edge_agent.engine.messages import FinishReason, Generation, Guide, GuideKind, Image, TokenCounts, Turn
 
 LINE_BYTES_MAX = 256 * 1024
 """A piece of an answer is a few hundred bytes; a longer line is no answer."""
@@ -141,17 +141,17 @@ class Lines:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class AnswerPiece:
     """A piece of an answer: `alive` when it is the model's, with text or without; `done` when nothing follows."""
 
     text: str = ""
     alive: bool = False
     reason: FinishReason | None = None
-    usage: Usage | None = None
+    usage: TokenCounts | None = None
     done: bool = False
 
 
-def read(line: bytes) -> Piece | None:
+def read(line: bytes) -> AnswerPiece | None:
     """Return what a line of the stream says; None for what is for the connection only.
 
     Raises EdgeAgentError for an error in the middle of a stream, MODEL_ERROR for what is no such stream.
@@ -163,23 +163,23 @@ def read(line: bytes) -> Piece | None:
     if field != b"data":
         raise EdgeAgentError(Code.MODEL_ERROR, "the upstream answers with something else than a stream of events")
     if value.strip() == b"[DONE]":
-        return Piece(done=True)
+        return AnswerPiece(done=True)
     try:
         return _piece(json.loads(value), value)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
         raise EdgeAgentError(Code.MODEL_ERROR, "the upstream sent a piece that cannot be read") from error
 
 
-def _piece(chunk: Any, sent: bytes) -> Piece:
+def _piece(chunk: Any, sent: bytes) -> AnswerPiece:
     if "error" in chunk:
         raise refusal(200, sent)
     usage, choices = _usage(chunk.get("usage")), chunk.get("choices") or []
     if not choices:
-        return Piece(usage=usage)
+        return AnswerPiece(usage=usage)
     text = (choices[0].get("delta") or {}).get("content") or ""
     if not isinstance(text, str):
         raise TypeError("content is no text")
-    return Piece(text, alive=True, reason=_reason(choices[0].get("finish_reason")), usage=usage)
+    return AnswerPiece(text, alive=True, reason=_reason(choices[0].get("finish_reason")), usage=usage)
 
 
 def _reason(told: object) -> FinishReason | None:
@@ -190,14 +190,14 @@ def _reason(told: object) -> FinishReason | None:
     return _REASONS.get(str(told), FinishReason.STOP)
 
 
-def _usage(told: Any) -> Usage | None:
+def _usage(told: Any) -> TokenCounts | None:
     if told is None:
         return None
     counts = told["prompt_tokens"], told["completion_tokens"], (told.get("prompt_tokens_details") or {})
     cached = counts[2].get("cached_tokens") or 0
     if not all(isinstance(each, int) and 0 <= each <= _COUNT_MAX for each in (*counts[:2], cached)):
         raise TypeError("usage")
-    return Usage(counts[0], counts[1], min(cached, counts[0]))
+    return TokenCounts(counts[0], counts[1], min(cached, counts[0]))
 
 
 def refusal(status: int, body: bytes) -> EdgeAgentError:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from edge_agent.base.errors import EdgeAgentError
 from edge_agent.engine.contained import BrokenError
-from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, Generation, JobId, Progress, Usage
+from edge_agent.engine.messages import Event, Failed, Finished, FinishReason, Generation, JobId, Progress, TokenCounts
 from edge_agent.engine.openvino.model import OpenvinoModel
 
 ALIVE_S = 5.0
@@ -43,7 +43,7 @@ class OpenvinoFirst:
     def cancel(self, job_id: JobId) -> Iterator[Event]:
         """Stop a generation."""
         if self._waiting.pop(job_id, None) is not None:
-            yield Finished(job_id, FinishReason.CANCELED, Usage(0, 0), prompt_ms=0.0, generate_ms=0.0)
+            yield Finished(job_id, FinishReason.CANCELED, TokenCounts(0, 0), prompt_ms=0.0, generate_ms=0.0)
         else:
             yield from self._model.cancel(job_id)
 

@@ -13,10 +13,10 @@ import openvino_genai as genai
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import LoadedModel, ModelSpec
-from edge_agent.engine.messages import Limits
+from edge_agent.engine.messages import ModelLimits
 from edge_agent.engine.openvino.first import OpenvinoFirst
 from edge_agent.engine.openvino.guide import GuideTrial
-from edge_agent.engine.openvino.model import Cache, OpenvinoModel, library
+from edge_agent.engine.openvino.model import KeyValueCache, OpenvinoModel, library
 from edge_agent.engine.openvino.owners import Owners, alike
 from edge_agent.engine.openvino.prompt import Reader
 from edge_agent.engine.openvino.vision import Eyes
@@ -76,9 +76,9 @@ class _Folder:
         self._sees = sees = (spec.path / DECODER).is_file()
         context_tokens = min(spec.context_tokens, context_tokens)
         images_per_prompt = context_tokens // Grid(1, 1).tokens if sees else 0
-        self._limits = Limits(context_tokens, spec.parallel, images_per_prompt)
+        self._limits = ModelLimits(context_tokens, spec.parallel, images_per_prompt)
         block_tokens = BLOCK_TOKENS[spec.device]
-        self._cache = Cache(-(-context_tokens // block_tokens) * spec.parallel, block_tokens)
+        self._cache = KeyValueCache(-(-context_tokens // block_tokens) * spec.parallel, block_tokens)
         self._told = properties(spec, graph=DECODER if sees else TEXT_GRAPH)
         self._eyes: Eyes | None = None
 
@@ -181,7 +181,7 @@ def known_context_tokens(config: Mapping[str, Any]) -> int:
     return min(most, int(original)) if original else most
 
 
-def _scheduler(limits: Limits, cache: Cache, kind: type[OpenvinoModel]) -> Any:
+def _scheduler(limits: ModelLimits, cache: KeyValueCache, kind: type[OpenvinoModel]) -> Any:
     """Return the library's settings: room for every sequence at its longest, and of a prompt as much as one call has.
 
     Where it keeps what it computed, it never cuts prompts on its own.

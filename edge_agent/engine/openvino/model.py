@@ -21,7 +21,7 @@ from edge_agent.engine.batching.prefill import (
 )
 from edge_agent.engine.batching.turns import Turns
 from edge_agent.engine.contained import BrokenError, contained
-from edge_agent.engine.guides.burden import Burden, Took
+from edge_agent.engine.guides.burden import Burden, StepTimes
 from edge_agent.engine.guides.guide import TOO_SLOW
 from edge_agent.engine.messages import (
     Event,
@@ -30,13 +30,13 @@ from edge_agent.engine.messages import (
     FinishReason,
     Generation,
     JobId,
-    Limits,
+    ModelLimits,
     Progress,
     Text,
 )
 from edge_agent.engine.openvino.guide import GuideTrial
 from edge_agent.engine.openvino.owners import Owners
-from edge_agent.engine.openvino.prompt import Prompt, Reader
+from edge_agent.engine.openvino.prompt import CountedPrompt, Reader
 from edge_agent.engine.openvino.sequence import OpenvinoSequence, sampling
 from edge_agent.engine.text.detokenizer import Vocabulary, Words
 from edge_agent.engine.text.prompt import answer_room
@@ -47,7 +47,7 @@ library = partial(foreign.library, "openvino-genai", last_line=True)  # it says 
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class KeyValueCache:
     """The keys and values of all sequences: so many blocks of so many tokens."""
 
     blocks: int
@@ -55,7 +55,7 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PromptPiece:
     """So many tokens of a sequence's prompt that are computed in the next call."""
 
     sequence: OpenvinoSequence
@@ -90,8 +90,8 @@ class OpenvinoModel:
         reader: Reader,
         vocabulary: Vocabulary,
         vocab_size: int,
-        limits: Limits,
-        cache: Cache,
+        limits: ModelLimits,
+        cache: KeyValueCache,
         owners: Owners,
         device: str,
         now_s: Callable[[], float],
@@ -150,7 +150,7 @@ class OpenvinoModel:
         its own. Raises BrokenError when the library fails while it computes: that leaves all of them undone.
         """
         generating = [each for each in self._sequences.values() if each.prefilled]
-        pieces: list[Piece] = []
+        pieces: list[PromptPiece] = []
         for sequence in self._order([each for each in self._sequences.values() if not each.prefilled]):
             if pieces and not self._may_join(sequence, pieces, alone=not generating):
                 continue
@@ -163,7 +163,7 @@ class OpenvinoModel:
         began_s, began_cpu_s = self._now_s(), time.process_time()
         self._written_tokens += len(generating) + sum(piece.tokens + self._cache.block_tokens for piece in pieces)
         self._compute()
-        took = Took(self._now_s() - began_s, time.process_time() - began_cpu_s)
+        took = StepTimes(self._now_s() - began_s, time.process_time() - began_cpu_s)
         yield from self._pieced(pieces, took.wall_s)
         for sequence in generating:
             yield from self._advance(sequence, self._read)
@@ -213,7 +213,7 @@ class OpenvinoModel:
         for sequence in guided:
             yield self._fail(sequence, error)
 
-    def _prefill(self, sequence: OpenvinoSequence, *, pieces: list[Piece], alone: bool) -> Iterator[Event]:
+    def _prefill(self, sequence: OpenvinoSequence, *, pieces: list[PromptPiece], alone: bool) -> Iterator[Event]:
         """Look at a tile of a prompt, or request its next piece, which joins those of the next call."""
         if sequence.prompt.unseen:
             yield self._announce(sequence)
@@ -247,7 +247,7 @@ class OpenvinoModel:
         sequence.begun_s = self._now_s() if sequence.begun_s is None else sequence.begun_s
         return Progress(sequence.job_id, sequence.unfilled_tokens)
 
-    def _may_join(self, sequence: OpenvinoSequence, pieces: Sequence[Piece], *, alone: bool) -> bool:
+    def _may_join(self, sequence: OpenvinoSequence, pieces: Sequence[PromptPiece], *, alone: bool) -> bool:
         """Return whether the rest of a prompt may be computed in the same call as these pieces.
 
         Together they should take no longer than one piece; and what it shares with one of them must be there already,
@@ -263,7 +263,7 @@ class OpenvinoModel:
         together = sum(piece.tokens for piece in pieces) + len(tokens) - position
         return together < even_tokens(tokens_per_s=self._tokens_per_s, alone=alone) + PIECE_TOKENS_MIN
 
-    def _request_piece(self, sequence: OpenvinoSequence, *, alone: bool) -> Piece:
+    def _request_piece(self, sequence: OpenvinoSequence, *, alone: bool) -> PromptPiece:
         """Ask for the next piece of a prompt, to the end of a block or its own."""
         total = len(sequence.prompt.tokens)
         end = sequence.position + piece_tokens(
@@ -279,7 +279,7 @@ class OpenvinoModel:
         else:
             self._request_whole(sequence)
             sequence.prompt.forget()
-        return Piece(sequence, end - sequence.position)
+        return PromptPiece(sequence, end - sequence.position)
 
     def _request_whole(self, sequence: OpenvinoSequence) -> None:
         """Ask for the answer to a prompt."""
@@ -287,7 +287,7 @@ class OpenvinoModel:
         config.structured_output_config = sequence.guide
         sequence.handle = self._request(sequence.prompt.tensor(len(sequence.prompt.tokens)), config)
 
-    def _pieced(self, pieces: Sequence[Piece], took_s: float) -> Iterator[Event]:
+    def _pieced(self, pieces: Sequence[PromptPiece], took_s: float) -> Iterator[Event]:
         """Tell of the pieces that were computed, and of first tokens; each gets its share of the time."""
         tokens = sum(piece.tokens for piece in pieces)
         if tokens >= PIECE_TOKENS_MIN and took_s > 0:  # a short rest tells little of the speed
@@ -335,7 +335,7 @@ class OpenvinoModel:
         with library():
             return self._pipeline.add_request(self._requests, prompt, config)
 
-    def _cached_tokens(self, prompt: Prompt, *, idle: bool) -> int:
+    def _cached_tokens(self, prompt: CountedPrompt, *, idle: bool) -> int:
         """Return how many tokens of a prompt need not be computed: at least so many, and all when nothing else runs.
 
         The library tells only how many blocks are in use. Alone, that shows what a prompt finds; the last block may
@@ -355,7 +355,7 @@ class OpenvinoModel:
         shortest = bisect_left(lengths, blocks, key=lambda length: self._found_blocks(prompt, length))
         return min((blocks - 1) * size + 1 + shortest, most)
 
-    def _found_blocks(self, prompt: Prompt, end: int) -> int:
+    def _found_blocks(self, prompt: CountedPrompt, end: int) -> int:
         """Return how many blocks of the cache a prompt's beginning finds, nothing else being under way.
 
         Computes nothing.

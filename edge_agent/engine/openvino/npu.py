@@ -13,7 +13,7 @@ import openvino_genai as genai
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.contained import contained
-from edge_agent.engine.guides.burden import Burden, Took
+from edge_agent.engine.guides.burden import Burden, StepTimes
 from edge_agent.engine.guides.guide import TOO_SLOW
 from edge_agent.engine.messages import (
     Event,
@@ -22,7 +22,7 @@ from edge_agent.engine.messages import (
     FinishReason,
     Generation,
     JobId,
-    Limits,
+    ModelLimits,
     Progress,
     Text,
 )
@@ -58,7 +58,7 @@ def properties(spec: ModelSpec, context_tokens: int) -> Mapping[str, Any]:
 def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> "NpuModel":
     """Load a model folder. Raises EdgeAgentError: MODEL_ERROR when it cannot be loaded, OUT_OF_MEMORY."""
     vocab_size, context_tokens = read_numbers(spec.path)
-    limits = Limits(context_tokens=min(spec.context_tokens, context_tokens), parallel=1)
+    limits = ModelLimits(context_tokens=min(spec.context_tokens, context_tokens), parallel=1)
     special_tokens, vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
     try:
         with library():
@@ -94,7 +94,7 @@ class NpuModel:
         special_tokens: SpecialTokens,
         vocabulary: Vocabulary,
         vocab_size: int,
-        limits: Limits,
+        limits: ModelLimits,
         device: str,
         now_s: Callable[[], float],
     ) -> None:
@@ -167,7 +167,7 @@ class NpuModel:
             return
         began_s, began_cpu_s = self._now_s(), time.process_time()
         token = next(sequence.handle, None)
-        took = Took(self._now_s() - began_s, time.process_time() - began_cpu_s)
+        took = StepTimes(self._now_s() - began_s, time.process_time() - began_cpu_s)
         if self._burden.heavy(took, texts=1, guided=sequence.guide is not None):
             raise EdgeAgentError(Code.BAD_REQUEST, TOO_SLOW)
         yield from self._say(sequence, token)

@@ -14,7 +14,7 @@ from edge_agent.engine.openvino.vision import Eyes
 from edge_agent.engine.text.prompt import IMAGE_TAG, SpecialTokens, images_of, messages
 
 
-class Prompt(Protocol):
+class CountedPrompt(Protocol):
     """A prompt, counted."""
 
     @property
@@ -57,7 +57,7 @@ class Reader:
         self._eyes = eyes
         self._images_most = images_most
 
-    def read(self, turns: Sequence[Turn], owner: int = PLAIN) -> Prompt:
+    def read(self, turns: Sequence[Turn], owner: int = PLAIN) -> CountedPrompt:
         """Count a conversation of the owner with this number.
 
         What lies between images is cut into tokens by itself, as published. Raises EdgeAgentError BAD_REQUEST for a

@@ -7,8 +7,8 @@ from typing import Any
 import openvino_genai as genai
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, Usage
-from edge_agent.engine.openvino.prompt import Prompt
+from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, TokenCounts
+from edge_agent.engine.openvino.prompt import CountedPrompt
 from edge_agent.engine.text.detokenizer import Words
 
 _SEEDS = 2**32
@@ -24,7 +24,7 @@ class OpenvinoSequence:
     """
 
     generation: Generation
-    prompt: Prompt
+    prompt: CountedPrompt
     max_tokens: int
     words: Words
     guide: Any
@@ -80,7 +80,7 @@ class OpenvinoSequence:
         return Finished(
             self.job_id,
             reason,
-            Usage(len(self.prompt.tokens), len(self.answer), self.cached_tokens or 0),
+            TokenCounts(len(self.prompt.tokens), len(self.answer), self.cached_tokens or 0),
             prompt_ms=(prefilled_s - begun_s) * 1000,
             generate_ms=(now_s - prefilled_s) * 1000,
         )

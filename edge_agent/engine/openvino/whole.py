@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from edge_agent.engine.messages import Generation
-from edge_agent.engine.openvino.model import OpenvinoModel, Piece
+from edge_agent.engine.openvino.model import OpenvinoModel, PromptPiece
 from edge_agent.engine.openvino.owners import PLAIN
-from edge_agent.engine.openvino.prompt import Prompt
+from edge_agent.engine.openvino.prompt import CountedPrompt
 from edge_agent.engine.openvino.sequence import OpenvinoSequence
 
 
@@ -31,16 +31,18 @@ class OpenvinoWhole(OpenvinoModel):
         begun = [each for each in unfilled if each.handle is not None]
         return begun or super()._order(unfilled)[:1]
 
-    def _request_piece(self, sequence: OpenvinoSequence, *, alone: bool) -> Piece:  # noqa: ARG002 - as its base
+    def _request_piece(self, sequence: OpenvinoSequence, *, alone: bool) -> PromptPiece:  # noqa: ARG002 - as its base
         if sequence.handle is None:
             self._request_whole(sequence)
         generating = sum(each.prefilled for each in self._sequences.values())
-        piece = Piece(sequence, min(sequence.unfilled_tokens, self.call_tokens + self.limits.parallel - generating))
+        piece = PromptPiece(
+            sequence, min(sequence.unfilled_tokens, self.call_tokens + self.limits.parallel - generating)
+        )
         if piece.tokens == sequence.unfilled_tokens:
             sequence.prompt.forget()
         return piece
 
-    def _cached_tokens(self, prompt: Prompt, *, idle: bool) -> int:  # noqa: ARG002 - as its base
+    def _cached_tokens(self, prompt: CountedPrompt, *, idle: bool) -> int:  # noqa: ARG002 - as its base
         return 0
 
     def _free_tokens(self) -> int:

@@ -29,7 +29,7 @@ SHOWN_CHARACTERS = 60
 LINE = "{number}. The pump in hall two runs well, its valve is dry and its oil is at the second mark.\n"
 
 
-class Part(StrEnum):
+class Purpose(StrEnum):
     """What a question is for."""
 
     FIRST = "first"
@@ -38,10 +38,10 @@ class Part(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class NextQuestion:
     """What to ask next; `characters` bounds a LONG prompt besides what the model takes."""
 
-    part: Part
+    part: Purpose
     characters: int | None = None
 
 
@@ -49,7 +49,7 @@ class Ask:
 class Heard:
     """An answer: `beginning` is the text of its first REFERENCE_TOKENS tokens, `fault` why it failed, if it did."""
 
-    part: Part
+    part: Purpose
     text: str = ""
     beginning: str = ""
     tokens: int = 0
@@ -60,27 +60,29 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CanaryVerdict:
     """Whether a model may serve on this device; `reason` says why not."""
 
     sound: bool
     reason: str = ""
 
 
-def follow(canary: Canary, heard: Sequence[Heard], *, device: str, budget_s: float = BUDGET_S) -> Ask | Verdict:
+def follow(
+    canary: Canary, heard: Sequence[Heard], *, device: str, budget_s: float = BUDGET_S
+) -> NextQuestion | CanaryVerdict:
     """Return what to ask after what was heard so far, or what is thought of it in the end."""
     if not heard:
-        return Ask(Part.FIRST)
+        return NextQuestion(Purpose.FIRST)
     elsewhere = device != "cpu"
     reason = _unsound(canary, heard[-1], elsewhere=elsewhere) or _unsteady(heard)
     if reason:
-        return Verdict(sound=False, reason=reason)
+        return CanaryVerdict(sound=False, reason=reason)
     left_s = budget_s - sum(each.took_s for each in heard[1:])
     if _repeatable(heard, left_s):
-        return Ask(Part.AGAIN)
-    if elsewhere and heard[-1].part is not Part.LONG and (characters := _long(heard[0], left_s)):
-        return Ask(Part.LONG, characters)
-    return Verdict(sound=True)
+        return NextQuestion(Purpose.AGAIN)
+    if elsewhere and heard[-1].part is not Purpose.LONG and (characters := _long(heard[0], left_s)):
+        return NextQuestion(Purpose.LONG, characters)
+    return CanaryVerdict(sound=True)
 
 
 def beginning(pieces: Sequence[tuple[str, int]]) -> str:
@@ -121,7 +123,7 @@ def _unsteady(heard: Sequence[Heard]) -> str:
 
 
 def _answers(heard: Sequence[Heard]) -> list[str]:
-    return [each.text for each in heard if each.part is not Part.LONG]
+    return [each.text for each in heard if each.part is not Purpose.LONG]
 
 
 def _long(first: Heard, left_s: float) -> int:
@@ -133,10 +135,10 @@ def _long(first: Heard, left_s: float) -> int:
 
 def _unsound(canary: Canary, heard: Heard, *, elsewhere: bool) -> str:
     """Return what is wrong with an answer; empty when nothing is."""
-    after = f" after a prompt of {heard.prompt_tokens} tokens" if heard.part is Part.LONG else ""
+    after = f" after a prompt of {heard.prompt_tokens} tokens" if heard.part is Purpose.LONG else ""
     if heard.fault:
         return f"it does not answer{after}: {heard.fault}"
-    if elsewhere and heard.part is Part.AGAIN and heard.took_s > TOKEN_S_MAX * max(1, heard.tokens):
+    if elsewhere and heard.part is Purpose.AGAIN and heard.took_s > TOKEN_S_MAX * max(1, heard.tokens):
         return f"it took {heard.took_s:.0f} s for {heard.tokens} tokens"
     said = f"asked {canary.prompt!r} it said {_shown(heard.text)}{after}"
     if canary.expected and (canary.after_long or not after):

@@ -10,9 +10,9 @@ from edge_agent.engine.messages import Canary, Failed, Finished, Generation, Job
 from edge_agent.engine.selftest.canary import (
     ANSWER_TOKENS,
     CHARACTERS_PER_TOKEN,
-    Ask,
     Heard,
-    Part,
+    NextQuestion,
+    Purpose,
     beginning,
     follow,
     long_prompt,
@@ -45,14 +45,14 @@ class Rehearsal:
     def run(self, device: str) -> str:
         """Return what the first answer began with. Raises EdgeAgentError MODEL_ERROR when the model may not serve."""
         heard: list[Heard] = []
-        while isinstance(step := follow(self._canary, heard, device=device), Ask):
+        while isinstance(step := follow(self._canary, heard, device=device), NextQuestion):
             heard.append(self._ask(step))
         if not step.sound:
             raise EdgeAgentError(Code.MODEL_ERROR, f"its trial failed: {step.reason}; {_NEXT}")
         return heard[0].beginning
 
-    def _ask(self, ask: Ask) -> Heard:
-        prompt = self._canary.prompt if ask.part is not Part.LONG else self._longest(ask.characters)
+    def _ask(self, ask: NextQuestion) -> Heard:
+        prompt = self._canary.prompt if ask.part is not Purpose.LONG else self._longest(ask.characters)
         began_s = self._now_s()
         pieces: list[tuple[str, int]] = []
         try:
@@ -62,7 +62,7 @@ class Rehearsal:
         while True:
             for event in self._model.step():
                 match event:
-                    case Progress(_, unprocessed) if ask.part is not Part.FIRST:
+                    case Progress(_, unprocessed) if ask.part is not Purpose.FIRST:
                         self._tell(Trying(unprocessed))
                     case Text(_, text, tokens):
                         pieces.append((text, tokens))
