@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from edge_agent.base.errors import EdgeAgentError, PassingError
 from edge_agent.base.log import get_logger
-from edge_agent.jobs.database import LockedError, StorageError
+from edge_agent.jobs.database import LockedError, StorageError, UnreadableError
 from edge_agent.service.notify import Notifier
 
 RETRY_S = 5.0
@@ -33,7 +33,7 @@ def awaited(attempt: Callable[[], T], *, stopping: threading.Event, notifier: No
             event, reason, mend = "start.waits", str(error), "it goes on as soon as that is mended"
         except (StorageError, EdgeAgentError) as error:
             event, reason, mend = "queue.unwritable", str(error), "free disk space or mend the folder's rights"
-            mend = error.mend if isinstance(error, LockedError) else mend
+            mend = error.mend if isinstance(error, LockedError | UnreadableError) else mend
         if reason != told:
             log.error(event, reason=reason, next=mend)
         told = reason

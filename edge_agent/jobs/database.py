@@ -41,6 +41,13 @@ class DiskFullError(StorageError):
     mend = "free disk space"
 
 
+class UnreadableError(StorageError):
+    """The disk does not give what it holds; a plug, a cable or a driver may be at fault, and the queue be whole."""
+
+    trouble = "the disk cannot be read"
+    mend = "mend the disk; move queue.db away when it is lost, to begin with an empty queue"
+
+
 class LockedError(StorageError):
     """Another program holds the file's lock."""
 
@@ -79,6 +86,7 @@ _PASSING: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_PROTOCOL: LockedError,
     sqlite3.SQLITE_READONLY: StorageError,
     sqlite3.SQLITE_IOERR: StorageError,
+    sqlite3.SQLITE_IOERR_CORRUPTFS: UnreadableError,  # EIO and the like, when it reads
     sqlite3.SQLITE_CANTOPEN: StorageError,
     sqlite3.SQLITE_PERM: StorageError,
 }
@@ -86,9 +94,7 @@ LOG_BYTES = 4 * 2**20
 """What the log keeps of the disk when it is begun anew, however long a transaction made it."""
 ERASING = frozenset({"remove", "erase", "erase_oldest", "forget", "forget_oldest", "prune_age"})
 """The statements that delete text."""
-_DAMAGE = frozenset(
-    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA}
-)
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_DATA})
 """What time does not mend. By their full codes or the first byte of them, see https://sqlite.org/rescode.html."""
 
 
@@ -101,7 +107,7 @@ def translated() -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0)
         if {code, code & 0xFF} & _DAMAGE:
             raise DamagedError(str(error)) from error
-        if (passing := _PASSING.get(code & 0xFF)) is not None:
+        if (passing := _PASSING.get(code) or _PASSING.get(code & 0xFF)) is not None:
             raise passing(str(error)) from error
         raise
     except OSError as error:

@@ -117,3 +117,20 @@ def test_an_agent_whose_files_are_not_in_place_any_more_ends_in_order_to_be_star
         assert agent.process.wait(60) == 1
         assert agent.said("state.gone")
         assert agent.said("agent.stopped")
+
+
+def test_a_queue_that_cannot_be_read_now_is_waited_for_and_kept(broker, tmp_path):
+    """A disk that comes back has all of it: set aside, jobs that wait would be lost, and ended ones run again."""
+    with AgentProcess(folder=tmp_path / "agent", broker=broker, models=[], environ=faulty()) as agent:
+        agent.wait_said("agent.started")
+        assert agent.stop() == 0
+        file, kept = agent.state_dir / "queue.db", tmp_path / "kept"
+        file.rename(kept)
+        file.symlink_to("/proc/self/mem")  # at its beginning nothing can be read: EIO
+        agent.start()
+        (said, *_) = agent.wait_said("queue.unwritable")
+        assert "mend the disk" in said["next"]
+        kept.replace(file)
+        agent.wait_said("agent.started", count=2)
+        assert agent.said("queue.damaged") == []
+        assert agent.stop() == 0

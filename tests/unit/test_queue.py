@@ -23,6 +23,7 @@ from edge_agent.jobs.database import (
     LockedError,
     SchemaTooNewError,
     StorageError,
+    UnreadableError,
     translated,
 )
 from edge_agent.jobs.job import TERMINAL, TRANSITIONS, Failure, JobState, Outcome, PromptTokensDetails, Usage
@@ -879,7 +880,8 @@ def test_a_damaged_file_is_told_apart(tmp_path, machine, damage):
         ((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC), StorageError),
         ((sqlite3.SQLITE_READONLY, sqlite3.SQLITE_READONLY_DBMOVED, sqlite3.SQLITE_CANTOPEN), StorageError),
         ((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_NOTADB), DamagedError),
-        ((sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA), DamagedError),
+        ((sqlite3.SQLITE_IOERR_CORRUPTFS,), UnreadableError),
+        ((sqlite3.SQLITE_IOERR_DATA,), DamagedError),
         ((sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISUSE, 0), sqlite3.OperationalError),
     ],
 )
