@@ -1,16 +1,18 @@
 """EdgeClient: how a program sends jobs and follows them to their end, over reconnects and restarts on either side."""
 
+import os
 import queue as stdlib_queue
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.client import upload
@@ -25,10 +27,11 @@ from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.decode import hear
-from edge_agent.protocol.messages import Inbound, faults
+from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX, Inbound, faults
 from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.protocol.payloads import Chunk, Presence, Result, Status
 from edge_agent.protocol.topics import Topics, check_name
+from edge_agent.settings.load import ROOT_PATTERN
 
 TICK_S = 0.5
 
@@ -78,6 +81,8 @@ class EdgeClient:
             access = replace(access, session=session.kept(session_file))
         self._client = name or access.client_id
         check_name("name", self._client)
+        if not re.fullmatch(ROOT_PATTERN, root):
+            raise EdgeAgentError(Code.BAD_REQUEST, "root: one or two levels of A-Z a-z 0-9 _ . -, as in edge/v1")
         self._root = root
         self._now_s = now_s
         self._notes: stdlib_queue.SimpleQueue[_Note | None] = stdlib_queue.SimpleQueue()
@@ -99,8 +104,12 @@ class EdgeClient:
             now_s=now_s,
         )
         self._thread = threading.Thread(target=self._run, name="edge-client", daemon=True)
+        self._open_in: int | None = None
+        """The process in which it takes jobs and orders: none before and behind the block, nor in a forked child."""
+        self._handing = threading.Lock()
 
     def __enter__(self) -> Self:
+        self._open_in = os.getpid()
         self._link.start()
         self._thread.start()
         return self
@@ -134,8 +143,8 @@ class EdgeClient:
         The keywords are the fields of a job request, `job_id` is made when it is absent. Returns at once. The job is
         sent again until it is accepted, refused, or its time to live is over; to a pool also when the agent that
         accepted it is gone. `images`, bytes or paths, are added to the last message: inside it while that fits, else
-        uploaded when the agent asks for them. Raises EdgeAgentError BAD_REQUEST when no agent could take it, OSError
-        when an image cannot be read.
+        uploaded when the agent asks for them. Raises EdgeAgentError BAD_REQUEST or PAYLOAD_TOO_LARGE when no agent
+        could take it, SHUTTING_DOWN outside of the client's block, OSError when an image cannot be read.
         """
         if (agent is None) == (pool is None):
             raise EdgeAgentError(Code.BAD_REQUEST, "agent: give either an agent or a pool, and one of them")
@@ -144,16 +153,19 @@ class EdgeClient:
             contents = [upload.read(image) for image in images]
             fields, uploads = upload.attach(request, contents, packet_bytes_max=self._link.packet_bytes_max)
             parsed = Request.model_validate_json(to_json({"job_id": job_id()} | fields))
-        except ValidationError as error:
-            raise EdgeAgentError(Code.BAD_REQUEST, faults(error)) from None
+        except (ValidationError, PydanticSerializationError) as error:
+            raise EdgeAgentError(Code.BAD_REQUEST, _fault(error, request)) from None
+        payload = parsed.to_json().encode()
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise EdgeAgentError(Code.PAYLOAD_TOO_LARGE, f"the job is over {PAYLOAD_BYTES_MAX} bytes; send less text")
         handle = Handle(
             placement=Placement(agent, pool, ends_s=self._now_s() + parsed.ttl_s),
             request=parsed,
-            payload=parsed.to_json().encode(),
+            payload=payload,
             cancel=lambda handle: self._notes.put(_JobCancelled(handle)),
             uploads=uploads,
         )
-        self._notes.put(handle)
+        self._hand_over(handle)
         return handle
 
     def admin(
@@ -161,17 +173,25 @@ class EdgeClient:
     ) -> OrderHandle:
         """Order an agent to `load`, `unload`, `pull`, `pin` or `unpin` a model; returns at once.
 
-        Raises EdgeAgentError BAD_REQUEST when no agent could take the order.
+        Raises EdgeAgentError BAD_REQUEST when no agent could take the order, SHUTTING_DOWN outside of the block.
         """
         check_name("agent", agent)
         fields = {"op_id": op_id or job_id(), "op": op, "model": model, "pinned": pinned}
         try:
             order = ModelOrder.model_validate_json(to_json(fields))
-        except ValidationError as error:
-            raise EdgeAgentError(Code.BAD_REQUEST, faults(error)) from None
+        except (ValidationError, PydanticSerializationError) as error:
+            raise EdgeAgentError(Code.BAD_REQUEST, _fault(error, fields)) from None
         handle = OrderHandle(agent, order)
-        self._notes.put(handle)
+        self._hand_over(handle)
         return handle
+
+    def _hand_over(self, handle: Handle | OrderHandle) -> None:
+        """Give something to the client's thread. Raises EdgeAgentError SHUTTING_DOWN when that would never end it."""
+        with self._handing:
+            if self._open_in != os.getpid():
+                sentence = "the client is not open in this process: use it inside its `with` block, one in each process"
+                raise EdgeAgentError(Code.SHUTTING_DOWN, sentence)
+            self._notes.put(handle)
 
     # The client's thread
 
@@ -180,18 +200,22 @@ class EdgeClient:
         self._link.ack(receipt)
 
     def _run(self) -> None:
-        while True:
-            try:
-                note = self._notes.get(timeout=TICK_S)
-            except stdlib_queue.Empty:
-                pass
-            else:
-                if note is None:
-                    break
-                self._take(note)
-            self._chase()
-            self._link.attend()
-        self._give_up()
+        try:
+            while self._turn():
+                self._chase()
+                self._link.attend()
+        finally:
+            self._give_up()
+
+    def _turn(self) -> bool:
+        """Take what comes, if something does; return whether to go on."""
+        try:
+            note = self._notes.get(timeout=TICK_S)
+        except stdlib_queue.Empty:
+            return True
+        if note is not None:
+            self._take(note)
+        return note is not None
 
     def _take(self, note: _Note) -> None:
         match note:
@@ -244,6 +268,8 @@ class EdgeClient:
 
     def _give_up(self) -> None:
         """Tell everybody who still waits; the agents go on."""
+        with self._handing:
+            self._open_in = None
         while not self._notes.empty():
             note = self._notes.get()
             if isinstance(note, Handle | OrderHandle):
@@ -251,3 +277,19 @@ class EdgeClient:
         sentence = "the client was closed before the end was known; ask again by the same id"
         self._jobs.close(EdgeAgentError(Code.SHUTTING_DOWN, sentence))
         self._orders.close(EdgeAgentError(Code.SHUTTING_DOWN, sentence))
+
+
+def _fault(error: ValidationError | PydanticSerializationError, fields: Mapping[str, Any]) -> str:
+    """Return what is wrong with fields, in a sentence that names them and repeats no value."""
+    if isinstance(error, ValidationError):
+        return faults(error)
+    unspeakable = (name for name, value in fields.items() if not _speakable(value))
+    return f"{next(unspeakable, 'a field')}: cannot be written as JSON"
+
+
+def _speakable(value: Any) -> bool:
+    try:
+        to_json(value)
+    except PydanticSerializationError:
+        return False
+    return True

@@ -38,6 +38,8 @@ def attach(
     if not contents or not isinstance(messages, list) or not isinstance(messages[-1], dict):
         return dict(fields), {}
     text = messages[-1].get("content")
+    if not isinstance(text, str | list | tuple | None):
+        return dict(fields), {}
     words = [{"type": "text", "text": text}] if isinstance(text, str) else list(text or ())
     named = [_by_hash(content) for content in contents]
 

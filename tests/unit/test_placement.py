@@ -4,6 +4,7 @@ Driven step by step, without threads: the connection is scripted, time moves by 
 """
 
 import json
+import os
 
 import pytest
 
@@ -46,6 +47,7 @@ class Desk:
         monkeypatch.setattr(client_module, "Link", ScriptedLink)
         self.now_s = 1000.0
         self.client = EdgeClient(Access("127.0.0.1", 1, client_id="me"), now_s=lambda: self.now_s)
+        self.client._open_in = os.getpid()
         self.link = self.client._link
 
     def step(self, seconds=0.0):
