@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.heartbeat import IDLE_S, Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.control.job_admin import JobAdmin
-from edge_agent.control.messages import ASK_BYTES_MAX, AskState, Reply, Standing, decode_ask
+from edge_agent.control.messages import ASK_BYTES_MAX, Ask, AskState, Reply, Standing, decode_ask
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Store
 from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
@@ -56,6 +57,9 @@ class _Caller:
 
     ends_s: float
     heard: bytearray = field(default_factory=bytearray)
+    asked: Future[tuple[Reply, Callable[[], None]]] | None = None
+    """What it waits for, of the store; `op` is what that shall do."""
+    op: str = ""
     reply: memoryview | None = None
 
 
@@ -81,6 +85,7 @@ class ControlServer:
         self._callers: dict[socket.socket, _Caller] = {}
         self._selector = selectors.DefaultSelector()
         self._waking, self._wakened = socket.socketpair()
+        self._waking.setblocking(False)
         self._listener: socket.socket | None = None
         self.beat = Heartbeat("control", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="control")
@@ -130,7 +135,7 @@ class ControlServer:
                 self.beat(wait_s)
                 for key, _ in self._selector.select(wait_s):
                     self.beat()
-                    if key.fileobj is self._wakened:
+                    if key.fileobj is self._wakened and not self._wakened.recv(STEP_BYTES):
                         for caller in list(self._callers):
                             self._hang_up(caller)
                         self.beat.over()
@@ -139,6 +144,7 @@ class ControlServer:
                         self._welcome(self._listener)
                     elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._callers:
                         self._attend(key.fileobj)
+                self._pass_on()
                 self._hang_up_late()
 
     def _wait_s(self) -> float:
@@ -185,30 +191,57 @@ class ControlServer:
             if not piece:
                 self._hang_up(sock)
             return
-        reply = self._answer(line).encode() + b"\n"
-        caller.reply = memoryview(reply)
+        self._selector.unregister(sock)
+        try:
+            reply = self._answer(caller, decode_ask(line))
+        except EdgeAgentError as error:
+            reply = Reply(error=Failure.of(error))
+        if reply is not None:
+            self._reply(sock, caller, reply)
+
+    def _answer(self, caller: _Caller, ask: Ask) -> Reply | None:
+        """Return the answer; None when the store gives it, for which nobody else waits. Raises EdgeAgentError."""
+        if isinstance(ask, AskState):
+            return Reply(state=self._state())
+        if isinstance(ask, ModelOrder):
+            return Reply(order=self._order(ask))
+        caller.op, caller.ends_s = ask.op, self._now_s() + STORE_S
+        caller.asked = self._store.asked(lambda queue: self._desk.answer(queue, ask))
+        caller.asked.add_done_callback(lambda _asked: self._wake())
+        return None
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it was woken already, or has stopped
+            self._waking.send(b".")
+
+    def _pass_on(self) -> None:
+        """Give what the store has said to who waits for it, and to who waited too long that it has not."""
+        now_s = self._now_s()
+        for sock, caller in [*self._callers.items()]:
+            if caller.asked is None or not (caller.asked.done() or caller.ends_s <= now_s):
+                continue
+            asked, caller.asked = caller.asked, None
+            try:
+                reply, afterwards = asked.result(0)
+            except EdgeAgentError as error:
+                reply = Reply(error=Failure.of(error))
+            except TimeoutError:
+                reply = Reply(error=Failure.of(self._late()))
+            else:
+                log.info("control.answered", op=caller.op)
+                afterwards()
+            self._reply(sock, caller, reply)
+
+    def _late(self) -> EdgeAgentError:
+        trouble = self._store.trouble
+        why = f"{trouble.trouble}; {trouble.mend}" if trouble else "the disk is slow"
+        return EdgeAgentError(Code.STORAGE_FULL, f"{why}; what was asked may still be done then")
+
+    def _reply(self, sock: socket.socket, caller: _Caller, reply: Reply) -> None:
+        caller.reply = memoryview(reply.encode() + b"\n")
         full = len(self._callers) == CONNECTIONS_MAX
         caller.ends_s = self._now_s() + (HURRY_S if full else PATIENCE_S)
-        self._selector.modify(sock, selectors.EVENT_WRITE)
-
-    def _answer(self, line: bytes) -> Reply:
-        try:
-            ask = decode_ask(line)
-            if isinstance(ask, AskState):
-                return Reply(state=self._state())
-            if isinstance(ask, ModelOrder):
-                return Reply(order=self._order(ask))
-            reply, afterwards = self._store.ask(lambda queue: self._desk.answer(queue, ask), timeout_s=STORE_S)
-        except EdgeAgentError as error:
-            return Reply(error=Failure.of(error))
-        except TimeoutError:
-            trouble = self._store.trouble
-            why = f"{trouble.trouble}; {trouble.mend}" if trouble else "the disk is slow"
-            late = EdgeAgentError(Code.STORAGE_FULL, f"{why}; what was asked may still be done then")
-            return Reply(error=Failure.of(late))
-        log.info("control.answered", op=ask.op)
-        afterwards()
-        return reply
+        self._selector.register(sock, selectors.EVENT_WRITE)
 
     def _hang_up_late(self) -> None:
         now_s = self._now_s()
@@ -219,7 +252,8 @@ class ControlServer:
         if len(self._callers) == CONNECTIONS_MAX and self._listener is not None:
             self._selector.register(self._listener, selectors.EVENT_READ)
         del self._callers[sock]
-        self._selector.unregister(sock)
+        with contextlib.suppress(KeyError):  # one that waits for the store is not listened to
+            self._selector.unregister(sock)
         sock.close()
 
 

@@ -135,6 +135,10 @@ class Store:
 
         Raises EdgeAgentError as `act` did, TimeoutError while the disk takes nothing; it may still be done later then.
         """
+        return result_awake(self.asked(act), timeout_s)
+
+    def asked(self, act: Callable[[Queue], T]) -> Future[T]:
+        """Add an operation; its outcome, or the EdgeAgentError it raised, comes with the future. Returns at once."""
         future: Future[T] = Future()
 
         def then(outcome: T | EdgeAgentError) -> None:
@@ -144,7 +148,7 @@ class Store:
                 future.set_result(outcome)
 
         self._inbox.put(Operation(act, then))
-        return result_awake(future, timeout_s)
+        return future
 
     def _run(self) -> None:
         held: list[Operation[Any]] = []

@@ -236,6 +236,23 @@ def test_a_full_disk_is_told(running, monkeypatch):
     flush(running.store)
 
 
+def test_who_waits_for_the_disk_keeps_nobody_else_waiting(running, monkeypatch):
+    """How the agent is can be asked meanwhile: it is not frozen. Who waited is answered when the disk goes on."""
+    disk = FullDisk(running.queue, monkeypatch)
+    disk.full = True
+    answers = []
+    askers = [threading.Thread(target=lambda: answers.append(running.ask(ListJobs()))) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    wait_for(lambda: sum(1 for each in running.server._callers.values() if each.asked) == len(askers), "them to wait")
+    assert running.ask(AskState()).state == STATE
+    assert answers == []
+    disk.full = False
+    for asker in askers:
+        asker.join(PATIENCE_S)
+    assert [answer.error for answer in answers] == [None] * len(askers)
+
+
 # While the agent is down
 
 
