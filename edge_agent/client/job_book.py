@@ -34,7 +34,7 @@ class JobBook:
         self._link = link
         self._now_s = now_s
         self._open: dict[Key, Handle] = {}
-        self._taps: defaultdict[str, SendWindow] = defaultdict(SendWindow)
+        self._send_windows: defaultdict[str, SendWindow] = defaultdict(SendWindow)
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._born: dict[str, Presence] = {}
         self._asked: dict[int, Handle] = {}
@@ -88,10 +88,10 @@ class JobBook:
             return
         if due is Due.OFFER:
             pool = handle.pool or ""
-            if pool in shut or not self._taps[pool].open(now_s):
+            if pool in shut or not self._send_windows[pool].open(now_s):
                 shut.add(pool)
                 return
-            self._taps[pool].sent(handle.job_id, now_s)
+            self._send_windows[pool].sent(handle.job_id, now_s)
         ask = due is Due.ASK
         publication = Publication(
             self._topic(handle, Command.STATUS if ask else Command.JOB, pool=due is Due.OFFER),
@@ -155,7 +155,7 @@ class JobBook:
         if handle.unheard:
             job.unheard(self._now_s())
         if job.offered and (handle.unheard or job.throttled):
-            self._taps[job.pool or ""].full(handle.job_id, self._now_s())
+            self._send_windows[job.pool or ""].full(handle.job_id, self._now_s())
         if reason >= REFUSED and not job.throttled:
             self._refuse(handle, self._broker_failure(handle, reason))
 
@@ -206,7 +206,7 @@ class JobBook:
 
     def _settle(self, handle: Handle, status: Status) -> bool:
         """Return whether this agent of the pool is the one to follow: the first that accepts; later ones drop it."""
-        send_window = self._taps[handle.pool or ""]
+        send_window = self._send_windows[handle.pool or ""]
         voice = handle.placement.voice(status.agent, ended=status.state in TERMINAL)
         if voice is Voice.FIRST:
             send_window.taken(handle.job_id)
@@ -221,7 +221,7 @@ class JobBook:
 
     def _hear_refusal(self, handle: Handle, status: Status) -> None:
         failure = status.error or Failure.because(Code.INTERNAL, "")
-        send_window, now_s = self._taps[handle.pool or ""], self._now_s()
+        send_window, now_s = self._send_windows[handle.pool or ""], self._now_s()
         match handle.placement.refused(status.agent, failure, now_s):
             case RefusalMeaning.OVER:
                 self._refuse(handle, failure)
@@ -251,7 +251,7 @@ class JobBook:
     def _close(self, handle: Handle) -> None:
         del self._open[_key(handle)]
         if handle.pool is not None:
-            self._taps[handle.pool].forget(handle.job_id)
+            self._send_windows[handle.pool].forget(handle.job_id)
             for agent in handle.placement.holders:
                 self._dismiss(agent, handle.job_id)
             self._closed[handle.job_id] = None

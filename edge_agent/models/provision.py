@@ -137,7 +137,7 @@ class Provision:
         self._wake = threading.Event()
         self.beat = Heartbeat("models")
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
-        self._ladders = {
+        self._fallbacks = {
             serve.name: Fallbacks(
                 serve.name,
                 places=partial(self._places, serve),
@@ -173,11 +173,11 @@ class Provision:
 
     def fallbacks(self, name: str) -> Fallbacks:
         """Return the places where a served model can run."""
-        return self._ladders[name]
+        return self._fallbacks[name]
 
     def set_aside(self) -> Mapping[str, Sequence[SetAside]]:
         """Return the places that failed and have not worked since, by served model."""
-        return {name: found for name, fallbacks in self._ladders.items() if (found := fallbacks.set_aside())}
+        return {name: found for name, fallbacks in self._fallbacks.items() if (found := fallbacks.set_aside())}
 
     def compared(self) -> Mapping[str, Compared]:
         """Return whether what a served model says was held against the processor's words; none on the processor."""
@@ -343,7 +343,7 @@ class Provision:
             else:
                 self._faults[serve.name] = fault
         if serve.upstream is not None and fault is None and not note:
-            self._ladders[serve.name].reset_backoff()  # what has come is tried before another machine is asked again
+            self._fallbacks[serve.name].reset_backoff()  # what has come is tried before another machine is asked again
         self._changed()
 
     def _note(self, serve: ServeSection, text: str) -> None:

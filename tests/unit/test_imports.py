@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -117,6 +118,18 @@ def test_parts_that_stand_apart_import_nothing_of_ours(part):
         if inside(name, part):
             known = {each for each in GRAPH[name] if each in FILES and not inside(each, part, "hardware.files")}
             assert known <= {"edge_agent"}, f"{name} knows of {known}"
+
+
+def test_no_two_classes_have_one_name():
+    """Who reads a name, or searches for it, finds one thing."""
+    names = Counter(
+        node.name
+        for name, file in FILES.items()
+        if inside(name, "edge_agent")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from running import wait_for
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.guides.burden import Allowance, Burden, StepTimes
+from edge_agent.engine.guides.burden import Burden, GuideAllowance, StepTimes
 from edge_agent.engine.guides.guide import ALLOWED_S, EASY_S, SLOW_S
 from edge_agent.engine.hosting.prover import NotTriedError, Prover
 from edge_agent.engine.messages import Guide, GuideKind, ModelLimits, Ready
@@ -222,7 +222,7 @@ def test_many_steps_that_take_a_little_longer_are_found():
 
 
 def test_what_tokens_may_take_is_bounded_in_all():
-    easy, hard = Allowance(), Allowance()
+    easy, hard = GuideAllowance(), GuideAllowance()
     assert not any(easy.spent(EASY_S) for _ in range(10_000))
     assert [hard.spent(SLOW_S) for _ in range(9)].count(False) <= ALLOWED_S / (SLOW_S - EASY_S)
-    assert Allowance().spent(1.01 * SLOW_S)
+    assert GuideAllowance().spent(1.01 * SLOW_S)

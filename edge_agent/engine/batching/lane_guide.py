@@ -14,7 +14,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.guides import guide as bounds
-from edge_agent.engine.guides.burden import Allowance
+from edge_agent.engine.guides.burden import GuideAllowance
 from edge_agent.engine.guides.grammar import rewritten
 from edge_agent.engine.messages import Guide, GuideKind
 
@@ -55,7 +55,7 @@ class Constraint:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._words = np.zeros(-(-vocab_size // _WORD_BITS), np.uint32)
-        self._allowance = Allowance()
+        self._allowance = GuideAllowance()
         self._taken_s = 0.0
 
     @property

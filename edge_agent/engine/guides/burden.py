@@ -12,7 +12,7 @@ BORNE = 5.0
 """All steps of guided texts may take so many times as long as steps of others: texts grow long, machines hot."""
 
 
-class Allowance:
+class GuideAllowance:
     """What tokens may take: SLOW_S one of them, ALLOWED_S all of them beyond EASY_S each."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Burden:
     def __init__(self) -> None:
         self._usual: StepTimes | None = None
         self._plain: dict[int, StepTimes] = {}
-        self._allowance = Allowance()
+        self._allowance = GuideAllowance()
 
     def heavy(self, took: StepTimes, *, texts: int, guided: bool) -> bool:
         """Take in a step that computed one token of so many texts and nothing else; `guided`: some of them are.
@@ -63,7 +63,7 @@ class Burden:
         beyond_s = min(took.beyond(plain.times(BORNE)), SLOW_S)  # one that takes longer is judged by what is usual
         heavy = guided and (self._allowance.spent(beyond_s) or took.beyond(usual.times(TIMES)) > SLOW_S)
         if heavy or not guided:
-            self._allowance = Allowance()
+            self._allowance = GuideAllowance()
         return heavy
 
     def _plainly(self, texts: int) -> StepTimes | None:

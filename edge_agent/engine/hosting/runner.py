@@ -57,8 +57,8 @@ class Ruling:
 class EngineRunner:
     """Does with an engine what is decided.
 
-    All but `hurry` and `condemn` belongs to the main thread; the callbacks of an engine come on its own and only leave
-    notes. `wake` is called when there is something to do before its time.
+    All but `hurry` and `mark_for_kill` belongs to the main thread; the callbacks of an engine come on its own and only
+    leave notes. `wake` is called when there is something to do before its time.
     """
 
     def __init__(

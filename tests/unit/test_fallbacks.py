@@ -15,7 +15,7 @@ NPU, GPU, CPU = (Placed(Path("/models/phi"), "openvino", device, variant="phi") 
 
 
 class Bench:
-    """A ladder, and the clock and memory of its machine."""
+    """Fallbacks, and the clock and memory of its machine."""
 
     def __init__(self, *places, **given):
         self.now_s = 0.0
