@@ -7,10 +7,11 @@ from pathlib import Path
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.bench import calibrate, workload
-from edge_agent.bench.calibrate import THREADS, Axis, Calibration, Options, Tried
+from edge_agent.bench.calibrate import Calibration, Options, Tried
 from edge_agent.bench.reference_loop import Bare
 from edge_agent.bench.workload import Figure, Plan, WorkloadPrompts, out_name
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.facts import THREADS, Axis
 from edge_agent.engine.hosting.one_shot import OneShotEngine
 from edge_agent.engine.messages import Ready
 from edge_agent.engine.selftest.canary import ANSWER_TOKENS, beginning

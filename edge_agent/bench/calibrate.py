@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edge_agent.models.memory import CACHE_OPTION
+from edge_agent.engine.facts import THREADS, Axis
+from edge_agent.engine.registry import backends, on
 from hardware.machine import Machine
 
 Options = Mapping[str, str]
@@ -16,8 +17,6 @@ Options = Mapping[str, str]
 Answer = tuple[tuple[str, int], ...]
 """A text as it came: pieces, and how many tokens each stands for."""
 
-THREADS = "threads"
-"""Among settings, the number of compute threads: libraries name it differently, ModelSpec has a field for it."""
 GAIN_MIN = 0.05
 """A setting must be faster by this share: between two loads of the same setting lie a few per cent."""
 AGREE_TOKENS = 8
@@ -30,15 +29,6 @@ CACHE = ("f16",)
 """Precisions of the cache that do no harm. Four bits are tried only when asked for: a handful of first tokens, by which
 settings are compared, says little of what they do to a long answer."""
 CACHES = frozenset({"f32", "f16", "u4"})
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One setting of a library and the values worth trying in place of the one in use."""
-
-    option: str
-    values: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +72,10 @@ def axes(backend: str, device: str, machine: Machine, *, cache: tuple[str, ...] 
 
     `cache`: precisions of the cache of keys and values to try in place of 8 bits, where the library has them.
     """
-    flags = frozenset(machine.cpu.flags or ())
-    threads = Axis(THREADS, _threads(machine))
-    match backend, device:
-        case "openvino", "cpu":
-            # docs.openvino.ai, "CPU Device" and "Optimizing LLMs": 0 is off, else activations share a scale by so many
-            found = [Axis("DYNAMIC_QUANTIZATION_GROUP_SIZE", ("0", "32", "64", "128")), threads]
-            if flags & BF16_FLAGS:
-                found.append(Axis("INFERENCE_PRECISION_HINT", ("bf16",)))
-            found.append(Axis(CACHE_OPTION, cache))
-        case "openvino", "gpu":  # docs.openvino.ai, "GPU Device": f16 is its own choice; devices without XMX ignore it
-            found = [Axis("DYNAMIC_QUANTIZATION_GROUP_SIZE", ("0", "32", "128"))]
-        case "openvino", "npu":  # docs.openvino.ai, "OpenVINO GenAI on NPU": slower to compile, faster to run
-            found = [Axis("GENERATE_HINT", ("BEST_PERF",))]
-        case "onnx", "cpu":
-            # onnxruntime.ai, "Thread management": threads that wait for work spin by default; a neighbour may need
-            # the core more
-            found = [threads, Axis("session.intra_op.allow_spinning", ("0",))]
-            if machine.cpu.architecture == "aarch64" and "bf16" in flags:
-                found.append(Axis("mlas.enable_gemm_fastmath_arm64_bfloat16", ("1",)))
-        case "llamacpp", "cpu":
-            found = [threads]
-        case "onnx", "cuda":  # onnxruntime.ai, "CUDA Execution Provider"
-            found = [Axis("enable_cuda_graph", ("1",))]
-        case _:
-            found = []
+    facts = backends().get(backend)
+    filled = {THREADS: _threads(machine), facts.kv_option if facts else "": cache}
+    fitting = (axis for axis in on(backend, device).axes if axis.fits(machine))
+    found = (Axis(axis.option, axis.values or filled.get(axis.option, ())) for axis in fitting)
     return tuple(axis for axis in found if axis.values)
 
 
@@ -127,17 +96,7 @@ def _threads(machine: Machine) -> tuple[str, ...]:
 
 def plain(backend: str, device: str) -> Options | None:
     """Return the settings of plain arithmetic, whose texts the others' are compared with; None where it is default."""
-    match backend, device:
-        case "openvino", "cpu":
-            return {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "KV_CACHE_PRECISION": "f32",
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-            }
-        case "openvino", "gpu":
-            return {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-        case _:
-            return None
+    return on(backend, device).plain
 
 
 def steps(along: Sequence[Axis], reference: Options | None) -> int:

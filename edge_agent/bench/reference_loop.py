@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from edge_agent.base.errors import BackendMissingError, Code, EdgeAgentError
-from edge_agent.engine.backend import ModelSpec, find, gguf_file
+from edge_agent.engine.backend import ModelSpec, find
 from edge_agent.engine.child import settle
 from edge_agent.engine.hosting.plan import CLOSE_S, LOAD_S
+from edge_agent.engine.llamacpp.gguf import gguf_file
 from edge_agent.engine.model_folder import check
 
 LINE_BYTES_MAX = 2**22

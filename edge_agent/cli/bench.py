@@ -20,11 +20,12 @@ from rich.text import Text
 from edge_agent.base.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.bench import calibrate
 from edge_agent.bench.bench import Bench, NothingSoundError, Report, Subject
-from edge_agent.bench.calibrate import THREADS, Axis
 from edge_agent.bench.workload import Plan
 from edge_agent.cli import bench_subject
 from edge_agent.cli.bench_report import as_json, drawing, show, show_tried
-from edge_agent.cli.bench_subject import BenchBackend, BenchSize, Device
+from edge_agent.cli.bench_subject import BenchSize
+from edge_agent.engine import registry
+from edge_agent.engine.facts import THREADS, Axis
 from edge_agent.jobs.state_dir import locked
 from edge_agent.models import measurements
 from edge_agent.models.build_store import BuildStore
@@ -46,6 +47,21 @@ class BenchGrid(StrEnum):
     NONE = "none"
 
 
+def _backend(name: str) -> str:
+    return _known(name, registry.names())
+
+
+def _device(name: str) -> str:
+    return _known(name, registry.devices())
+
+
+def _known(name: str, known: tuple[str, ...]) -> str:
+    try:
+        return registry.checked(name, ("auto", *known))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def bench(
     model: Annotated[
         str | None, typer.Argument(help="A model's folder, or a build of the catalogue that is in the store.")
@@ -54,10 +70,12 @@ def bench(
     synthetic: Annotated[
         BenchSize | None, typer.Option(help="A model with random weights instead, made for this and removed after it.")
     ] = None,
-    backend: Annotated[BenchBackend, typer.Option(help="The library; with a folder auto is the one it is for.")] = (
-        BenchBackend.AUTO
-    ),
-    device: Annotated[Device, typer.Option(help="What it runs on; auto is the processor where it can.")] = Device.AUTO,
+    backend: Annotated[
+        str, typer.Option(help="The library; with a folder auto is the one it is for.", callback=_backend)
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="What it runs on; auto is the processor where it can.", callback=_device)
+    ] = "auto",
     threads: Annotated[
         str | None, typer.Option(help="Compute threads, several to try: 1,2. The cores granted to us if left out.")
     ] = None,

@@ -24,26 +24,7 @@ class BenchSize(StrEnum):
     FULL = "full"
 
 
-class BenchBackend(StrEnum):
-    """The library that runs it."""
-
-    AUTO = "auto"
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-    LLAMACPP = "llamacpp"
-
-
-class Device(StrEnum):
-    """What it runs on."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    GPU = "gpu"
-    NPU = "npu"
-
-
-def found(model: str, loaded: Settings, backend: BenchBackend, device: Device, *, meaning: bool) -> Subject:
+def found(model: str, loaded: Settings, backend: str, device: str, *, meaning: bool) -> Subject:
     """Find what is meant: a folder, a build in the store, or a family of which there is one."""
     installed = here(BuildStore.of(loaded))
     folder = Path(model)
@@ -53,7 +34,7 @@ def found(model: str, loaded: Settings, backend: BenchBackend, device: Device, *
             placed(_serve(folder, backend, device), folder), measurements.identity(folder), str(folder), meaning
         )
     builds = [each for each in catalogue.read(loaded.models.catalogue).builds_of(name) if each.name in installed]
-    builds = [each for each in builds if backend in (BenchBackend.AUTO, each.backend)]
+    builds = [each for each in builds if backend in ("auto", each.backend)]
     if not builds:
         raise EdgeAgentError(
             Code.MODEL_MISSING,
@@ -63,13 +44,13 @@ def found(model: str, loaded: Settings, backend: BenchBackend, device: Device, *
         names = ", ".join(each.name for each in builds)
         raise EdgeAgentError(Code.MODEL_MISSING, f"several builds of {model} are in the store; name one: {names}")
     (variant,) = builds
-    on = "cpu" if device is Device.AUTO and "cpu" in variant.devices else device
-    on = variant.devices[0] if on == Device.AUTO else on
+    on = "cpu" if device == "auto" and "cpu" in variant.devices else device
+    on = variant.devices[0] if on == "auto" else on
     options = options_of(variant, on)
     place = Placed(
         path=installed[variant.name],
         backend=variant.backend,
-        device=str(on),
+        device=on,
         options=options,
         variant=variant.name,
         revision=variant.revision,
@@ -77,19 +58,17 @@ def found(model: str, loaded: Settings, backend: BenchBackend, device: Device, *
     return Subject(place, variant.name, variant.name, meaning)
 
 
-def synthetic(
-    size: BenchSize, backend: BenchBackend, device: Device, parent: Path, tell: Callable[[str], None]
-) -> Subject:
+def synthetic(size: BenchSize, backend: str, device: str, parent: Path, tell: Callable[[str], None]) -> Subject:
     """Make a model with random weights in a folder."""
     from edge_agent import synth  # noqa: PLC0415 - other verbs live without numpy
 
     folder = parent / size
-    library = BenchBackend.ONNX if backend is BenchBackend.AUTO else backend
+    library = "onnx" if backend == "auto" else backend
     synth.build_text(
         folder,
         backend=synth.Backend(library),
         shape=synth.FULL if size is BenchSize.FULL else synth.TINY,
-        block_size=128 if library is BenchBackend.OPENVINO else 32,  # as the published builds for each library
+        block_size=128 if library == "openvino" else 32,  # as the published builds for each library
         progress=lambda done, total: tell(f"makes a {size} model: {done} of {total} layers"),
     )
     name = f"synthetic-{size}"
@@ -113,5 +92,5 @@ def remember(subject: Subject, loaded: Settings, heard: str) -> None:
         ReferenceAnswers(loaded.agent.state_dir).keep(subject.placed.path, subject.placed.backend, asked, heard)
 
 
-def _serve(folder: Path, backend: BenchBackend, device: Device) -> ServeSection:
-    return ServeSection(name="bench", path=folder, backend=backend.value, device=device.value)
+def _serve(folder: Path, backend: str, device: str) -> ServeSection:
+    return ServeSection(name="bench", path=folder, backend=backend, device=device)

@@ -1,4 +1,4 @@
-"""The contract every backend keeps, and the registry that finds one.
+"""The contract every backend keeps, and how one is found that keeps it.
 
 Pull, one step at a time: the child's loop asks for a step, sends its events, looks for
 commands, asks again. So batching, cancelling and joining mid-way need no threads.
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from edge_agent.base.errors import BackendMissingError, Code, EdgeAgentError
 from edge_agent.engine.messages import Canary, Event, Generation, Guide, JobId, ModelLimits
 from edge_agent.engine.model_folder import check
+from edge_agent.engine.registry import backends, facts_of, on
 
 NOWHERE = Path()
 """The path of a model that is not on this device."""
@@ -110,72 +111,10 @@ Loader = Callable[..., LoadedModel]
 """Takes a ModelSpec, and by keyword what tests put in the place of clocks and chance."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A backend: its load function as `module:name`, what it imports, and how its folders are known.
-
-    `libraries` are the packages it stands on and `extra` brings; `marks` are patterns of files, one of which lies in
-    every folder for it and in none for those before it. `guides` returns the Follower of a path as its engine has it;
-    empty for one that compiles nothing here.
-    """
-
-    load: str
-    guides: str
-    libraries: tuple[str, ...]
-    extra: str
-    marks: tuple[str, ...]
-
-
-_BACKENDS: Mapping[str, Entry] = {
-    "onnx": Entry(
-        "edge_agent.engine.onnx.load:load",
-        "edge_agent.engine.onnx.guide:guides",
-        ("onnxruntime_genai", "onnxruntime", "llguidance"),
-        "cpu",
-        ("genai_config.json",),
-    ),
-    "openvino": Entry(
-        "edge_agent.engine.openvino.load:load",
-        "edge_agent.engine.openvino.load:guides",
-        ("openvino_genai", "openvino"),
-        "openvino",
-        ("openvino_language_model.xml", "openvino_model.xml"),
-    ),
-    "transformers": Entry(
-        "edge_agent.engine.hf.transformers:load",
-        "edge_agent.engine.hf.lane_by_lane:guides",
-        ("torch", "transformers", "llguidance"),
-        "transformers",
-        ("model.safetensors", "model.safetensors.index.json"),
-    ),
-    "llamacpp": Entry(
-        "edge_agent.engine.llamacpp.load:load",
-        "edge_agent.engine.llamacpp.load:guides",
-        ("xllamacpp", "llguidance"),
-        "llamacpp",
-        ("*.gguf",),
-    ),
-    # Its folders look like that of transformers: whoever wants it says so.
-    "mlx": Entry(
-        "edge_agent.engine.hf.mlx:load",
-        "edge_agent.engine.hf.lane_by_lane:guides",
-        ("mlx", "mlx_lm", "transformers", "llguidance"),
-        "mlx",
-        (),
-    ),
-    "openai": Entry("edge_agent.engine.openai.load:load", "", (), "", ()),
-}
-_OF_DEVICE = {("openvino", "npu"): "edge_agent.engine.openvino.npu:load"}
-"""Where a library drives a device in another way than the rest."""
 _TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """The onnxruntime-genai wheel reports its use to its makers unless this is set before its import."""
 _UNWANTED = ("openvino_telemetry",)
 """`import openvino` reports itself through this package, and asks nobody; without it, it goes on in silence."""
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of the backends there are."""
-    return tuple(_BACKENDS)
 
 
 def backend_of(folder: Path) -> str:
@@ -184,8 +123,9 @@ def backend_of(folder: Path) -> str:
     Raises EdgeAgentError MODEL_MISSING when there is none.
     """
     try:
-        if folder.suffix == ".gguf" and folder.is_file():
-            return "llamacpp"
+        for name, facts in backends().items():
+            if facts.file_suffix and folder.suffix == facts.file_suffix and folder.is_file():
+                return name
         there = folder.is_dir()
     except OSError as error:
         raise EdgeAgentError(
@@ -195,38 +135,26 @@ def backend_of(folder: Path) -> str:
         raise EdgeAgentError(
             Code.MODEL_MISSING, f"{folder} is not a folder; put a model there or mend models.serve.path"
         )
-    for name, entry in _BACKENDS.items():
-        if any(next(folder.glob(mark), None) for mark in entry.marks):
+    for name, facts in backends().items():
+        if any(next(folder.glob(mark), None) for mark in facts.marks):
             return name
-    known = ", ".join(f"{entry.marks[-1]} ({name})" for name, entry in _BACKENDS.items() if entry.marks)
-    raise EdgeAgentError(Code.MODEL_MISSING, f"{folder} holds none of {known}; point models.serve.path at a build")
+    raise EdgeAgentError(Code.MODEL_MISSING, f"{folder} holds none of {marks()}; point models.serve.path at a build")
 
 
-def gguf_file(path: Path) -> Path:
-    """Return the GGUF file meant by its own path or that of the folder it lies in.
-
-    Raises EdgeAgentError MODEL_MISSING when there is not one of them in the folder.
-    """
-    if path.is_file():
-        return path
-    files = sorted(path.glob("*.gguf"))
-    if len(files) != 1:
-        raise EdgeAgentError(
-            Code.MODEL_MISSING, f"{path} holds {len(files)} files *.gguf; point models.serve.path at the one you mean"
-        )
-    return files[0]
+def marks() -> str:
+    """Return a file's name by which a folder of each backend is known, in words."""
+    return ", ".join(f"{facts.marks[-1]} ({name})" for name, facts in backends().items() if facts.marks)
 
 
 def compiles(name: str) -> bool:
     """Return whether a backend compiles guides on this device."""
-    return bool(_BACKENDS[name].guides)
+    return bool(facts_of(name).guides)
 
 
 def follower_of(name: str) -> Callable[[Path], Follower]:
     """Return what opens the vocabulary of a backend's model, with its library's telemetry off."""
     isolate()
-    module, function = _BACKENDS[name].guides.split(":")
-    opened: Callable[[Path], Follower] = getattr(importlib.import_module(module), function)
+    opened: Callable[[Path], Follower] = named(facts_of(name).guides)
 
     def checked(path: Path) -> Follower:
         check(path)
@@ -242,30 +170,33 @@ def find(name: str, device: str = "cpu") -> Loader:
     BackendMissingError with the install line when its library is absent, EdgeAgentError UNSUPPORTED when there is no
     such backend.
     """
-    entry = _BACKENDS.get(name)
-    if entry is None:
-        raise EdgeAgentError(Code.UNSUPPORTED, f"no backend {name!r} in this version; there is: {', '.join(_BACKENDS)}")
+    facts = facts_of(name)
     isolate()
-    module, function = _OF_DEVICE.get((name, device), entry.load).split(":")
     try:
-        load: Loader = getattr(importlib.import_module(module), function)
+        load: Loader = named(on(name, device).load or facts.load)
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
-        if library not in entry.libraries:
+        if library not in facts.libraries:
             raise
+        mend = f"install it with: pip install 'edge-slm-agent[{facts.extra}]'"
+        mend += f" (from a checkout: pip install '.[{facts.extra}]')"
         raise BackendMissingError(
-            f"{library} is not installed; install it with: pip install 'edge-slm-agent[{entry.extra}]' "
-            f"(from a checkout: pip install '.[{entry.extra}]')"
+            f"{library} is not installed; {mend if facts.extra else f'the backend {name} stands on it'}"
         ) from error
-    if not entry.libraries:
-        return load
 
     @functools.wraps(load)
     def checked(spec: ModelSpec, **told: Any) -> LoadedModel:
-        check(spec.path)
+        if spec.path != NOWHERE:
+            check(spec.path)
         return load(spec, **told)
 
     return checked
+
+
+def named(reference: str) -> Any:
+    """Return what `module:name` stands for."""
+    module, name = reference.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def isolate() -> None:

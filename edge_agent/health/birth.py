@@ -10,7 +10,7 @@ from edge_agent.health.condition import Condition
 from edge_agent.models.choose import Candidate, Decision
 from edge_agent.models.fallback import SetAside
 from edge_agent.models.reference_answers import Compared
-from edge_agent.models.upstream import DEVICE, MEMORY_BYTES, whose
+from edge_agent.models.upstream import BACKEND, DEVICE, MEMORY_BYTES, whose
 from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX
 from edge_agent.protocol.payloads import (
     PROTOCOL_VERSION,
@@ -170,7 +170,7 @@ def _upstream(serve: ServeSection, owner: ServeSection) -> Sequence[CandidateInf
     return (
         CandidateInfo(
             variant=owner.openai.model,
-            backend="openai",
+            backend=BACKEND,
             device=DEVICE,
             host=owner.openai.host,
             installed=False,

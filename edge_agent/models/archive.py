@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.backend import backend_of
+from edge_agent.engine.backend import backend_of, marks
 from edge_agent.models import manifest as manifests
 from edge_agent.models.build_store import BuildStore, in_words, sync, writing
 from edge_agent.models.catalogue import Variant
@@ -197,7 +197,7 @@ def _sizes_bytes(folder: Path) -> dict[str, int]:
         entries = sorted(folder.iterdir())
         sizes_bytes = {each.name: each.lstat() for each in entries if not each.name.startswith(".")}
     except EdgeAgentError as error:
-        raise _refused("it holds neither genai_config.json (onnx) nor openvino_model.xml (openvino)") from error
+        raise _refused(f"it holds none of {marks()}") from error
     except OSError as error:
         raise _unreadable(folder, error) from error
     for name, found in sizes_bytes.items():

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from edge_agent.base.errors import PassingError, SettingsError
+from edge_agent.engine import registry
 
 SHIPPED = Path(__file__).with_name("catalogue.toml")
 
@@ -21,9 +22,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,1
 """A file's or variant's name: one level of a path, never `..`."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _FOLDER = r"^([A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)?$"
-Backend = Literal["onnx", "openvino", "genie", "ryzenai", "mlx", "llamacpp"]
-"""Whose runtime a build is for; those this version does not have are known so that a decision can say so."""
-Device = Literal["cpu", "cuda", "gpu", "npu", "qnn", "webgpu", "trt-rtx"]
+FOREIGN = ("genie", "ryzenai")
+"""Runtimes that no backend drives; builds for them are known so that a decision can say so."""
+Backend = Annotated[str, AfterValidator(lambda name: registry.checked(name, (*registry.names(), *FOREIGN)))]
+"""Whose runtime a build is for."""
+Device = Annotated[str, AfterValidator(lambda name: registry.checked(name, registry.devices()))]
 """What a build can run on, as its backend calls it: `gpu` and `npu` are Intel's, `qnn` is Qualcomm's NPU."""
 
 QUALITY = {

@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.backend import names
+from edge_agent.engine.facts import Build, DeviceFacts
+from edge_agent.engine.registry import names, on
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.memory import (
     CONTEXT_TOKENS_MIN,
-    Build,
     Needed,
     build_of,
     largest_that_fits,
@@ -17,7 +17,7 @@ from edge_agent.models.memory import (
     reserved,
     with_settings,
 )
-from edge_agent.models.runtimes import ACCELERATORS, PLUGGED, RUNS, Runtime, Runtimes, is_for
+from edge_agent.models.runtimes import Runtime, Runtimes
 from edge_agent.models.speed import efficiency, expected_per_s
 from hardware.machine import Accelerator, Kind, Machine, Memory, Vendor
 
@@ -28,22 +28,13 @@ line of two or three jobs still moves at that speed."""
 ANY_BYTES_PER_S = 20e9
 """Where the memory's speed is not known, builds are ordered as if it were this; it is never shown."""
 
-NAMES: Mapping[tuple[Vendor | None, Kind], str] = {
+NAMES: Mapping[tuple[Vendor | None, Kind | None], str] = {
     (None, Kind.GPU): "GPU",
     (Vendor.NVIDIA, Kind.GPU): "NVIDIA GPU",
     (Vendor.INTEL, Kind.GPU): "Intel GPU",
     (Vendor.INTEL, Kind.NPU): "Intel NPU",
     (Vendor.QUALCOMM, Kind.NPU): "Qualcomm NPU",
 }
-DRIVERS = {
-    ("onnx", "cuda"): "install the extra [cuda] in place of [cpu], and NVIDIA's driver for CUDA 13",
-    ("openvino", "gpu"): "sudo apt install intel-opencl-icd",
-    (
-        "openvino",
-        "npu",
-    ): "install Intel's Linux NPU driver: intel-level-zero-npu, intel-driver-compiler-npu, level-zero",
-}
-"""What a library lacks that does not see an accelerator which the kernel sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +171,10 @@ def _unusable(variant: Variant, device: str, *, wanted: WantedModel, machine: Ma
     """Return why a build cannot run on a device at all; empty when it can."""
     if wanted.backend not in {"auto", variant.backend} or wanted.device not in {"auto", device}:
         return f"backend {wanted.backend} and device {wanted.device} are asked for"
-    if (variant.backend, device) in ACCELERATORS and (reason := _accelerator_unusable(variant, device, machine)):
+    how = on(variant.backend, device)
+    if how.kind is not None and (reason := _accelerator_unusable(variant, how, machine)):
         return reason
-    if (variant.backend, device) not in RUNS:
+    if how.efficiency is None:
         note = f": {variant.note}" if variant.note else ""
         missing = f"this version has no {variant.backend} backend for {device}{note}"
         by_path = f"{variant.backend} runs what is put there: name a file or folder by path in a models.serve table"
@@ -190,10 +182,7 @@ def _unusable(variant: Variant, device: str, *, wanted: WantedModel, machine: Ma
     if runtimes.of(variant.backend, device) is None:
         if variant.backend in runtimes.missing:
             return runtimes.missing[variant.backend]
-        mend = DRIVERS.get((variant.backend, device))
-        if (variant.backend, device) in PLUGGED:
-            mend = "it takes onnxruntime's plugin for that, and the driver; see docs/limits.md"
-        return f"the library of {variant.backend} sees no {device}" + (f"; {mend}" if mend else "")
+        return f"the library of {variant.backend} sees no {device}" + (f"; {how.driver}" if how.driver else "")
     return ""
 
 
@@ -202,14 +191,14 @@ def _accelerator(variant: Variant, device: str, machine: Machine) -> Accelerator
     fitting = (
         each
         for each in machine.accelerators
-        if is_for(each, variant.backend, device) and (not variant.made_for or each.generation in variant.made_for)
+        if on(variant.backend, device).means(each) and (not variant.made_for or each.generation in variant.made_for)
     )
     return next(fitting, None)
 
 
-def _accelerator_unusable(variant: Variant, device: str, machine: Machine) -> str:
-    name = NAMES[ACCELERATORS[variant.backend, device]]
-    there = [each for each in machine.accelerators if is_for(each, variant.backend, device)]
+def _accelerator_unusable(variant: Variant, how: DeviceFacts, machine: Machine) -> str:
+    name = NAMES.get((how.vendor, how.kind), str(how.kind))
+    there = [each for each in machine.accelerators if how.means(each)]
     if not there:
         return f"this machine has no {name}"
     fitting = [each for each in there if not variant.made_for or each.generation in variant.made_for]
@@ -292,10 +281,8 @@ def _fit(
 
 def options_of(variant: Variant, device: str) -> Mapping[str, str]:
     """Return the settings of the library that a build needs on a device, in the library's own spelling."""
-    if variant.backend == "openvino" and device == "cpu" and variant.group_size:
-        # the group size of the weights themselves: measured 1.4 to 1.5 times as fast as other sizes
-        return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(variant.group_size)}
-    return {}
+    option = on(variant.backend, device).group_size_option
+    return {option: str(variant.group_size)} if option and variant.group_size else {}
 
 
 def _ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

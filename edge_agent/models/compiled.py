@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge_agent.engine.backend import ModelSpec
-
-_OPTION = {("openvino", "npu"): "CACHE_DIR"}
-"""Settings of libraries that name such a folder, where it is needed: docs.openvino.ai, "OpenVINO GenAI on NPU"."""
+from edge_agent.engine.registry import on
 
 
 def keeping(spec: ModelSpec, folder: Path, *, bytes_max: int) -> ModelSpec:
@@ -19,8 +17,8 @@ def keeping(spec: ModelSpec, folder: Path, *, bytes_max: int) -> ModelSpec:
     Of what others have left there the longest unused is removed until no more than `bytes_max` is left, with what this
     one has; one that is compiled anew adds to it until the next load.
     """
-    option = _OPTION.get((spec.backend, spec.device))
-    if option is None or option in spec.options:
+    option = on(spec.backend, spec.device).compiled_option
+    if not option or option in spec.options:
         return spec
     identity = f"{spec.path}\0{spec.revision}\0{spec.context_tokens}"
     own = folder / spec.device / hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.registry import on
 from edge_agent.models.choose import free_bytes
 from edge_agent.models.memory import (
     CONTEXT_TOKENS_MIN,
@@ -16,7 +17,6 @@ from edge_agent.models.memory import (
     reserved,
     with_settings,
 )
-from edge_agent.models.runtimes import is_for
 from edge_agent.settings.load import ServeSection
 from hardware.machine import Accelerator, Machine
 
@@ -50,7 +50,7 @@ class Placed:
 
 def accelerator_of(backend: str, device: str, machine: Machine) -> Accelerator | None:
     """Return what a backend means by a device's name; None for the processor."""
-    return next((each for each in machine.accelerators if is_for(each, backend, device)), None)
+    return next(filter(on(backend, device).means, machine.accelerators), None)
 
 
 def own_held_bytes(accelerator: Accelerator, specs: Iterable[ModelSpec], machine: Machine) -> int:

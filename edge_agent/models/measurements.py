@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from edge_agent.base.errors import SettingsError
 from edge_agent.base.log import get_logger
+from edge_agent.engine.registry import backends
 from edge_agent.models.choose import Measurement
 from hardware.machine import Machine
 
@@ -29,13 +30,6 @@ ENTRIES_MAX = 256
 CONFIGS = ("config.json", "genai_config.json")
 CONFIG_BYTES_MAX = 2**22
 GIB = 2**30
-LIBRARIES: Mapping[str, tuple[str, ...]] = {
-    "onnx": ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino-genai", "openvino"),
-    "llamacpp": ("xllamacpp",),
-}
-"""The distributions whose versions decide how fast a backend is."""
-
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 log = get_logger()
@@ -177,7 +171,7 @@ def identity(folder: Path) -> str:
 
 def installed_libraries() -> dict[str, str]:
     """Return names and versions of the installed libraries, by backend, without loading any."""
-    found = {backend: ", ".join(_versions(names)) for backend, names in LIBRARIES.items()}
+    found = {name: ", ".join(_versions(facts.distributions)) for name, facts in backends().items()}
     return {backend: told for backend, told in found.items() if told}
 
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.backend import backend_of, names
+from edge_agent.engine.backend import backend_of
 from edge_agent.models.choose import Decision, Measurement
 from edge_agent.models.load import Placed
 from edge_agent.models.measurements import identity
@@ -50,9 +49,6 @@ def placed(
     Raises EdgeAgentError MODEL_MISSING or UNSUPPORTED.
     """
     backend = backend_of(path) if serve.backend == "auto" else serve.backend
-    if backend not in names():
-        there = ", ".join(names())
-        raise EdgeAgentError(Code.UNSUPPORTED, f"backend {backend} is not in this version, which has: {there}")
     device = "cpu" if serve.device == "auto" else serve.device
     best = measured.get((identity(path), device)) if measured else None
     if best is None:

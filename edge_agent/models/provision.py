@@ -27,7 +27,7 @@ from edge_agent.models.measurements import installed_libraries, measured
 from edge_agent.models.memory import read_build
 from edge_agent.models.reference_answers import Compared, ReferenceAnswers, compared
 from edge_agent.models.runtimes import Runtimes
-from edge_agent.models.upstream import DEVICE, upstream, whose
+from edge_agent.models.upstream import BACKEND, DEVICE, upstream, whose
 from edge_agent.settings.load import ServeSection, Settings
 from hardware.machine import Machine
 from hardware.probe import probe
@@ -200,7 +200,7 @@ class Provision:
         table = whose(serve, self._serves).openai
         if table is None:
             return self._here(serve)
-        there = Placed(NOWHERE, "openai", DEVICE, variant=table.model, elsewhere=True)
+        there = Placed(NOWHERE, BACKEND, DEVICE, variant=table.model, elsewhere=True)
         if serve.openai is not None:
             return [there]
         try:

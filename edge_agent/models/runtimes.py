@@ -6,36 +6,11 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hardware.machine import Accelerator, Kind, Machine, Vendor
+from edge_agent.engine.registry import driven
+from hardware.machine import Machine
 
 ASK_S = 60.0
 """Loading a GPU driver for the first time takes seconds; a library that takes longer hangs."""
-
-ACCELERATORS: Mapping[tuple[str, str], tuple[Vendor | None, Kind]] = {
-    ("onnx", "cuda"): (Vendor.NVIDIA, Kind.GPU),
-    ("onnx", "gpu"): (Vendor.INTEL, Kind.GPU),
-    ("onnx", "npu"): (Vendor.INTEL, Kind.NPU),
-    ("onnx", "qnn"): (Vendor.QUALCOMM, Kind.NPU),
-    ("onnx", "trt-rtx"): (Vendor.NVIDIA, Kind.GPU),
-    ("onnx", "webgpu"): (None, Kind.GPU),
-    ("openvino", "gpu"): (Vendor.INTEL, Kind.GPU),
-    ("openvino", "npu"): (Vendor.INTEL, Kind.NPU),
-}
-"""Whose accelerator a backend means by a device's name, None for anybody's; `cpu` is the processor."""
-
-PLUGGED = frozenset({("onnx", device) for device in ("gpu", "npu", "qnn", "trt-rtx", "webgpu")})
-"""Devices that onnxruntime reaches by packages which users install themselves: used where one is, never presumed."""
-
-RUNS = PLUGGED | {("onnx", "cpu"), ("onnx", "cuda"), ("openvino", "cpu"), ("openvino", "gpu"), ("openvino", "npu")}
-"""The backends and devices that builds are chosen for; others run what a folder is given to them."""
-
-BACKENDS = tuple(sorted({backend for backend, _ in RUNS}))
-
-
-def is_for(accelerator: Accelerator, backend: str, device: str) -> bool:
-    """Return whether a backend means an accelerator by a device's name."""
-    vendor, kind = ACCELERATORS.get((backend, device), (None, None))
-    return accelerator.kind == kind and vendor in {None, accelerator.vendor}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +43,7 @@ def ask(
     """Ask each library what it can use. One that crashes or hangs is missing, and says so."""
     offered: list[Runtime] = []
     missing: dict[str, str] = {}
-    for backend in BACKENDS if backends is None else backends:
+    for backend in _driving() if backends is None else backends:
         answer = _answer(backend, run)
         if isinstance(answer, str):
             missing[backend] = answer
@@ -93,10 +68,14 @@ def _answer(backend: str, run: Callable[..., "subprocess.CompletedProcess[str]"]
 
 def presumed(machine: Machine) -> Runtimes:
     """Return what a machine's accelerators could be used for with every library and driver installed (pure)."""
-    offered = [Runtime(backend, "cpu", machine.cpu.model or "CPU") for backend in BACKENDS]
-    for backend, device in ACCELERATORS.keys() & RUNS - PLUGGED:
-        for each in machine.accelerators:
-            if is_for(each, backend, device):
-                offered.append(Runtime(backend, device, each.name or device, each.memory_bytes))
-                break
+    offered: list[Runtime] = []
+    for (backend, device), how in driven().items():
+        if how.kind is None:
+            offered.append(Runtime(backend, device, machine.cpu.model or "CPU"))
+        elif not how.plugged and (found := next(filter(how.means, machine.accelerators), None)) is not None:
+            offered.append(Runtime(backend, device, found.name or device, found.memory_bytes))
     return Runtimes(tuple(offered))
+
+
+def _driving() -> list[str]:
+    return sorted({backend for backend, _ in driven()})

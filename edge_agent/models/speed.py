@@ -2,25 +2,11 @@
 
 from collections.abc import Mapping
 
+from edge_agent.engine.registry import on
 from edge_agent.models.catalogue import Variant
-from edge_agent.models.runtimes import PLUGGED, Runtime
+from edge_agent.models.runtimes import Runtime
 from hardware.machine import Accelerator, Machine
 
-EFFICIENCY: Mapping[tuple[str, str], float] = {
-    # Decode measured on full-size synthetic builds, 2 cores with 43 GB/s: 14.1 of 15.5 and 16.5 of 20 tokens/s.
-    ("onnx", "cpu"): 0.9,
-    ("openvino", "cpu"): 0.8,
-    # Published: 266 tokens/s of 438 on an RTX 4090, 39 of 66 on a Core Ultra 7 258V.
-    ("onnx", "cuda"): 0.6,
-    ("openvino", "gpu"): 0.6,
-    # Neither measured nor published for these builds: about half of what the GPU beside it makes of the same memory.
-    ("openvino", "npu"): 0.3,
-    # By plugins of onnxruntime, none of which was ever run: nothing is expected of them beyond the least of the above.
-    **dict.fromkeys(PLUGGED, 0.3),
-}
-"""Share of the memory's speed that a backend makes use of on a device."""
-OPENVINO_ARM_SHARE = 0.5
-"""What is expected of OpenVINO on Arm processors beside x86: never measured; its 4-bit kernels are made for x86."""
 CORES_SHARE = 0.5
 """What processor cores reach of their memory's nominal speed: a Raspberry Pi 5 is said to give 3 to 4 tokens/s."""
 
@@ -64,9 +50,8 @@ def expected_per_s(
 
 def efficiency(runtime: Runtime, machine: Machine) -> float:
     """Return the share of the memory's speed that is made use of."""
-    share = EFFICIENCY[runtime.backend, runtime.device]
-    arm = machine.cpu.architecture == "aarch64" and (runtime.backend, runtime.device) == ("openvino", "cpu")
-    return share * OPENVINO_ARM_SHARE if arm else share
+    how = on(runtime.backend, runtime.device)
+    return (how.efficiency or 0.0) * (how.arm_share if machine.cpu.architecture == "aarch64" else 1.0)
 
 
 def _bandwidth(runtime: Runtime, machine: Machine, accelerator: Accelerator | None) -> float | None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from edge_agent.engine.backend import NOWHERE, ModelSpec
 from edge_agent.settings.load import ServeSection
 
+BACKEND = "openai"
+"""What asks the server."""
 DEVICE = "upstream"
 """What results say it ran on."""
 MEMORY_BYTES = 128 * 2**20
@@ -27,7 +29,7 @@ def upstream(serve: ServeSection) -> tuple[ModelSpec, int]:
     told = table.model_dump(mode="json", exclude_none=True)
     spec = ModelSpec(
         path=NOWHERE,
-        backend="openai",
+        backend=BACKEND,
         context_tokens=serve.context_tokens,
         parallel=serve.parallel,
         threads=1,

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from edge_agent.base.errors import PassingError, SettingsError
 from edge_agent.base.log import Format, Level
+from edge_agent.engine import registry
 from edge_agent.settings.upstream import UpstreamSection
 from edge_agent.settings.watch import WatchSection
 
@@ -131,12 +132,8 @@ class ServeSection(Section):
     path: Path | None = Field(
         None, description="folder of a build of your own, or a .gguf file, instead of the catalogue's"
     )
-    backend: Literal["onnx", "openvino", "llamacpp", "transformers", "mlx", "openai", "auto"] = Field(
-        "auto", description="library that runs it"
-    )
-    device: Literal["cpu", "cuda", "gpu", "npu", "qnn", "webgpu", "trt-rtx", "auto"] = Field(
-        "auto", description="what it runs on; with `path`, auto is cpu"
-    )
+    backend: str = Field("auto", description="library that runs it")
+    device: str = Field("auto", description="what it runs on; with `path`, auto is cpu")
     fallback: bool = Field(
         True,
         description="when a device fails, go on with the next candidate; with `path` that is the folder on the cpu",
@@ -173,6 +170,16 @@ class ServeSection(Section):
     openai: UpstreamSection | None = Field(
         None, description="table of a server that answers in the model's place, for jobs that name the model"
     )
+
+    @field_validator("backend")
+    @classmethod
+    def _backend_known(cls, name: str) -> str:
+        return registry.checked(name, (*registry.names(), "auto"))
+
+    @field_validator("device")
+    @classmethod
+    def _device_known(cls, name: str) -> str:
+        return registry.checked(name, (*registry.devices(), "auto"))
 
     @model_validator(mode="after")
     def _one_source(self) -> "ServeSection":

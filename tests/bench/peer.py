@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_agent.engine.backend import backend_of, gguf_file
+from edge_agent.engine.backend import backend_of
+from edge_agent.engine.llamacpp.gguf import gguf_file
 from hardware.probe import probe
 from tests.bench.batch import PATIENCE_S, prompts, run
 from tests.bench.rig import arguments, interleave, median, model_folder, report, rig

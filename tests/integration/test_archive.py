@@ -362,7 +362,7 @@ def test_pythons_files_are_left_out(store, folder, archive, tmp_path, monkeypatc
 
 def test_a_folder_that_holds_no_build_is_refused(store, folder):
     (folder / "genai_config.json").unlink()
-    refused(import_folder, store, folder, "neither genai_config.json")
+    refused(import_folder, store, folder, "none of genai_config.json")
 
 
 def test_an_import_that_does_not_fit_is_refused_before_a_byte_is_written(store, archive, folder):

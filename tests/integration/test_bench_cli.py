@@ -16,7 +16,6 @@ from running import PATIENCE_S, wait_for
 
 from edge_agent.bench.calibrate import Calibration, SettingVerdict, Tried
 from edge_agent.cli.bench_report import LABELS, number, show_tried
-from edge_agent.cli.bench_subject import BenchBackend
 from edge_agent.jobs.state_dir import locked
 from edge_agent.models import measurements
 from edge_agent.models.reference_answers import ReferenceAnswers
@@ -47,7 +46,7 @@ def bench(*arguments, returncode=0, columns=80, **environ):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", [each for each in BenchBackend if each is not BenchBackend.AUTO])
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_every_row_has_figures_with_their_units_in_their_names(tmp_path, name):
     """With every backend there is, each beside its bare library; and nothing is left in the cache."""
     found = json.loads(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.backend import backend_of, gguf_file
-from edge_agent.models.gguf import read_facts
+from edge_agent.engine.backend import backend_of
+from edge_agent.engine.llamacpp.gguf import gguf_file, read_facts
 from edge_agent.models.memory import read_build
 from edge_agent.synth import TINY, TINY_VISION, build_text
 

@@ -9,7 +9,8 @@ import pytest
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine import backend
-from edge_agent.engine.backend import ModelSpec, gguf_file
+from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.llamacpp.gguf import gguf_file
 from edge_agent.engine.messages import Turn
 from edge_agent.synth import build_text, tokenizer
 

@@ -7,10 +7,10 @@ import pytest
 from fakes import GIB, machine
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.openvino.facts import KV_PRECISION
 from edge_agent.models.catalogue import read
 from edge_agent.models.load import Placed, own_held_bytes, prepare
 from edge_agent.models.memory import (
-    CACHE_OPTION,
     Build,
     build_of,
     largest_that_fits,
@@ -156,7 +156,7 @@ def test_the_context_that_fits_is_the_longest(free_gib):
 
 def test_a_precision_of_the_cache_counts_in_what_is_planned():
     """Twice the memory for twice the bits; a setting that says nothing of it changes nothing."""
-    cache = {each: with_settings(OPENVINO, {CACHE_OPTION: each}) for each in ("u4", "u8", "f16", "f32")}
+    cache = {each: with_settings(OPENVINO, {KV_PRECISION: each}) for each in ("u4", "u8", "f16", "f32")}
     sizes = [need(build, context_tokens=4096, parallel=4) for build in cache.values()]
     assert sizes == sorted(sizes)
     assert sizes[3] - sizes[2] == 2 * 4 * 4096 * OPENVINO.kv_values_per_token

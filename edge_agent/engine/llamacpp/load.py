@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.backend import ModelSpec, gguf_file
+from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.batching.lane_guide import Guides
 from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.lane_parts import Logits
@@ -18,6 +18,7 @@ from edge_agent.engine.batching.picture import Features
 from edge_agent.engine.batching.prefill import PIECE_TOKENS_MAX, PIECE_TOKENS_MIN
 from edge_agent.engine.contained import BrokenError
 from edge_agent.engine.llamacpp.file import GgufFile
+from edge_agent.engine.llamacpp.gguf import gguf_file
 from edge_agent.engine.llamacpp.library import Batch, library, library_name
 from edge_agent.engine.messages import ModelLimits
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from edge_agent.base.errors import Code, EdgeAgentError
+
 FACTS_MAX = 4096
 LIST_MAX = 2**22
 """Entries of a list; the largest vocabularies have a quarter of a million."""
@@ -19,6 +21,21 @@ _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 
 Fact = int | float | str
+
+
+def gguf_file(path: Path) -> Path:
+    """Return the GGUF file meant by its own path or that of the folder it lies in.
+
+    Raises EdgeAgentError MODEL_MISSING when there is not one of them in the folder.
+    """
+    if path.is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) != 1:
+        raise EdgeAgentError(
+            Code.MODEL_MISSING, f"{path} holds {len(files)} files *.gguf; point models.serve.path at the one you mean"
+        )
+    return files[0]
 
 
 def read_facts(path: Path) -> Mapping[str, Fact]:
