@@ -399,11 +399,11 @@ def test_an_import_takes_little_memory_however_large_the_build(store, tmp_path):
         "import re, sys\n"
         "from pathlib import Path\n"
         "from edge_agent.models.archive import import_archive\n"
-        "from edge_agent.models.build_store import Store\n"
+        "from edge_agent.models.build_store import BuildStore\n"
         "def most_kib():\n"
         "    return int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "before_kib = most_kib()\n"
-        "store = Store(Path(sys.argv[1]), margin_bytes=0)\n"
+        "store = BuildStore(Path(sys.argv[1]), margin_bytes=0)\n"
         "import_archive(store, Path(sys.argv[2]), find=lambda name: None, name='b')\n"
         "print(most_kib() - before_kib)\n"
     )
