@@ -15,6 +15,7 @@ from pictures import Gallery
 
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.llamacpp.gguf import gguf_file
 from edge_agent.engine.messages import JobId
 
 
@@ -160,7 +161,7 @@ class BareLlamacpp:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
-        params.model.path = str(backend.gguf_file(folder))
+        params.model.path = str(gguf_file(folder))
         params.n_ctx, params.n_parallel = 4096, 1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -53,6 +53,6 @@ if "submit" in sys.orig_argv:
     submit.CONNECT_S = 1.0
 
 if "edge_agent.engine.child" in sys.orig_argv and (entry := os.environ.get("FAULTS_BACKEND")):
-    from edge_agent.engine import backend
+    from edge_agent.engine.registry import backends
 
-    backend._BACKENDS["onnx"] = replace(backend._BACKENDS["onnx"], load=entry)
+    backends()["onnx"] = replace(backends()["onnx"], load=entry)

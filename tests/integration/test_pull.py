@@ -436,8 +436,8 @@ def test_a_pull_dies_with_its_parent(store, hub):
         "from pathlib import Path\n"
         "from edge_agent.models.catalogue import Variant\n"
         "from edge_agent.models.fetch import Hub, fetch\n"
-        "from edge_agent.models.build_store import Store\n"
-        "fetch(Store(Path(sys.argv[1]), margin_bytes=0), Variant.model_validate_json(sys.argv[3]),\n"
+        "from edge_agent.models.build_store import BuildStore\n"
+        "fetch(BuildStore(Path(sys.argv[1]), margin_bytes=0), Variant.model_validate_json(sys.argv[3]),\n"
         "      hub=Hub(sys.argv[2]), progress=print, stop=threading.Event())\n"
     )
     hub.faults += [Fault(cut_after=100_000, stalls=True)]

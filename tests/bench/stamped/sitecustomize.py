@@ -4,6 +4,6 @@ import sys
 from dataclasses import replace
 
 if "edge_agent.engine.child" in sys.orig_argv:
-    from edge_agent.engine import backend
+    from edge_agent.engine.registry import backends
 
-    backend._BACKENDS["onnx"] = replace(backend._BACKENDS["onnx"], load="stamped:load")
+    backends()["onnx"] = replace(backends()["onnx"], load="stamped:load")
