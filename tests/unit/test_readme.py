@@ -19,7 +19,9 @@ from edge_agent.watch.decide import Memory, Take, decide
 from edge_agent.watch.decode import decode_seen
 
 ROOT = Path(__file__).parents[2]
-PAGES = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+WIDTH = 120
+"""Characters of the longest line: what a terminal beside an editor shows."""
+PAGES = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 TOLD = "\n".join(PAGES.values())
 REFERENCE = PAGES[ROOT / "docs/settings.md"]
 
@@ -83,6 +85,11 @@ def test_every_link_leads_somewhere(page):
         file = (page.parent / name).resolve() if name else page
         assert file in PAGES, target
         assert not anchor or anchor in _anchors(PAGES[file]), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_is_too_long(page):
+    assert [line for line in PAGES[page].splitlines() if len(line) > WIDTH] == []
 
 
 def test_the_readmes_settings_are_valid_as_pasted(tmp_path):
