@@ -145,7 +145,7 @@ class Listener:
         self.link = Link(
             Access(broker.host, broker.port, client_id=f"listener-{os.urandom(4).hex()}", clean_start=True),
             subscriptions=tuple(map(Subscription, filters)),
-            callbacks=Callbacks(receive=self._receive, subscribed=self._subscribed),
+            callbacks=Callbacks(on_received=self._receive, on_subscribed=self._subscribed),
         )
         self._ready = threading.Event()
 

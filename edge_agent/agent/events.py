@@ -1,84 +1,107 @@
-"""What the parts of an agent tell each other: for each piece of news, everybody whom it concerns."""
+"""Who hears what: for each event of a part, everybody whom it concerns."""
 
 from collections.abc import Mapping, Sequence
 
 from edge_agent.agent.parts import Parts
 from edge_agent.agent.self_report import SelfReport
 from edge_agent.base.errors import EdgeAgentError
-from edge_agent.engine.hosting.runner import Listener
-from edge_agent.engine.messages import Event
 from edge_agent.jobs import chronicle
 from edge_agent.jobs.job import Failure, Job
 from edge_agent.jobs.store import Operation
-from edge_agent.mqtt.link import Callbacks, Receipt
-from edge_agent.protocol.messages import Inbound, Publication
+from edge_agent.mqtt.link import Receipt
+from edge_agent.protocol.messages import Inbound
 
 
 class EventRouter:
-    """Told on the thread of whoever has something to tell: none of this may block."""
+    """Connects the parts. What it does is done on the thread of whoever has something to tell: none of it may block."""
 
-    def __init__(self, parts: Parts, account: SelfReport) -> None:
+    def __init__(self, parts: Parts, report: SelfReport) -> None:
         self._parts = parts
-        self._account = account
-        self._since_s = {serve.name: parts.queue.clock.now_s() for serve in parts.settings.models.serve}
+        self._report = report
+        self._since_s = dict.fromkeys(parts.models, parts.queue.clock.now_s())
         """Since when each model is not loaded, on the queue's clock; while it is: since when it was not."""
 
-    def changed(self, changes: Sequence[Job]) -> None:
+    def connect(self) -> None:
+        """Let everybody hear what concerns them. Called once, before anything is started."""
+        parts, refresh = self._parts, self.refresh
+        parts.store.on_changed.connect(self.on_jobs_changed)
+        parts.preparation.on_ready.connect(parts.dispatcher.look)
+        parts.intake.on_cancel.connect(parts.dispatcher.cancel)
+        parts.intake.on_rejected.connect(parts.counters.rejected)
+        parts.job_admin.on_cancel.connect(parts.dispatcher.cancel)
+        parts.restraint.on_changed.connect(parts.wake.set, parts.dispatcher.look, refresh)
+        parts.provision.on_changed.connect(parts.supervisor.hurry, refresh)
+        parts.pulls.on_pulled.connect(parts.provision.look, parts.supervisor.hurry)
+        parts.pools.on_received.connect(parts.intake.receive)
+        parts.pools.on_changed.connect(refresh)
+        parts.reporter.on_due.connect(refresh, parts.home.refresh)
+        for speaker in (parts.announcer, parts.home, parts.order_intake):
+            speaker.on_said.connect(parts.outbox.say)
+        self._connect_engines()
+        self._connect_links()
+
+    def _connect_engines(self) -> None:
+        parts, events = self._parts, self._parts.supervisor.events
+        events.on_event.connect(parts.counters.heard, parts.dispatcher.said)
+        events.on_up.connect(parts.dispatcher.up, self.on_engine_up)
+        events.on_lost.connect(self.on_engine_lost)
+        events.on_unloaded.connect(self.on_engine_unloaded)
+        events.on_free.connect(parts.dispatcher.look)
+        events.on_failed.connect(self.on_engine_failed)
+
+    def _connect_links(self) -> None:
+        parts, link, watch = self._parts, self._parts.link_events, self._parts.watch_events
+        link.on_received.connect(self.on_received)
+        link.on_up.connect(self.on_connected)
+        link.on_down.connect(self.on_disconnected)
+        link.on_answered.connect(parts.outbox.answered)
+        link.on_subscribed.connect(self.on_subscribed)
+        watch.on_received.connect(parts.watcher.receive)
+        watch.on_subscribed.connect(self.on_watch_subscribed)
+        watch.on_down.connect(lambda _reason: self.refresh())
+
+    def refresh(self) -> None:
+        """Tell the fleet how we are, if that is news."""
+        self._parts.announcer.refresh(self._report)
+
+    def on_jobs_changed(self, changes: Sequence[Job]) -> None:
         """Jobs have changed; told by the store's thread after each commit."""
         parts = self._parts
         chronicle.note(changes)
         parts.counters.changed(changes)
-        parts.supervisor.demand(parts.queue.overview.demand([serve.name for serve in parts.settings.models.serve]))
+        parts.supervisor.demand(parts.queue.overview.demand(parts.models))
         parts.outbox.announce(parts.queue, changes)
         parts.preparation.changed(changes)
         parts.watcher.told(changes)
         parts.dispatcher.look()
         parts.pools.look()
 
-    def report(self, publication: Publication) -> None:
-        """Say how we are while somebody hears it: a report of an hour ago is no news, and must push no state out."""
-        if self._parts.link.connected:
-            self._parts.outbox.say(publication)
+    # Of engines
 
-    def decided(self) -> None:
-        """A build was chosen, fetched, or is missing: the main thread looks at once, the fleet is told."""
-        self._parts.supervisor.hurry()
-        self._parts.announcer.refresh()
+    def on_engine_up(self, _model: str, _load_s: float) -> None:
+        """A model is ready."""
+        self._parts.preparation.look()
+        self.refresh()
 
-    def pulled(self) -> None:
-        """A build came that an administrator had ordered: what it is for is decided anew."""
-        self._parts.provision.look()
-        self._parts.supervisor.hurry()
+    def on_engine_lost(self, model: str, failure: Failure, place: str | None) -> None:
+        """An engine is gone that should not be."""
+        self._since_s[model] = self._parts.store.now_s()
+        self._parts.counters.lost(model, moved=place is not None)
+        self._parts.dispatcher.lost(model, failure, place)
+        self.refresh()
 
-    def restrained(self) -> None:
-        """The agent holds back more, or less: everybody whom it concerns looks anew, the fleet is told."""
-        self._parts.wake()
-        self._parts.dispatcher.look()
-        self._parts.announcer.refresh()
+    def on_engine_unloaded(self, model: str) -> None:
+        """An engine goes in order."""
+        self._since_s[model] = self._parts.store.now_s()
+        self._parts.dispatcher.unloaded(model)
+        self.refresh()
 
-    # From engines
-
-    def of_engines(self) -> Listener:
-        """Return whom the supervisor tells."""
-        return Listener(
-            event=self._heard,
-            up=self._engine_up,
-            lost=self._engine_lost,
-            unloaded=self._engine_unloaded,
-            free=self._parts.dispatcher.look,
-            failed=self._engine_failed,
-        )
-
-    def _heard(self, model: str, event: Event) -> None:
-        self._parts.counters.heard(model, event)
-        self._parts.dispatcher.said(model, event)
-
-    def _engine_failed(self, model: str, failure: Failure) -> None:
+    def on_engine_failed(self, model: str, failure: Failure) -> None:
         """A model cannot be loaded: jobs it was given in the hope that it can are answered, as those are that come now.
 
         What was accepted before, while it was loaded or by an earlier life of the agent, waits for somebody to mend it.
         """
-        self._parts.announcer.refresh()
+        self.refresh()
         if failure.retryable:
             return
         error = EdgeAgentError(failure.code, f"model: cannot be loaded: {failure.message}")
@@ -87,50 +110,18 @@ class EventRouter:
             lambda jobs: self._parts.outbox.hand_back(jobs, error),
         )
 
-    def _engine_unloaded(self, model: str) -> None:
-        self._since_s[model] = self._parts.store.now_s()
-        self._parts.dispatcher.unloaded(model)
-        self._parts.announcer.refresh()
+    # Of the broker
 
-    def _engine_up(self, model: str, load_s: float) -> None:
-        self._parts.dispatcher.up(model, load_s)
-        self._parts.preparation.look()
-        self._parts.announcer.refresh()
-
-    def _engine_lost(self, model: str, failure: Failure, place: str | None) -> None:
-        self._since_s[model] = self._parts.store.now_s()
-        self._parts.counters.lost(model, moved=place is not None)
-        self._parts.dispatcher.lost(model, failure, place)
-        self._parts.announcer.refresh()
-
-    # From the broker
-
-    def of_link(self) -> Callbacks:
-        """Return whom the agent's own connection tells."""
-        return Callbacks(
-            receive=self.receive,
-            up=self._up,
-            down=self._down,
-            answered=lambda mid, reason: self._parts.outbox.answered(mid, reason),  # noqa: PLW0108 - made later
-            subscribed=self._subscribed,
-            will=lambda conn_seq: self._parts.announcer.will(conn_seq),  # noqa: PLW0108 - made later
-        )
-
-    def of_watch_link(self) -> Callbacks:
-        """Return whom the connection that watches tells."""
-        return Callbacks(
-            receive=self._parts.watcher.receive,
-            subscribed=self._watch_subscribed,
-            down=lambda _reason: self._parts.announcer.refresh(),
-        )
-
-    def receive(self, inbound: Inbound, receipt: Receipt) -> None:
+    def on_received(self, inbound: Inbound, receipt: Receipt) -> None:
         """A message came for the agent."""
         parts = self._parts
         acknowledge = receipt.acknowledge
         home = inbound.topic in parts.home.topics
         if home or parts.announcer.owns(inbound.topic):
-            (parts.home if home else parts.announcer).seen(inbound)
+            if home:
+                parts.home.seen(inbound)
+            else:
+                parts.announcer.seen(inbound, self._report)
             # Nothing to store, but acknowledged in its turn: MQTT 5 wants the order of arrival.
             parts.store.put(
                 Operation(lambda _queue: None, lambda _none: acknowledge(), refuse=lambda _error: acknowledge())
@@ -140,24 +131,28 @@ class EventRouter:
         else:
             parts.intake.receive(inbound, acknowledge)
 
-    def _up(self, conn_seq: int) -> None:
+    def on_connected(self, conn_seq: int) -> None:
+        """The broker is there."""
         self._parts.pools.reset()
-        self._parts.announcer.birth(conn_seq)
+        self._parts.announcer.birth(conn_seq, self._report)
         self._parts.home.announce()
         self._parts.outbox.wake()
 
-    def _down(self, reason: str) -> None:
-        self._parts.wake()
+    def on_disconnected(self, reason: str) -> None:
+        """The broker is gone."""
+        self._parts.wake.set()
         if reason == "duplicate_agent":
             self._parts.announcer.note_duplicate()
 
-    def _subscribed(self, refused: Mapping[str, str]) -> None:
-        self._account.deaf = _with_reasons(refused)
-        self._parts.announcer.refresh()
+    def on_subscribed(self, refused: Mapping[str, str]) -> None:
+        """The broker has said what it refuses to the agent's own connection."""
+        self._report.deaf = _with_reasons(refused)
+        self.refresh()
 
-    def _watch_subscribed(self, refused: Mapping[str, str]) -> None:
-        self._account.unwatched = _with_reasons(refused)
-        self._parts.announcer.refresh()
+    def on_watch_subscribed(self, refused: Mapping[str, str]) -> None:
+        """The broker has said what it refuses to the connection that watches."""
+        self._report.unwatched = _with_reasons(refused)
+        self.refresh()
 
 
 def _with_reasons(refused: Mapping[str, str]) -> tuple[str, ...]:

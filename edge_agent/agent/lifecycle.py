@@ -10,10 +10,12 @@ import threading
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from edge_agent import __version__
 from edge_agent.agent import build, from_settings
-from edge_agent.agent.parts import Parts
+from edge_agent.agent.events import EventRouter
+from edge_agent.agent.parts import Ground, Parts
 from edge_agent.agent.self_report import SelfReport
 from edge_agent.agent.waiting import awaited
 from edge_agent.base.awake import awake_s, keep_time
@@ -27,6 +29,9 @@ from edge_agent.jobs.state_dir import Files, locked, open_queue
 from edge_agent.service.notify import Notifier
 from edge_agent.serving import former
 from edge_agent.settings.load import Settings
+
+if TYPE_CHECKING:
+    from edge_agent.integrations.http import Routes
 
 TICK_S = 1.0
 """How often the main thread looks after engines and feeds the watchdog when nothing wakes it."""
@@ -61,7 +66,7 @@ class Agent:
         self._stuck: tuple[str, ...] = ()
         self._root = root
         self._parts: Parts
-        self._account: SelfReport
+        self._report: SelfReport
 
     def run(self) -> int:
         """Work until SIGTERM, SIGINT or SIGHUP; a second one hurries.
@@ -74,7 +79,7 @@ class Agent:
             opened = awaited(lambda: self._begin(held), stopping=self._stopping, notifier=self._notifier)
             if opened is None:
                 return 0
-            self._account = build.complete(self._parts, opened[0], secret=opened[1])
+            self._build(*opened)
             try:
                 self._start()
                 self._attend_until(self._stopping)
@@ -85,6 +90,11 @@ class Agent:
             if self._crashed.is_set():
                 return self._abandon()
         return self._status
+
+    def _build(self, ground: Ground, queue: Queue, secret: str) -> None:
+        self._parts = build.build(ground, queue, secret=secret)
+        self._report = SelfReport(self._parts)
+        EventRouter(self._parts, self._report).connect()
 
     # Order of start and stop
 
@@ -98,11 +108,11 @@ class Agent:
         parts.dispatcher.start()
         for link in parts.links:
             link.start()
-        parts.reporter.start()
+        parts.reporter.start(self._report)
         if parts.http is not None:
-            parts.http.start()
+            parts.http.start(metric_routes(parts, self._report))
         parts.provision.start()
-        parts.control.start()
+        parts.control.start(self._report.standing)
         self._notifier.ready()
         log.info("agent.started", agent=self._settings.agent.id, version=__version__, boot_id=parts.boot_id)
 
@@ -110,7 +120,7 @@ class Agent:
         """Stop in the order of the flow: let jobs end, say so and good-bye, then close what they stood on."""
         parts = self._parts
         parts.main(GRACE_S)
-        self._account.draining = True
+        self._report.draining = True
         parts.pools.stop()
         self._notifier.stopping()
         log.info("agent.stopping", drain_s=self._settings.agent.drain_s)
@@ -120,7 +130,7 @@ class Agent:
         if parts.watch_link:
             parts.watch_link.stop()
         parts.preparation.stop()
-        parts.announcer.refresh()
+        parts.announcer.refresh(self._report)
         self._drain()
         parts.main.over()
         parts.control.stop()
@@ -141,7 +151,7 @@ class Agent:
 
     def _clear_up(self) -> None:
         """Deal with what an earlier life left: images nobody needs, jobs for models that are not served any more."""
-        parts, models = self._parts, [serve.name for serve in self._settings.models.serve]
+        parts, models = self._parts, self._parts.models
         gone = EdgeAgentError(Code.UNKNOWN_MODEL, "model: this agent does not serve it any more")
         parts.store.do(lambda queue: parts.spool.sweep(*queue.images.needed()))
         parts.store.do(lambda queue: queue.overview.demand(models), parts.supervisor.demand)
@@ -205,7 +215,7 @@ class Agent:
             self._parts.orders.attend()
             for link in self._parts.links:
                 link.attend()
-            self._parts.pools.attend()
+            self._parts.pools.attend(healthy=self._report.welcoming())
             self._parts.former.attend(connection=self._parts.link.connections if self._parts.link.connected else 0)
             self._look_for_files()
             self._feed()
@@ -224,13 +234,13 @@ class Agent:
 
         Engines need no look here: the supervisor has just killed what was beyond its bound, and waits until it is gone.
         """
-        stuck = self._account.stuck()
+        stuck = self._report.stuck()
         if stuck and stuck != self._stuck:
             log.error("agent.stuck", threads=stuck, next="the service manager ends the agent and starts it again")
         self._stuck = stuck
         if not stuck:
             self._notifier.alive()
-        self._notifier.status(f"stuck: {', '.join(stuck)}" if stuck else self._account.line())
+        self._notifier.status(f"stuck: {', '.join(stuck)}" if stuck else self._report.line())
 
     def _install_hooks(self) -> None:
         def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -259,19 +269,34 @@ class Agent:
         self._wake.set()
         log.error("thread.crashed", thread=thread, error=type(error).__name__, frames=frames)
 
-    def _begin(self, held: contextlib.ExitStack) -> tuple[Queue, str]:
-        """Return the queue, in a state folder that is ours alone as long as it is `held`.
+    def _begin(self, held: contextlib.ExitStack) -> tuple[Ground, Queue, str]:
+        """Return what the agent stands on, its queue, and what the ids of its connections are made with.
 
-        With the queue comes what the ids of our connections are made with.
+        The state folder is ours alone as long as it is `held`.
         """
         settings = self._settings
-        self._parts = build.begin(settings, root=self._root, wake=self._wake.set)
+        ground = build.ground(settings, root=self._root, wake=self._wake)
         with contextlib.ExitStack() as unless_open:
             folder = unless_open.enter_context(locked(settings.agent.state_dir))
-            self._parts.spool.open()
+            ground.spool.open()
             secret = former.secret(folder)
             allowance = from_settings.allowance(settings)
             queue = open_queue(folder, age_step_s=settings.queue.age_step_s, allowance=allowance)
             self._files = Files(folder)
             held.push(unless_open.pop_all())
-        return queue, secret
+        return ground, queue, secret
+
+
+def metric_routes(parts: Parts, report: SelfReport) -> "Routes":
+    """Return what is answered to whoever asks for metrics."""
+    from edge_agent.integrations import prometheus  # noqa: PLC0415 - costs memory, and few ask for it
+
+    return prometheus.routes(
+        prometheus.MetricSources(
+            telemetry=lambda: parts.reporter.latest,
+            counts=parts.counters.counts,
+            condition=report.condition,
+            connected=lambda: parts.link.connected,
+            stuck=report.stuck,
+        )
+    )

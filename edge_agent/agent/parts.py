@@ -1,12 +1,16 @@
-"""The parts of one agent, by name."""
+"""The parts of one agent, in the order in which they are made; each knows those before it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from edge_agent.base.heartbeat import Heartbeat
+from edge_agent.control.job_admin import JobAdmin
 from edge_agent.control.orders import Orders
 from edge_agent.control.server import ControlServer
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.supervisor import Supervisor
 from edge_agent.health.counters import Counters
 from edge_agent.health.restraint import Restraint
@@ -19,7 +23,7 @@ from edge_agent.models.catalogue import Catalogue
 from edge_agent.models.provision import Provision
 from edge_agent.models.pulls import Pulls
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Link
+from edge_agent.mqtt.link import Link, LinkEvents
 from edge_agent.protocol.topics import Topics
 from edge_agent.running.dispatcher import Dispatcher
 from edge_agent.running.preparation import Preparation
@@ -27,7 +31,7 @@ from edge_agent.serving.former import Former
 from edge_agent.serving.intake import Intake
 from edge_agent.serving.order_intake import OrderIntake
 from edge_agent.serving.outbox import Outbox
-from edge_agent.serving.pool import Pools
+from edge_agent.serving.pool import PoolRoom, Pools
 from edge_agent.serving.presence import Announcer
 from edge_agent.serving.reporter import Reporter
 from edge_agent.settings.load import Settings
@@ -39,17 +43,16 @@ if TYPE_CHECKING:
     from edge_agent.integrations.http import HttpServer
 
 
-class Parts:
-    """What one agent is made of, from the bottom up. `build` fills it in.
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What an agent stands on; it needs no queue yet. `root` is where the machine's own files (proc, sys, …) are.
 
-    A part reaches one that is made after it by a call that looks here when it is needed.
+    `wake` has the main thread look after engines and connections at once; `main` is its heartbeat.
     """
 
     settings: Settings
     root: Path
-    """Where the machine's own files (proc, sys, …) are read from."""
-    wake: Callable[[], None]
-    """Makes the main thread look after engines and connections at once."""
+    wake: Event
     main: Heartbeat
     boot_id: str
     machine: Machine
@@ -60,26 +63,54 @@ class Parts:
     pace: Pace
     counters: Counters
     spool: Spool
+    engines: Engines
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the served models."""
+        return [serve.name for serve in self.settings.models.serve]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(Ground):
+    """What keeps jobs and tells of them: the queue's owner, and the agent's own connection."""
+
     queue: Queue
     store: Store
-    link: Link
-    outbox: Outbox
     announcer: Announcer
     home: HomeAssistant
+    link_events: LinkEvents
+    link: Link
+    outbox: Outbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Told):
+    """What runs jobs."""
+
     restraint: Restraint
     provision: Provision
+    supervisor: Supervisor
     dispatcher: Dispatcher
     preparation: Preparation
-    supervisor: Supervisor
     pulls: Pulls
     orders: Orders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts(Running):
+    """All of them: with what brings jobs (requests, those of pools, messages that are watched), and what reports."""
+
+    room: PoolRoom
     intake: Intake
     order_intake: OrderIntake
     pools: Pools
     watcher: Watcher
+    watch_events: LinkEvents
     watch_link: Link | None
     former: Former
     reporter: Reporter
+    job_admin: JobAdmin
     control: ControlServer
     http: "HttpServer | None"
 
@@ -90,7 +121,7 @@ class Parts:
 
     @property
     def beats(self) -> Iterator[Heartbeat]:
-        """What the threads say of themselves; those of engines have main wait for them, which shows."""
+        """What the threads say of themselves. Engine threads need no heartbeat: the main thread joins them."""
         yield self.main
         yield from (link.beat for link in (*self.links, *self.pools.links, *self.former.links))
         yield from (self.store.beat, self.outbox.beat, self.dispatcher.beat, self.preparation.beat)

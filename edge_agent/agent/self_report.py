@@ -32,7 +32,7 @@ class SelfReport:
     def condition(self) -> Condition:
         """Return how it is."""
         return self._condition(
-            self._parts.supervisor.statuses(),
+            self._parts.engines.statuses(),
             unwatched=self.unwatched,
             limited=(*self._limits(), *self._parts.pools.reasons),
             blind=self._blind(),
@@ -93,13 +93,8 @@ class SelfReport:
         On another device than the best it takes them too, or a driver that fails everywhere would leave a pool empty.
         What it does not get to watch is no job of a pool.
         """
-        engines = [replace(each, fallback=None) for each in self._parts.supervisor.statuses()]
+        engines = [replace(each, fallback=None) for each in self._parts.engines.statuses()]
         return self._parts.restraint.in_pools and self._condition(engines).health == "ready"
-
-    def lanes(self) -> int:
-        """Return how many jobs the engines that are there run at once."""
-        limits = (engine.limits for engine in self._parts.supervisor.statuses())
-        return sum(self._parts.restraint.lanes(each.parallel) for each in limits if each)
 
     # For the fleet
 
@@ -109,7 +104,7 @@ class SelfReport:
         return birth_certificate(
             parts.settings,
             parts.machine,
-            parts.supervisor.statuses(),
+            parts.engines.statuses(),
             self.condition(),
             boot_id=parts.boot_id,
             conn_seq=conn_seq,
@@ -130,7 +125,7 @@ class SelfReport:
     def reading(self, engine: EngineStatus, counts: Counts) -> EngineReading:
         """Return how an engine is, and what was counted of its model."""
         parts = self._parts
-        process = parts.supervisor.process(engine.model)
+        process = parts.engines.process(engine.model)
         counted = counts.models.get(engine.model)
         share = counted.cached_share if counted else None
         return EngineReading(
@@ -165,7 +160,7 @@ class SelfReport:
             reasons=condition.reasons,
             connected=self._parts.link.connected,
             trouble=None if trouble is None else str(trouble),
-            telemetry=self._parts.reporter.now(),
+            telemetry=self._parts.reporter.now(self),
         )
 
 

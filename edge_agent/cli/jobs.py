@@ -145,7 +145,6 @@ def _asking(config: Path | None, state_dir: Path | None) -> Callable[[Ask], Repl
     loaded = settings.load(config)
     desk = JobAdmin(
         speech=Speech(Topics(loaded.mqtt.root, loaded.agent.id)),
-        cancel_running=lambda _job: None,  # nothing runs; the wish is in the row
         resolve=lambda model: model,  # whoever starts next knows what it serves
         new_id=new_id,
     )

@@ -91,9 +91,9 @@ class EdgeClient:
             access,
             subscriptions=(Subscription(inbox),),
             callbacks=Callbacks(
-                receive=self._receive,
-                up=lambda _epoch: self._notes.put(_Connected()),
-                answered=lambda mid, reason: self._notes.put(_RequestAnswered(mid, reason)),
+                on_received=self._receive,
+                on_up=lambda _epoch: self._notes.put(_Connected()),
+                on_answered=lambda mid, reason: self._notes.put(_RequestAnswered(mid, reason)),
             ),
         )
         self._jobs = JobBook(self._client, root=root, link=self._link, now_s=now_s)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.signal import Signal
 from edge_agent.control.messages import (
     Ask,
     AskState,
@@ -39,21 +40,19 @@ def _nothing() -> None:
 class JobAdmin:
     """Answers questions inside a transaction of the queue.
 
-    cancel_running: tells the engine of a job that it is to end.
-    resolve: the model that shall run what asks for this one; raises EdgeAgentError when none can.
-    new_id: makes the id of a job that runs again.
+    `on_cancel`: a running job is to end. `resolve` returns the model that shall run what asks for this one, and raises
+    EdgeAgentError when none can; `new_id` makes the id of a job that runs again.
     """
 
     def __init__(
         self,
         *,
         speech: Speech,
-        cancel_running: Callable[[Job], None],
         resolve: Callable[[str], str],
         new_id: Callable[[], str],
     ) -> None:
         self._speech = speech
-        self._cancel_running = cancel_running
+        self.on_cancel: Signal[Job] = Signal()
         self._resolve = resolve
         self._new_id = new_id
 
@@ -102,7 +101,7 @@ class JobAdmin:
         if job.state is not JobState.RUNNING:
             return Reply(jobs=(self._line(queue, now),), said=f"{job.job_id} is canceled"), _nothing
         said = f"{job.job_id} runs and is told to stop; what it wrote is kept"
-        return Reply(jobs=(self._line(queue, now),), said=said), partial(self._cancel_running, job)
+        return Reply(jobs=(self._line(queue, now),), said=said), partial(self.on_cancel, job)
 
     def _retry(self, queue: Queue, ask: RetryJob) -> Reply:
         job = self._one(queue, ask.job_id, ask.client)

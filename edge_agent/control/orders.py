@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.log import get_logger
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.hosting.supervisor import Supervisor
 from edge_agent.engine.phase import Phase
@@ -103,6 +104,7 @@ class Orders:
         agent: str,
         *,
         models: Collection[str],
+        engines: Engines,
         supervisor: Supervisor,
         pulls: Pulls,
         pins: Pins,
@@ -110,6 +112,7 @@ class Orders:
     ) -> None:
         self._agent = agent
         self._models = models
+        self._engines = engines
         self._supervisor = supervisor
         self._pulls = pulls
         self._pins = pins
@@ -141,7 +144,7 @@ class Orders:
         with self._lock:
             for each in [each for each in self._orders.values() if not each.ended]:
                 if each.order.op != "pull":
-                    status = self._supervisor.status(each.order.model)
+                    status = self._engines.status(each.order.model)
                     each.step = follow(each.order.verb, status, age_s=self._now_s() - each.begun_s)
                 self._report(each)
 
@@ -152,7 +155,7 @@ class Orders:
             raise EdgeAgentError(Code.UNKNOWN_MODEL, f"model: this agent serves {', '.join(self._models)}")
         if sum(not each.ended for each in self._orders.values()) >= OPEN_MAX:
             raise EdgeAgentError(Code.QUEUE_FULL, f"{OPEN_MAX} orders are under way; try again later", retry_after_s=10)
-        if order.verb == "unload" and self._supervisor.status(order.model).pinned:
+        if order.verb == "unload" and self._engines.status(order.model).pinned:
             raise EdgeAgentError(Code.UNSUPPORTED, "model: is pinned; unpin it first")
 
     def _begin(self, client: str, order: ModelOrder, tell: Tell | None) -> _OpenOrder:
@@ -188,7 +191,7 @@ class Orders:
         self._supervisor.pin(model, pinned=pinned)
 
     def _pinned(self) -> set[str]:
-        return {name for name in self._models if self._supervisor.status(name).pinned}
+        return {name for name in self._models if self._engines.status(name).pinned}
 
     def _report(self, each: _OpenOrder) -> None:
         """Tell what is new of an order, its end at once and the rest now and then."""
@@ -219,7 +222,7 @@ class Orders:
             self._supervisor.pin(order.model, pinned=False)
             with contextlib.suppress(EdgeAgentError):  # on a full disk it stands there until the next pin
                 self._pins.write(self._pinned())
-        status = self._supervisor.status(order.model) if order.model in self._models else None
+        status = self._engines.status(order.model) if order.model in self._models else None
         report = OrderResult(
             agent=self._agent,
             op_id=order.op_id,

@@ -64,7 +64,7 @@ class _Caller:
 
 
 class ControlServer:
-    """Listens in the agent's state folder, which it has for itself. `state` tells how the agent is."""
+    """Listens in the agent's state folder, which it has for itself."""
 
     def __init__(
         self,
@@ -72,14 +72,12 @@ class ControlServer:
         *,
         store: Store,
         desk: JobAdmin,
-        state: Callable[[], Standing],
         order: Callable[[ModelOrder], OrderStatus | OrderResult],
         now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._folder = folder
         self._store = store
         self._desk = desk
-        self._state = state
         self._order = order
         self._now_s = now_s
         self._callers: dict[socket.socket, _Caller] = {}
@@ -89,9 +87,11 @@ class ControlServer:
         self._listener: socket.socket | None = None
         self.beat = Heartbeat("control", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="control")
+        self._state: Callable[[], Standing]
 
-    def start(self) -> None:
+    def start(self, state: Callable[[], Standing]) -> None:
         """Begin to listen, unless the folder's file system has no sockets: jobs go on without."""
+        self._state = state
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with beside(self._folder) as address:

@@ -155,9 +155,9 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
         access,
         subscriptions=wanted,
         callbacks=Callbacks(
-            receive=lambda _inbound, receipt: link.ack(receipt),
-            answered=lambda mid, reason: answers.put((mid, reason)),
-            subscribed=refused.put,
+            on_received=lambda _inbound, receipt: link.ack(receipt),
+            on_answered=lambda mid, reason: answers.put((mid, reason)),
+            on_subscribed=refused.put,
         ),
     )
     link.start()
@@ -257,7 +257,7 @@ def _anonymous(access: Access) -> Finding:
     link = Link(
         replace(access, username=None, password=None, password_file=None, session=new()),
         subscriptions=(),
-        callbacks=Callbacks(receive=lambda _inbound, _receipt: None),
+        callbacks=Callbacks(on_received=lambda _inbound, _receipt: None),
     )
     link.start()
     try:

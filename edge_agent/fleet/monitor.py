@@ -41,10 +41,10 @@ class Monitor:
                 Subscription(topic, retained="always", as_published=False) for topic in self.roster.filters
             ),
             callbacks=Callbacks(
-                receive=lambda inbound, receipt: self._notes.put(partial(self._hear, inbound, receipt)),
-                up=lambda _epoch: self._notes.put(self._hearing),
-                down=lambda _reason: self._notes.put(self._deaf),
-                subscribed=lambda refused: self._notes.put(partial(self._granted, refused)),
+                on_received=lambda inbound, receipt: self._notes.put(partial(self._hear, inbound, receipt)),
+                on_up=lambda _epoch: self._notes.put(self._hearing),
+                on_down=lambda _reason: self._notes.put(self._deaf),
+                on_subscribed=lambda refused: self._notes.put(partial(self._granted, refused)),
             ),
         )
 

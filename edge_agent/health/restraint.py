@@ -5,6 +5,8 @@ from pathlib import Path
 
 from edge_agent.base.awake import awake_s
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.health.governor import MachineView, Policy, RestraintLevel, State, govern, level_of, reasons
 from edge_agent.health.snapshot import free_bytes, told_by
 from hardware.readings import Readings
@@ -16,9 +18,9 @@ log = get_logger()
 
 
 class Restraint:
-    """Asked by everybody, moved by `look` alone; `changed` is called after every step.
+    """Asked by everybody, moved by `look` alone; `on_changed` is told after every step.
 
-    `reload_bytes` returns what unloaded engines would take again. Without a policy nothing is ever held back.
+    Without a policy nothing is ever held back.
     """
 
     def __init__(
@@ -27,15 +29,14 @@ class Restraint:
         *,
         memory_total_bytes: int | None,
         state_dir: Path,
-        reload_bytes: Callable[[], int],
-        changed: Callable[[], None],
+        engines: Engines,
         now_s: Callable[[], float] = awake_s,
     ) -> None:
         self._policy = policy
         self._memory_total_bytes = memory_total_bytes
         self._state_dir = state_dir
-        self._reload_bytes = reload_bytes
-        self._changed = changed
+        self.on_changed: Signal[[]] = Signal()
+        self._engines = engines
         self._now_s = now_s
         self._state: State = {}
 
@@ -44,7 +45,7 @@ class Restraint:
         if self._policy is None:
             return
         free = told_by(lambda: free_bytes(self._state_dir))
-        view = MachineView(seen, self._memory_total_bytes, free, self._reload_bytes())
+        view = MachineView(seen, self._memory_total_bytes, free, self._engines.freed_bytes)
         self._state, steps = govern(self._state, view, policy=self._policy, now_s=self._now_s())
         for step in steps:
             log.warning(
@@ -56,7 +57,7 @@ class Restraint:
                 level=self.level.words,
             )
         if steps:
-            self._changed()
+            self.on_changed()
 
     @property
     def level(self) -> RestraintLevel:

@@ -14,6 +14,7 @@ from typing import Any
 
 from edge_agent import __version__
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
 from edge_agent.protocol.messages import TELEMETRY_PERIODS, Inbound, Publication
 from edge_agent.protocol.topics import Topics
 from edge_agent.serving.retained import RetainedTopic
@@ -107,7 +108,6 @@ class HomeAssistant:
         period_s: float,
         watches: Sequence[WatchAnswers],
         mark: Path,
-        say: Callable[[Publication], None],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._topic = config_topic(prefix, topics.agent) if prefix else None
@@ -117,7 +117,7 @@ class HomeAssistant:
             device(topics, model=model, period_s=period_s, watches=watches), ensure_ascii=False, separators=(",", ":")
         ).encode()
         self._mark = mark
-        self._say = say
+        self.on_said: Signal[Publication] = Signal()
         self._now_s = now_s
         self._kept = RetainedTopic()
         self._overwritten = False
@@ -132,7 +132,7 @@ class HomeAssistant:
         try:
             earlier = self._noted()
             if earlier and earlier != self._topic:
-                self._say(_retained(earlier, b""))
+                self.on_said(_retained(earlier, b""))
             if self._topic is None:
                 return
             if earlier != self._topic:
@@ -142,7 +142,7 @@ class HomeAssistant:
             return
         self._overwritten = False
         self._kept.said(self._body)
-        self._say(_retained(self._topic, self._body))
+        self.on_said(_retained(self._topic, self._body))
 
     def _noted(self) -> str | None:
         """Return where we announced ourselves; None when nothing says so, or a power cut spoilt it. Raises OSError."""

@@ -38,19 +38,21 @@ class HttpResponse:
     content_type: str = TEXT
 
 
+Routes = Mapping[str, Callable[[], HttpResponse]]
+"""What answers, by path."""
+
+
 class HttpServer:
-    """Answers below an address with what `routes` return, by path; an address that cannot be had is waited for.
+    """Answers below an address with what its routes return, by path; an address that cannot be had is waited for.
 
     `trouble` says why nobody is answered, and is empty while they are.
     """
 
-    def __init__(
-        self, host: str, port: int, *, routes: Mapping[str, Callable[[], HttpResponse]], retry_s: float = RETRY_S
-    ) -> None:
+    def __init__(self, host: str, port: int, *, retry_s: float = RETRY_S) -> None:
         self.beat = Heartbeat("http")
         self.trouble = ""
         self._address = host, port
-        self._handler = _handler(routes)
+        self._handler: type[BaseHTTPRequestHandler]
         self._retry_s = retry_s
         self._server: _Server | None = None
         self._stopping = threading.Event()
@@ -61,8 +63,9 @@ class HttpServer:
         """The port it listens on, once it does; chosen by the system when 0 was asked for."""
         return self._server.server_address[1] if self._server else self._address[1]
 
-    def start(self) -> None:
+    def start(self, routes: Routes) -> None:
         """Begin to answer, at once if the address can be had."""
+        self._handler = _handler(routes)
         self._server = self._listen()
         self._thread.start()
 
@@ -146,7 +149,7 @@ class _Server(ThreadingHTTPServer):
             raise error
 
 
-def _handler(routes: Mapping[str, Callable[[], HttpResponse]]) -> type[BaseHTTPRequestHandler]:
+def _handler(routes: Routes) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         server_version = "edge-agent"
         sys_version = ""

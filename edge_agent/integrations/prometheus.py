@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from edge_agent.health.condition import Condition
 from edge_agent.health.counters import Counts, Distribution, ModelCounts
-from edge_agent.integrations.http import HttpResponse, HttpServer
+from edge_agent.integrations.http import HttpResponse, Routes
 from edge_agent.protocol.payloads import EngineReading, Telemetry
 
 PREFIX = "edge_agent_"
@@ -86,14 +86,13 @@ class MetricSources:
     stuck: Callable[[], tuple[str, ...]]
 
 
-def server(host: str, port: int, sources: MetricSources) -> HttpServer:
-    """Return a server of /metrics, /healthz and /readyz."""
-    routes = {
+def routes(sources: MetricSources) -> Routes:
+    """Return what answers /metrics, /healthz and /readyz."""
+    return {
         "/metrics": lambda: HttpResponse(metrics(sources), content_type=CONTENT_TYPE_PLAIN_0_0_4),
         "/healthz": lambda: _verdict("alive", tuple(f"{each} does not come back" for each in sources.stuck())),
         "/readyz": lambda: _readiness(sources),
     }
-    return HttpServer(host, port, routes=routes)
 
 
 def metrics(sources: MetricSources) -> bytes:

@@ -17,6 +17,7 @@ from edge_agent.base.awake import awake_s, result_awake
 from edge_agent.base.errors import EdgeAgentError
 from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
 from edge_agent.jobs.cleaning import Cleaning
 from edge_agent.jobs.database import LockedError, StorageError
 from edge_agent.jobs.job import TERMINAL, Job
@@ -53,13 +54,15 @@ class Operation(Generic[T]):
 
 
 class Store:
-    """Owner of the queue. `tell` gets the rows that changed, after every commit that changed any or let some go on."""
+    """Owner of the queue.
+
+    `on_changed` is told the rows that changed, after every commit that changed any or let some go on.
+    """
 
     def __init__(
         self,
         queue: Queue,
         *,
-        tell: Callable[[Sequence[Job]], None],
         keep_finished_s: float,
         keep_finished_jobs: int,
         retry_s: float = RETRY_S,
@@ -67,7 +70,7 @@ class Store:
         monotonic_s: Callable[[], float] = awake_s,
     ) -> None:
         self._queue = queue
-        self._tell = tell
+        self.on_changed: Signal[Sequence[Job]] = Signal()
         self._keep_s = keep_finished_s
         self._keep_jobs = keep_finished_jobs
         self._retry_s = retry_s
@@ -216,7 +219,7 @@ class Store:
         for operation, outcome in zip(group, outcomes, strict=True):
             operation.then(outcome)
         if changes or released:
-            self._tell(changes)
+            self.on_changed(changes)
 
     def _tidy(self) -> None:
         """Forget what is old or too much: apart from what others wait for, which a full disk may still take."""

@@ -11,7 +11,9 @@ from pathlib import Path
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
 from edge_agent.engine.backend import NOWHERE, ModelSpec
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.served import NotYetError
 from edge_agent.engine.messages import Canary
 from edge_agent.models import places
@@ -99,11 +101,10 @@ def _told(variant: Variant, progress: PullProgress) -> str:
 
 
 class Provision:
-    """Brings a build for every served model, and knows where it can run. `changed` is called on any thread.
+    """Brings a build for every served model, and knows where it can run. `on_changed` is told on any thread.
 
     `images_bytes` are left free from the first load of a model that sees: for the child that decodes its images.
-    `apart`: whether clients' prompts are kept apart, see ModelSpec. `loaded` tells what engines have loaded, by served
-    model.
+    `apart`: whether clients' prompts are kept apart, see ModelSpec.
     """
 
     def __init__(
@@ -112,18 +113,17 @@ class Provision:
         *,
         catalogue: Catalogue,
         sources: DecisionSources,
-        changed: Callable[[], None],
+        engines: Engines,
         images_bytes: int = 0,
         apart: bool = False,
-        loaded: Callable[[], Mapping[str, ModelSpec]] = dict,
         retry_s: float = RETRY_S,
     ) -> None:
         self._catalogue = catalogue
         self._sources = sources
-        self._changed = changed
+        self.on_changed: Signal[[]] = Signal()
+        self._engines = engines
         self._images_bytes = images_bytes
         self._apart = apart
-        self._loaded = loaded
         self._sees = False
         self._retry_s = retry_s
         self._chosen = [serve for serve in serves if serve.chosen]
@@ -143,7 +143,7 @@ class Provision:
                 places=partial(self._places, serve),
                 load=partial(self._load, serve),
                 ready=partial(self._ready, serve),
-                changed=changed,
+                changed=self.on_changed,
                 heard=partial(self._on_answer, serve.name),
                 moves=serve.fallback,
             )
@@ -236,7 +236,7 @@ class Provision:
         if place.elsewhere:
             return upstream(whose(serve, self._serves))
         reserved_bytes += self._images_bytes if self._sees or _sees(place) else 0
-        beside = [spec for name, spec in self._loaded().items() if name != serve.name]
+        beside = [spec for name, spec in self._engines.loaded().items() if name != serve.name]
         return prepare(place, serve, self._sources.machine(), reserved_bytes=reserved_bytes, beside=beside)
 
     def _ready(self, serve: ServeSection, place: Placed, spec: ModelSpec) -> ModelSpec:
@@ -344,7 +344,7 @@ class Provision:
                 self._faults[serve.name] = fault
         if serve.upstream is not None and fault is None and not note:
             self._fallbacks[serve.name].reset_backoff()  # what has come is tried before another machine is asked again
-        self._changed()
+        self.on_changed()
 
     def _note(self, serve: ServeSection, text: str) -> None:
         self.beat(TELLS_S)

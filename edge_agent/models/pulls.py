@@ -10,6 +10,7 @@ from pathlib import Path
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.choose import Decision
 from edge_agent.models.fetch import TELLS_S, PullProgress
@@ -32,7 +33,7 @@ class _Pull:
 
 
 class Pulls:
-    """Takes orders for builds. `decisions` say which build is the best of a served model; `changed` hears of new ones.
+    """Takes orders for builds. `decisions` say which build is the best of a served model; `on_pulled`: one came.
 
     The thread begins with the first order and ends with the agent.
     """
@@ -43,12 +44,11 @@ class Pulls:
         *,
         bring: Bring,
         decisions: Callable[[], Mapping[str, Decision]],
-        changed: Callable[[], None],
     ) -> None:
         self._catalogue = catalogue
         self._bring = bring
         self._decisions = decisions
-        self._changed = changed
+        self.on_pulled: Signal[[]] = Signal()
         self._inbox: stdlib_queue.Queue[_Pull | None] = stdlib_queue.Queue(WAITING_MAX)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -114,5 +114,5 @@ class Pulls:
             pull.done(error)
             return
         log.info("pull.done", variant=pull.variant.name)
-        self._changed()
+        self.on_pulled()
         pull.done(None)

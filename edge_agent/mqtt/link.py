@@ -23,6 +23,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edge_agent.base.awake import awake_s
 from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
 from edge_agent.mqtt import packets, trouble
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.flow import ReceivedBytes, Unsent
@@ -67,16 +68,32 @@ class Receipt:
 class Callbacks:
     """Whom the link tells, on its own thread: none may block or raise.
 
-    `up` gets the number of the connection; `down` the reason; `answered` the id of a QoS 1 message and the broker's
-    reason code; `subscribed` the filters the broker refused us, and why; `will` gives the last will of a connection.
+    `on_up` gets the number of the connection; `on_down` the reason; `on_answered` the id of a QoS 1 message and the
+    broker's reason code; `on_subscribed` the filters the broker refused us, and why; `will` gives the last will of a
+    connection.
     """
 
-    receive: Callable[[Inbound, Receipt], None]
-    up: Callable[[int], None] = lambda _epoch: None
-    down: Callable[[str], None] = lambda _reason: None
-    answered: Callable[[int, int], None] = lambda _mid, _reason: None
-    subscribed: Callable[[Mapping[str, str]], None] = lambda _refused: None
+    on_received: Callable[[Inbound, Receipt], None]
+    on_up: Callable[[int], None] = lambda _epoch: None
+    on_down: Callable[[str], None] = lambda _reason: None
+    on_answered: Callable[[int, int], None] = lambda _mid, _reason: None
+    on_subscribed: Callable[[Mapping[str, str]], None] = lambda _refused: None
     will: Callable[[int], Publication | None] = lambda _epoch: None
+
+
+class LinkEvents:
+    """The same as signals, for whoever makes a link before those it tells."""
+
+    def __init__(self) -> None:
+        self.on_received: Signal[Inbound, Receipt] = Signal()
+        self.on_up: Signal[int] = Signal()
+        self.on_down: Signal[str] = Signal()
+        self.on_answered: Signal[int, int] = Signal()
+        self.on_subscribed: Signal[Mapping[str, str]] = Signal()
+
+    def callbacks(self, *, will: Callable[[int], Publication | None] = lambda _epoch: None) -> Callbacks:
+        """Return what a link tells."""
+        return Callbacks(**vars(self), will=will)
 
 
 class Link:
@@ -302,9 +319,9 @@ class Link:
         log.log(self._level or logging.INFO, "link.up", **self._where(), connection=self._epoch)
         if limited := [*limits(welcome, self.lacks, self._access)]:
             log.log(self._level or logging.WARNING, "link.limited", **self._where(), limits=limited)
-        self._callbacks.up(self._epoch)
+        self._callbacks.on_up(self._epoch)
         if self._subscriptions.refused:
-            self._callbacks.subscribed(self._subscriptions.refused)
+            self._callbacks.on_subscribed(self._subscriptions.refused)
 
     def _resume(self, receive_max: int | None) -> None:
         """Have sent again what an earlier connection left, but for what this broker would disconnect us for."""
@@ -314,7 +331,7 @@ class Link:
             return packets.too_large(message.topic, payload, message.properties, bytes_max=self.packet_bytes_max)
 
         for mid in self._client.withdraw(unwanted):
-            self._callbacks.answered(mid, PACKET_TOO_LARGE)
+            self._callbacks.on_answered(mid, PACKET_TOO_LARGE)
         self._client.take_turns(receive_max, retain=RETAINED not in self.lacks)
 
     def _on_subscribe(
@@ -326,7 +343,7 @@ class Link:
         _properties: Properties | None,
     ) -> None:
         self._subscriptions.answered(mid, [Grant(reason.value, str(reason)) for reason in reasons])
-        self._callbacks.subscribed(self._subscriptions.refused)
+        self._callbacks.on_subscribed(self._subscriptions.refused)
 
     def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
         error = sys.exception()  # paho tells in its except clause
@@ -369,7 +386,7 @@ class Link:
             lived_s = self._now_s() - self._up_s if was_up and not leaving else 0.0
             wait_s = self._redial.lost(lived_s=lived_s, chance=self._chance())
         self._stay_away(wait_s)
-        self._callbacks.down("duplicate_agent" if taken_over else str(reason))
+        self._callbacks.on_down("duplicate_agent" if taken_over else str(reason))
 
     def _learn(self, reason: int) -> None:
         """Note what the broker has not: it ends the connection over it, though its welcome did not say so."""
@@ -395,7 +412,7 @@ class Link:
     ) -> None:
         if mid in self._client.unanswered:  # paho also tells of each of QoS 0, as it leaves
             self._silence.begin()
-            self._callbacks.answered(mid, reason.value)
+            self._callbacks.on_answered(mid, reason.value)
 
     def _on_message(self, client: Client, _userdata: Any, message: MQTTMessage) -> None:
         self.beat()
@@ -406,7 +423,7 @@ class Link:
             client.ack(message.mid, message.qos)
             return
         self._held.add(receipt.size_bytes)
-        self._callbacks.receive(inbound, receipt)
+        self._callbacks.on_received(inbound, receipt)
 
 
 def _subscribe(client: Client, batch: Sequence[Subscription]) -> int | None:

@@ -7,7 +7,7 @@ the next token never waits for the disk.
 import contextlib
 import queue as stdlib_queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_agent.base.awake import awake_s
@@ -15,9 +15,11 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.heartbeat import IDLE_S, Heartbeat
 from edge_agent.base.log import get_logger
 from edge_agent.engine.guides.guide import TOO_SLOW
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.prover import Prover
 from edge_agent.engine.hosting.supervisor import Supervisor
 from edge_agent.engine.messages import Event, Failed, Finished, Progress, Start, Text
+from edge_agent.health.restraint import Restraint
 from edge_agent.jobs.job import Failure, Job, JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue
@@ -84,32 +86,35 @@ _Note = _EngineSaid | _EngineUp | _Lost | _Unloaded | _Claimed | _Cancel | _Look
 class Dispatcher:
     """Runs jobs. The methods called by others (`said`, `up`, `lost`, `unloaded`, `cancel`, `look`) only leave notes.
 
-    `lanes` returns how many of an engine's lanes may be used now; what runs in others ends there. `apart`: whether what
-    is computed for a client serves that client alone.
+    `occupancy` is by model, and the dispatcher's to write. `restraint` says how many of an engine's lanes may be used
+    now; what runs in others ends there. `apart`: whether what is computed for a client serves that client alone.
     """
 
     def __init__(
         self,
         *,
-        models: Sequence[str],
+        occupancy: Mapping[str, Occupancy],
         store: Store,
         outbox: Outbox,
-        supervisor: Callable[[], Supervisor],
+        engines: Engines,
+        supervisor: Supervisor,
+        restraint: Restraint,
         pace: Pace,
         guides: Prover,
         apart: bool = False,
-        lanes: Callable[[int], int] = lambda parallel: parallel,
         now_s: Callable[[], float] = awake_s,
     ) -> None:
-        self._allowed = lanes
+        self._restraint = restraint
         self._apart = apart
-        self._lanes = {model: Occupancy() for model in models}
+        self._lanes = occupancy
         self._store = store
         self._outbox = outbox
-        self._supervisor = supervisor
+        self._engines = engines
         self._guides = guides
         self._now_s = now_s
-        self._endings = Endings(store=store, outbox=outbox, supervisor=supervisor, pace=pace, now_s=now_s)
+        self._endings = Endings(
+            store=store, outbox=outbox, engines=engines, supervisor=supervisor, pace=pace, now_s=now_s
+        )
         self._notes: stdlib_queue.SimpleQueue[_Note] = stdlib_queue.SimpleQueue()
         self._draining = False
         self._idle = threading.Event()
@@ -167,10 +172,6 @@ class Dispatcher:
     def look(self) -> None:
         """There may be something to claim."""
         self._notes.put(_Look())
-
-    def busy(self, model: str) -> bool:
-        """Return whether an engine has jobs, or gets some in a moment."""
-        return self._lanes[model].busy
 
     def running(self, model: str) -> int:
         """Return how many jobs an engine has; a reading for reports."""
@@ -241,10 +242,10 @@ class Dispatcher:
         lanes = self._lanes[model]
         if self._draining or lanes.claiming or not lanes.changed:
             return
-        process = self._supervisor().process(model)
-        if process is None or process.ready is None or not self._supervisor().takes_jobs(model):
+        process = self._engines.process(model)
+        if process is None or process.ready is None or not self._engines.takes_jobs(model):
             return
-        free = self._allowed(process.ready.limits.parallel) - len(lanes.running)
+        free = self._restraint.lanes(process.ready.limits.parallel) - len(lanes.running)
         if free <= 0 or lanes.reserved:
             return
         lanes.claiming, lanes.changed = True, False
@@ -273,7 +274,7 @@ class Dispatcher:
         lanes.changed = lanes.changed or bool(jobs)
 
     def _begin(self, lanes: Occupancy, model: str, job: Job) -> None:
-        process = self._supervisor().process(model)
+        process = self._engines.process(model)
         if process is None:  # it died between the claim and now; the job never reached it
             self._endings.give_back([job])
             return
@@ -364,6 +365,6 @@ class Dispatcher:
         """Decide a job's outcome now; the engine lets go of it when it hears of it."""
         run.over = True
         self._endings.end(run, state, failure=failure)
-        process = self._supervisor().process(run.job.model)
+        process = self._engines.process(run.job.model)
         if process is not None:
             process.cancel(run.id)

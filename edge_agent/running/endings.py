@@ -6,6 +6,7 @@ from functools import partial
 from edge_agent.base.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
 from edge_agent.base.log import get_logger
 from edge_agent.engine.hosting.blame import FailureLog, is_the_devices
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.supervisor import Supervisor
 from edge_agent.engine.messages import Finished, FinishReason
 from edge_agent.jobs.job import Failure, Job, JobState, Outcome
@@ -27,12 +28,14 @@ class Endings:
         *,
         store: Store,
         outbox: Outbox,
-        supervisor: Callable[[], Supervisor],
+        engines: Engines,
+        supervisor: Supervisor,
         pace: Pace,
         now_s: Callable[[], float],
     ) -> None:
         self._store = store
         self._outbox = outbox
+        self._engines = engines
         self._supervisor = supervisor
         self._pace = pace
         self._now_s = now_s
@@ -81,7 +84,7 @@ class Endings:
         last_seq = self._outbox.close(run.stream)
         return run.outcome(
             state,
-            engine=self._supervisor().status(run.job.model),
+            engine=self._engines.status(run.job.model),
             last_seq=last_seq,
             age_ms=run.age_ms(self._store.now_s()),
             failure=failure,
@@ -98,7 +101,7 @@ class Endings:
             busy_s=busy_s,
             beside=(lanes.lane_s - run.begun_lane_s) / busy_s - 1 if busy_s > 0 else 0.0,
         )
-        limits = self._supervisor().status(run.job.model).limits
+        limits = self._engines.status(run.job.model).limits
         self._pace.note(run.job.model, took, lanes=max(1, limits.parallel if limits else 1))
 
     # Of all that an engine ran
@@ -107,7 +110,7 @@ class Endings:
         """Have the engine ended that failed a job, when the device is to blame and there is another; see blame.py."""
         alone = len(lanes.running) == 1
         devices = is_the_devices(failure.code, lost=False, alone=alone, strikes=run.job.strikes, fell_before=False)
-        return devices and lanes.engine is not None and self._supervisor().mark_for_kill(model, lanes.engine, failure)
+        return devices and lanes.engine is not None and self._supervisor.mark_for_kill(model, lanes.engine, failure)
 
     def engine_lost(self, model: str, lanes: Occupancy, failure: Failure, place: str | None) -> None:
         """Deal with the jobs that were in a lost engine: those for which another place is tried cost them no strike."""
@@ -118,7 +121,7 @@ class Endings:
         staying = [job for job in jobs if job not in moving]
         others = len(runs) - len(staying)
         if alone and staying and (place is not None or self._failure_log.of(staying[0].row)):
-            self._supervisor().reset_backoff(model)
+            self._supervisor.reset_backoff(model)
         for job in moving:
             self._failure_log.note(job.row, place or "")
         self.give_back(moving, alone=True)

@@ -18,7 +18,8 @@ from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
-from edge_agent.engine.hosting.process import EngineProcess
+from edge_agent.base.signal import Signal
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.prover import NotTriedError, Prover, guide_of
 from edge_agent.engine.messages import ModelLimits
 from edge_agent.images.decoder_process import BadImageError, DecoderProcess, FullError
@@ -57,8 +58,8 @@ class _StoppedError(Exception):
 class Preparation:
     """Gets jobs with images ready. `look` and `changed` may be called from any thread and only leave notes.
 
-    `limits` tells what a model's engine takes, None before it was up, `engine` who it is, None while it is not; `ready`
-    is told when a job may be claimed. `apart`: whether clients are to learn nothing of each other's guides, by time.
+    `on_ready`: a job may be claimed. `short` tells whether the disk has little room. `apart`: whether clients are to
+    learn nothing of each other's guides, by time.
     """
 
     def __init__(
@@ -69,9 +70,7 @@ class Preparation:
         spool: Spool,
         decoder_process: DecoderProcess,
         guides: Prover,
-        engine: Callable[[str], EngineProcess | None],
-        limits: Callable[[str], ModelLimits | None],
-        ready: Callable[[], None],
+        engines: Engines,
         short: Callable[[], bool] = lambda: False,
         apart: bool = False,
         now_s: Callable[[], float] = awake_s,
@@ -82,9 +81,8 @@ class Preparation:
         self._spool = spool
         self._decoder_process = decoder_process
         self._guides = guides
-        self._engine = engine
-        self._limits = limits
-        self._ready = ready
+        self.on_ready: Signal[[]] = Signal()
+        self._engines = engines
         self._short = short
         self._now_s = now_s
         self._shares = Shares()
@@ -119,7 +117,7 @@ class Preparation:
 
     def proven(self, model: str, request: Request, client: str) -> bool:
         """Return whether a request's guide, if it has one, is known to be one that its engine takes now."""
-        guide, engine = guide_of(request, self._owner(client)), self._engine(model)
+        guide, engine = guide_of(request, self._owner(client)), self._engines.process(model)
         return guide is None or (engine is not None and self._guides.proven(guide, engine) is not None)
 
     def _owner(self, client: str) -> str:
@@ -170,7 +168,7 @@ class Preparation:
         behind = self._shares.behind(now_s=self._now_s())
         for passed in (behind, frozenset[str]()) if behind else (behind,):
             for model in self._models:
-                limits = self._limits(model)
+                limits = self._engines.status(model).limits
                 job = None if limits is None else self._next(model, passed)
                 if limits is not None and job is not None and self._prepare(job, limits):
                     return True
@@ -181,7 +179,7 @@ class Preparation:
 
     def _prepare(self, job: Job, limits: ModelLimits) -> bool:
         """Get a job ready; return False when its guide must wait for its engine to be up."""
-        folder, engine = self._spool.prepared(job.row), self._engine(job.model)
+        folder, engine = self._spool.prepared(job.row), self._engines.process(job.model)
         images = None
         try:
             request = stored(job.request)
@@ -208,7 +206,7 @@ class Preparation:
             self._stopping.wait(RETRY_S)
             return True
         if self._ask(lambda queue: queue.images.prepared(job, images)):
-            self._ready()
+            self.on_ready()
         else:
             self._stale.set()  # it has ended meanwhile
         return True

@@ -99,7 +99,7 @@ class Former:
         return Link(
             replace(access, client_id=name, session="", clean_start=False),
             subscriptions=(Subscription(self._presence, retained="always"),),
-            callbacks=Callbacks(receive=partial(self._hear, name, receive)),
+            callbacks=Callbacks(on_received=partial(self._hear, name, receive)),
             thread="mqtt-former",
             aloud=False,
         )

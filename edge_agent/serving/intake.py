@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.signal import Signal
 from edge_agent.images.attachments import attach
 from edge_agent.images.spool import Holder, Spool
 from edge_agent.jobs.backlog import Backlog
@@ -67,7 +68,11 @@ class ModelNames(Protocol):
 
 
 class Intake:
-    """Takes in jobs, cancels and questions. `receive` may be called from the network thread."""
+    """Takes in jobs, cancels and questions. `receive` may be called from the network thread.
+
+    `on_cancel`: a running job is to end. `on_rejected`: something was refused. `proven` tells whether a client's
+    request of a model needs no trial of its guide.
+    """
 
     def __init__(
         self,
@@ -83,9 +88,7 @@ class Intake:
         outbox: Outbox,
         roster: ModelNames,
         pace: Pace,
-        cancel_running: Callable[[Job], None],
         free_bytes: Callable[[], int],
-        rejected: Callable[[Code], None] = lambda _code: None,
         pool_full: Callable[[], bool] = lambda: False,
         proven: Callable[[str, Request, str], bool] = lambda _model, _request, _client: False,
     ) -> None:
@@ -100,9 +103,9 @@ class Intake:
         self._outbox = outbox
         self._roster = roster
         self._pace = pace
-        self._cancel_running = cancel_running
+        self.on_cancel: Signal[Job] = Signal()
         self._free_bytes = free_bytes
-        self._rejected = rejected
+        self.on_rejected: Signal[Code] = Signal()
         self._pool_full = pool_full
         self._proven = proven
 
@@ -218,7 +221,7 @@ class Intake:
             return _nothing if asked.pool is not None else partial(self._reject, inbound, _UNKNOWN_YET)
         if job.state is JobState.RUNNING:
             # Afterwards also because its claim may stand in this very transaction: the dispatcher hears of that first.
-            return partial(self._cancel_running, job)
+            return partial(self.on_cancel, job)
         if job.state in TERMINAL:
             return partial(self._outbox.answer, queue, job)
         return _nothing  # one that waited has ended, and that is told
@@ -301,7 +304,7 @@ class Intake:
             self._note(asked, job_id, error)
         else:
             self._strangers.note(inbound.topic, error.message)
-        self._rejected(error.code)
+        self.on_rejected(error.code)
         self._outbox.say(self._speech.rejection(asked.client, job_id, error, inbound, pooled=pooled))
 
     def _note(self, asked: Asked, job_id: str, error: EdgeAgentError) -> None:

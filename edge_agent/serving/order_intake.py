@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.signal import Signal
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.store import Operation, Store
 from edge_agent.protocol.decode import printable
@@ -44,14 +45,13 @@ class OrderIntake:
         store: Store,
         allow: Collection[str],
         take: Take,
-        say: Callable[[Publication], None],
     ) -> None:
         self._topics = topics
         self._strangers = strangers
         self._store = store
         self._allow = allow
         self._take = take
-        self._say = say
+        self.on_said: Signal[Publication] = Signal()
 
     def receive(self, inbound: Inbound, acknowledge: Callable[[], None]) -> None:
         """Line an order up to be taken and then acknowledged, in the order of arrival; returns at once."""
@@ -90,7 +90,7 @@ class OrderIntake:
 
     def _tell(self, client: str, inbound: Inbound, report: Report) -> None:
         over = isinstance(report, OrderResult)
-        self._say(
+        self.on_said(
             Publication(
                 self._topics.inbox(client, report.op_id, "result" if over else "status"),
                 report.encode(),

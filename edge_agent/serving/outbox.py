@@ -15,6 +15,7 @@ from edge_agent.base.awake import awake_s, wait_awake
 from edge_agent.base.errors import EdgeAgentError
 from edge_agent.base.heartbeat import IDLE_S, Heartbeat
 from edge_agent.base.log import get_logger
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import Queue
@@ -79,10 +80,7 @@ _Event = _Say | _Answered | _Due | _Wake | _Settle
 
 
 class Outbox:
-    """Publishes for everybody. `load_s` tells how long a model's engine will take until it is ready.
-
-    Every method but `start`, `settle` and `stop` may be called from any thread and returns at once.
-    """
+    """Publishes for everybody. Every method but `start`, `settle` and `stop` returns at once, on any thread."""
 
     def __init__(
         self,
@@ -92,7 +90,7 @@ class Outbox:
         speech: Speech,
         pace: Pace,
         keep_text: Literal["until_delivered", "until_pruned"],
-        load_s: Callable[[str], float] = lambda _model: 0.0,
+        engines: Engines,
         now_s: Callable[[], float] = awake_s,
         chance: Callable[[], float],
     ) -> None:
@@ -101,7 +99,7 @@ class Outbox:
         self._speech = speech
         self._pace = pace
         self._keep_text = keep_text
-        self._load_s = load_s
+        self._engines = engines
         self._now_s = now_s
         self._chance = chance
         self._inbox: stdlib_queue.SimpleQueue[_Event | None] = stdlib_queue.SimpleQueue()
@@ -209,7 +207,7 @@ class Outbox:
             return self._speech.status(job, missing=missing)
         eta_s = self._pace.eta_s(job.model, line)
         if eta_s is not None:
-            eta_s = round(eta_s + self._load_s(job.model), 1)
+            eta_s = round(eta_s + self._engines.load_s(job.model), 1)
         return self._speech.status(job, position=line.position, eta_s=eta_s)
 
     # The thread

@@ -4,10 +4,15 @@ The subscriptions are on a connection of their own, because brokers go on to dea
 busy. It exists only while the agent is well and has room; it leaves by disconnecting.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
+from edge_agent.engine.hosting.engines import Engines
+from edge_agent.health.restraint import Restraint
+from edge_agent.jobs.queue import Queue
 from edge_agent.mqtt import session
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.link import Callbacks, Link, Receipt
@@ -49,11 +54,35 @@ def full(unfinished: int, lanes: int) -> bool:
     return unfinished >= 2 * lanes
 
 
+class PoolRoom:
+    """How much an agent has to do, and how much it does at once; asked often, by any thread."""
+
+    def __init__(self, *, queue: Queue, engines: Engines, restraint: Restraint) -> None:
+        self._queue = queue
+        self._engines = engines
+        self._restraint = restraint
+
+    @property
+    def unfinished(self) -> int:
+        """Unfinished jobs that somebody asked for: those go before what is watched."""
+        return self._queue.asked.jobs
+
+    @property
+    def lanes(self) -> int:
+        """How many jobs the engines that are there run at once."""
+        limits = (engine.limits for engine in self._engines.statuses())
+        return sum(self._restraint.lanes(each.parallel) for each in limits if each)
+
+    def full(self) -> bool:
+        """Return whether a job that still comes is refused."""
+        return full(self.unfinished, self.lanes)
+
+
 class Pools:
     """Joins and leaves. `attend` and `stop` belong to the main thread; `look` may be called from any.
 
-    `wake` is called when `attend` has something to do before its time, `changed` when `reasons` are others; `healthy`,
-    `unfinished` and `lanes` are asked often and must be quick.
+    `wake` is set when `attend` has something to do before its time. `on_received`: a job of a pool came, with what
+    acknowledges it; `on_changed`: `reasons` are others. `link` is the agent's own connection.
     """
 
     def __init__(
@@ -62,13 +91,9 @@ class Pools:
         *,
         names: Sequence[str],
         topics: Topics,
-        receive: Callable[[Inbound, Callable[[], None]], None],
-        connected: Callable[[], bool],
-        healthy: Callable[[], bool],
-        unfinished: Callable[[], int],
-        lanes: Callable[[], int],
-        wake: Callable[[], None],
-        changed: Callable[[], None] = lambda: None,
+        link: Link,
+        room: PoolRoom,
+        wake: threading.Event,
     ) -> None:
         self._access = replace(
             access,
@@ -80,13 +105,11 @@ class Pools:
         )
         self._names = {topics.pool_jobs(name): name for name in names}
         self._subscriptions = tuple(map(Subscription, self._names))
-        self._receive = receive
-        self._connected = connected
-        self._healthy = healthy
-        self._unfinished = unfinished
-        self._lanes = lanes
+        self.on_received: Signal[Inbound, Callable[[], None]] = Signal()
+        self.on_changed: Signal[[]] = Signal()
+        self._main_link = link
+        self._room = room
         self._wake = wake
-        self._changed = changed
         self._link: Link | None = None
         self._joined = False
         self._refused: Mapping[str, str] = {}
@@ -97,11 +120,6 @@ class Pools:
         return tuple(f"not in the pool {self._names[each]}: {why}" for each, why in self._refused.items())
 
     @property
-    def full(self) -> bool:
-        """Whether a job that still comes is refused."""
-        return full(self._unfinished(), self._lanes())
-
-    @property
     def links(self) -> list[Link]:
         """The connection, while there is one."""
         return [self._link] if self._link else []
@@ -109,18 +127,18 @@ class Pools:
     def look(self) -> None:
         """Notice that the number of unfinished jobs has changed."""
         if self._subscriptions and (self._absence(healthy=True) is None) != (self._link is not None):
-            self._wake()
+            self._wake.set()
 
     def reset(self) -> None:
         """Notice that the agent has connected anew."""
         self._refused = {}
-        self._wake()
+        self._wake.set()
 
-    def attend(self) -> None:
-        """Join or leave, if it is time."""
+    def attend(self, *, healthy: bool) -> None:
+        """Join or leave, if it is time; `healthy`: whether jobs may come that others could do as well."""
         if not self._subscriptions:
             return
-        why = self._absence(healthy=self._healthy())
+        why = self._absence(healthy=healthy)
         if len(self._refused) == len(self._subscriptions):
             why = why or "refused"
         if self._link is None and why is None:
@@ -137,18 +155,18 @@ class Pools:
         return absence(
             PoolView(
                 member=self._link is not None,
-                connected=self._connected(),
+                connected=self._main_link.connected,
                 healthy=healthy,
-                unfinished=self._unfinished(),
-                lanes=self._lanes(),
+                unfinished=self._room.unfinished,
+                lanes=self._room.lanes,
             )
         )
 
     def _join(self) -> None:
         def receive(inbound: Inbound, receipt: Receipt) -> None:
-            self._receive(inbound, lambda: link.ack(receipt))
+            self.on_received(inbound, lambda: link.ack(receipt))
 
-        callbacks = Callbacks(receive=receive, subscribed=self._subscribed)
+        callbacks = Callbacks(on_received=receive, on_subscribed=self._subscribed)
         self._link = link = Link(
             self._access, subscriptions=self._subscriptions, callbacks=callbacks, thread="mqtt-pool"
         )
@@ -168,5 +186,5 @@ class Pools:
             self._joined = True
             log.info("pool.joined", pools=joined)
         if news:
-            self._changed()
-            self._wake()
+            self.on_changed()
+            self._wake.set()

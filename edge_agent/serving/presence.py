@@ -3,10 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
 from edge_agent.health.condition import Condition
 from edge_agent.protocol.messages import Inbound, Publication
 from edge_agent.protocol.payloads import DecisionReport, Info, Payload, Presence
@@ -29,12 +31,24 @@ VANISHED = "connection lost"
 log = get_logger()
 
 
+class AgentReport(Protocol):
+    """What an agent says of itself."""
+
+    def condition(self) -> Condition:
+        """Return how it is."""
+
+    def describe(self, conn_seq: int) -> Info:
+        """Return the birth certificate for a connection."""
+
+    def decisions(self) -> DecisionReport:
+        """Return what runs where and why."""
+
+
 class Announcer:
     """Publishes presence, info and decision, and mends what overwrote them.
 
     `tag` tells our session from those of others, and nothing of how it is called; see `Presence.session`.
-    `describe` returns the birth certificate for a connection; `decided` what runs where and why; `condition` how the
-    agent is now.
+    How the agent is, is asked of the `report` that comes with what is to be done.
     """
 
     def __init__(
@@ -43,19 +57,12 @@ class Announcer:
         *,
         boot_id: str,
         tag: str,
-        condition: Callable[[], Condition],
-        describe: Callable[[int], Info],
-        decided: Callable[[], DecisionReport],
-        say: Callable[[Publication], None],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._topics = topics
         self._boot_id = boot_id
         self._tag = tag
-        self._condition = condition
-        self._describe = describe
-        self._decided = decided
-        self._say = say
+        self.on_said: Signal[Publication] = Signal()
         self._now_s = now_s
         self._lock = threading.Lock()
         self._conn_seq = 0
@@ -89,24 +96,24 @@ class Announcer:
         """Return what the broker says of us when we vanish from this connection."""
         return self._presence("offline", conn_seq, reason=VANISHED)
 
-    def birth(self, conn_seq: int) -> None:
+    def birth(self, conn_seq: int, report: AgentReport) -> None:
         """Say that we are here, on a new connection."""
         with self._lock:
             self._conn_seq = conn_seq
             self._last = {}
             for kept in self._kept.values():
                 kept.begin()
-        self.refresh()
+        self.refresh(report)
 
-    def refresh(self) -> None:
+    def refresh(self, report: AgentReport) -> None:
         """Say how we are, if that is news."""
         with self._lock:
             if self._gone or not self._conn_seq:
                 return
             now: dict[str, Payload] = {
-                "presence": self._body("online", self._conn_seq, self._condition()),
-                "info": self._describe(self._conn_seq),
-                "decision": self._decided(),
+                "presence": self._body("online", self._conn_seq, report.condition()),
+                "info": report.describe(self._conn_seq),
+                "decision": report.decisions(),
             }
             # Said under the lock: or an older condition, or one from before the farewell, could be said last.
             for leaf, body in now.items():
@@ -114,27 +121,27 @@ class Announcer:
                     publication = self._retained(leaf, body.encode())
                     if publication.topic in self._kept:
                         self._kept[publication.topic].said(publication.payload)
-                    self._say(publication)
+                    self.on_said(publication)
             self._last = now
 
     def farewell(self, reason: str) -> None:
         """Say that we leave in order; nothing is said after it."""
         with self._lock:
             self._gone = True
-            self._say(self._presence("offline", self._conn_seq, reason=reason))
+            self.on_said(self._presence("offline", self._conn_seq, reason=reason))
 
     def owns(self, topic: str) -> bool:
         """Return whether a topic is one of those that are ours alone."""
         return topic in self._kept or topic == self._topics.event("presence")
 
-    def seen(self, inbound: Inbound) -> None:
+    def seen(self, inbound: Inbound, report: AgentReport) -> None:
         """Take in what the broker now holds on such a topic; runs on the network thread."""
         if inbound.topic in self._kept:
-            self._seen_kept(inbound.topic, bytes(inbound.payload))
+            self._seen_kept(inbound.topic, bytes(inbound.payload), report)
         else:
-            self._seen_presence(inbound)
+            self._seen_presence(inbound, report)
 
-    def _seen_kept(self, topic: str, payload: bytes) -> None:
+    def _seen_kept(self, topic: str, payload: bytes, report: AgentReport) -> None:
         with self._lock:
             kept = self._kept[topic]
             if not kept.foreign(payload) or self._gone or self.duplicate:
@@ -143,9 +150,9 @@ class Announcer:
             mend = kept.may_mend(self._now_s())
         self._say_overwritten(topic)
         if mend:
-            self.refresh()
+            self.refresh(report)
 
-    def _seen_presence(self, inbound: Inbound) -> None:
+    def _seen_presence(self, inbound: Inbound, report: AgentReport) -> None:
         try:
             presence = Presence.model_validate_json(inbound.payload)
         except ValidationError:
@@ -169,12 +176,12 @@ class Announcer:
             self.note_duplicate(presence)
             if self.duplicate != known:
                 log.error("presence.duplicate", agent=self._topics.agent, reason=self.duplicate, next=MEND)
-            self.refresh()
+            self.refresh(report)
             return
         self._say_overwritten(inbound.topic)
         with self._lock:
             self._last.pop("presence", None)
-        self.refresh()
+        self.refresh(report)
 
     def _say_overwritten(self, topic: str) -> None:
         if self._overwritten.due(topic) is not None:

@@ -16,7 +16,7 @@ from edge_agent.mqtt.link import Callbacks, Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.messages import TELEMETRY_PERIODS, Inbound, Publication, readable_job_id
-from edge_agent.protocol.payloads import Info, Telemetry
+from edge_agent.protocol.payloads import DecisionReport, Info, Telemetry
 from edge_agent.protocol.topics import CLIENT, Topics
 from edge_agent.serving.presence import TAG_CHARACTERS, Announcer
 from edge_agent.serving.reporter import JITTER
@@ -67,20 +67,15 @@ class SimulatedAgent:
             self._topics,
             boot_id=self._boot_id,
             tag=session.derived(access.session, self.name)[:TAG_CHARACTERS],
-            condition=self._condition,
-            describe=self._describe,
-            decided=lambda: decision_report(
-                (SERVE,), {SERVE.name: decided(pretence.make)}, agent=self.name, boot_id=self._boot_id
-            ),
-            say=self._say,
         )
+        self._announcer.on_said.connect(self._say)
         self._link = Link(
             access,
             subscriptions=(Subscription(self._topics.commands), Subscription(self._topics.event("presence"))),
             callbacks=Callbacks(
-                receive=lambda inbound, receipt: do(0.0, partial(self._receive, inbound, receipt)),
-                up=lambda epoch: do(0.0, partial(self._announcer.birth, epoch)),
-                answered=lambda mid, _reason: do(0.0, partial(self._unanswered.discard, mid)),
+                on_received=lambda inbound, receipt: do(0.0, partial(self._receive, inbound, receipt)),
+                on_up=lambda epoch: do(0.0, partial(self._announcer.birth, epoch, self)),
+                on_answered=lambda mid, _reason: do(0.0, partial(self._unanswered.discard, mid)),
                 will=self._announcer.will,
             ),
         )
@@ -116,7 +111,8 @@ class SimulatedAgent:
 
     # How it is
 
-    def _condition(self) -> Condition:
+    def condition(self) -> Condition:
+        """Return how it is."""
         return condition(
             engines=(self._pretence.engine,),
             draining=False,
@@ -125,28 +121,34 @@ class SimulatedAgent:
             strained=self._pretence.strained,
         )
 
-    def _describe(self, conn_seq: int) -> Info:
+    def describe(self, conn_seq: int) -> Info:
+        """Return its birth certificate for a connection."""
         return birth_certificate(
             self._settings,
             self._pretence.make.machine,
             (self._pretence.engine,),
-            self._condition(),
+            self.condition(),
             boot_id=self._boot_id,
             conn_seq=conn_seq,
         )
+
+    def decisions(self) -> DecisionReport:
+        """Return what runs where and why."""
+        decisions = {SERVE.name: decided(self._pretence.make)}
+        return decision_report((SERVE,), decisions, agent=self.name, boot_id=self._boot_id)
 
     def _report(self) -> None:
         now_s = self._now_s()
         self._pretence.pass_s(now_s - self._reported_s)
         self._reported_s = now_s
-        self._announcer.refresh()
+        self._announcer.refresh(self)
         expiry_s = round(TELEMETRY_PERIODS * self._period_s)
         topic, payload = self._topics.event("telemetry"), self._telemetry().encode()
         self._say(Publication(topic, payload, qos=0, expiry_s=expiry_s))
         self._do(self._period_s * (1 + JITTER * self._chance.uniform(-1, 1)), self._report)
 
     def _telemetry(self) -> Telemetry:
-        pretence, condition_now = self._pretence, self._condition()
+        pretence, condition_now = self._pretence, self.condition()
         counted = Counter(self.counts)
         counted.update(succeeded=pretence.succeeded, completion_tokens=pretence.tokens)
         del counted["accepted"]
@@ -174,7 +176,7 @@ class SimulatedAgent:
 
     def _receive(self, inbound: Inbound, receipt: Receipt) -> None:
         if inbound.topic == self._topics.event("presence"):
-            self._announcer.seen(inbound)
+            self._announcer.seen(inbound, self)
         else:
             asked = self._topics.parse(inbound.topic)
             if asked is not None and CLIENT.match(asked.client):

@@ -37,7 +37,7 @@ def arrivals(broker, client: str):
     link = Link(
         Access(broker.host, broker.port, client_id="ears", clean_start=True),
         subscriptions=(Subscription(f"edge/v1/clients/{client}/inbox/+/+/chunk"),),
-        callbacks=Callbacks(receive=receive, subscribed=lambda _refused: ready.set()),
+        callbacks=Callbacks(on_received=receive, on_subscribed=lambda _refused: ready.set()),
     )
     link.start()
     try:

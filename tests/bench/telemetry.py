@@ -3,6 +3,7 @@
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.phase import Phase
@@ -11,6 +12,7 @@ from edge_agent.health.counters import Counters
 from edge_agent.health.snapshot import Snapshots
 from edge_agent.jobs.queue import Queue
 from edge_agent.jobs.store import Store
+from edge_agent.protocol.messages import Publication
 from edge_agent.protocol.payloads import EngineReading
 from edge_agent.protocol.topics import Topics
 from edge_agent.serving.reporter import Reporter
@@ -21,9 +23,15 @@ SNAPSHOTS = 300
 
 
 class Silence:
-    """An outbox with nothing in it."""
+    """An outbox with nothing in it; `sizes` takes those of what is said, in bytes."""
 
     waiting = in_flight = dropped = 0
+
+    def __init__(self, sizes: list[int]) -> None:
+        self._sizes = sizes
+
+    def say(self, publication: Publication) -> None:
+        self._sizes.append(len(publication.payload))
 
 
 def main() -> None:
@@ -53,7 +61,7 @@ def reporting(snapshots: Snapshots, folder: Path, seconds: float) -> list[Figure
     """Let a reporter with a real queue work; read what its thread, and the queue's for it, ran."""
     sizes: list[int] = []
     engine = EngineStatus("phi", "onnx", Phase.READY)
-    store = Store(Queue(folder / "queue.db"), tell=lambda _jobs: None, keep_finished_s=1e9, keep_finished_jobs=10**9)
+    store = Store(Queue(folder / "queue.db"), keep_finished_s=1e9, keep_finished_jobs=10**9)
     reporter = Reporter(
         topics=Topics("edge/v1", "edge-01"),
         boot_id="b" * 32,
@@ -61,18 +69,18 @@ def reporting(snapshots: Snapshots, folder: Path, seconds: float) -> list[Figure
         snapshots=snapshots,
         counters=Counters(["phi"]),
         store=store,
-        outbox=Silence(),
-        engines=lambda: [engine],
-        reading=lambda each, _counts: EngineReading(model=each.model, state=each.phase, running=0),
+        outbox=Silence(sizes),
+        engines=SimpleNamespace(statuses=lambda: [engine]),
+        link=SimpleNamespace(connected=True, connections=1),
+        restraint=SimpleNamespace(look=lambda _seen: None, level=0),
+        watches=tuple,
+    )
+    report = SimpleNamespace(
         condition=lambda: Condition("ready"),
-        connections=lambda: 1,
-        look=lambda _seen: None,
-        restraint=lambda: 0,
-        refresh=lambda: None,
-        say=lambda publication: sizes.append(len(publication.payload)),
+        reading=lambda each, _counts: EngineReading(model=each.model, state=each.phase, running=0),
     )
     store.start()
-    reporter.start()
+    reporter.start(report)
     threads = {"reporter": reporter._thread, "store, for it": store._thread}
     before_s = {name: ran_s(thread) for name, thread in threads.items()}
     time.sleep(seconds)

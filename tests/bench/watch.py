@@ -73,7 +73,7 @@ def flood(
 ) -> Iterator[tuple[int, int]]:
     """Publish for so long; yield what the agent takes of memory and disk, in bytes."""
     access = Access(made.broker.host, made.broker.port, client_id="camera", clean_start=True)
-    link = Link(access, subscriptions=(), callbacks=Callbacks(receive=lambda _inbound, _receipt: None))
+    link = Link(access, subscriptions=(), callbacks=Callbacks(on_received=lambda _inbound, _receipt: None))
     link.start()
     link.wait_connected(10)
     begun_s = time.monotonic()

@@ -330,9 +330,8 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
     recorder, fuzz = Recorder(), Fuzz(SEED)
     spool = Spool(tmp_path / "images", quota_bytes=2**30, requester_quota_bytes=2**30, image_bytes=2**20)
     spool.open()
-    store = Store(
-        Queue(tmp_path / "queue.db"), tell=recorder.tell, keep_finished_s=86_400.0, keep_finished_jobs=100_000
-    )
+    store = Store(Queue(tmp_path / "queue.db"), keep_finished_s=86_400.0, keep_finished_jobs=100_000)
+    store.on_changed.connect(recorder.tell)
     taking = Intake(
         strangers=Strangers(lambda: 0.0),
         topics=TOPICS,
@@ -345,7 +344,6 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
         spool=spool,
         roster=FakeRoster("phi", images=2),
         pace=Pace(),
-        cancel_running=lambda _job: None,
         free_bytes=lambda: 2**40,
     )
     store.start()

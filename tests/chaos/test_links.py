@@ -144,7 +144,7 @@ def test_agents_cut_off_together_do_not_come_back_together(broker):
     with Proxy(broker) as proxy, contextlib.ExitStack() as stack:
         for agent in range(12):
             access = Access(proxy.host, proxy.port, client_id=f"agent-{agent}")
-            callbacks = Callbacks(receive=lambda *_: None, up=lambda _epoch: came_s.append(time.monotonic()))
+            callbacks = Callbacks(on_received=lambda *_: None, on_up=lambda _epoch: came_s.append(time.monotonic()))
             link = Link(access, subscriptions=(), callbacks=callbacks)
             stack.callback(link.stop)
             link.start()

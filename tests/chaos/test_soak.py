@@ -195,7 +195,7 @@ def plain_link(broker):
     link = Link(
         Access(broker.host, broker.port, client_id="soak-plain", clean_start=True),
         subscriptions=(),
-        callbacks=Callbacks(receive=lambda _inbound, receipt: link.ack(receipt)),
+        callbacks=Callbacks(on_received=lambda _inbound, receipt: link.ack(receipt)),
     )
     link.start()
     try:

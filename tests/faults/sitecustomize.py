@@ -18,7 +18,7 @@ from dataclasses import replace
 
 if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in sys.orig_argv[1:2]):
     from edge_agent.agent import lifecycle, waiting
-    from edge_agent.engine.hosting import plan, state, supervisor
+    from edge_agent.engine.hosting import engines, plan, state, supervisor
     from edge_agent.models import fallback
     from edge_agent.mqtt import link, redial
 
@@ -28,9 +28,9 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
     link.WILL_DELAY_S = 1
     state.BACKOFF_MOST_S = 0.5
     plan.IDLE_S = 0.5
-    supervisor.Supervisor.__init__.__kwdefaults__["backoff_first_s"] = 0.1
+    engines.Engines.__init__.__kwdefaults__["backoff_first_s"] = 0.1
     if silence_s := os.environ.get("FAULTS_SILENCE_S"):
-        supervisor.Supervisor.__init__.__kwdefaults__["silence_s"] = float(silence_s)
+        engines.Engines.__init__.__kwdefaults__["silence_s"] = float(silence_s)
     if aside_s := os.environ.get("FAULTS_ASIDE_S"):
         fallback.Fallbacks.__init__.__kwdefaults__["first_s"] = float(aside_s)
     if claim_s := os.environ.get("FAULTS_CLAIM_S"):
@@ -39,7 +39,7 @@ if "edge_agent" in sys.orig_argv or any(each.endswith("/edge-agent") for each in
         claim = queue.Queue.claim
         queue.Queue.claim = lambda *given, **named: time.sleep(float(claim_s)) or claim(*given, **named)
     if os.environ.get("FAULTS_CRASH") == "begin":
-        lifecycle.build.begin = lambda *_given, **_named: 1 / 0
+        lifecycle.build.ground = lambda *_given, **_named: 1 / 0
     elif os.environ.get("FAULTS_CRASH"):
         supervisor.Supervisor.attend = lambda _supervisor: 1 / 0
     if folder := os.environ.get("FAULTS_FREEZE"):

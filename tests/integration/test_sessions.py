@@ -37,7 +37,7 @@ def take_over(access, name):
     link = Link(
         replace(access, client_id=name, session="", clean_start=True, session_expiry_s=0),
         subscriptions=(),
-        callbacks=Callbacks(receive=lambda _inbound, receipt: receipt.acknowledge()),
+        callbacks=Callbacks(on_received=lambda _inbound, receipt: receipt.acknowledge()),
     )
     link.start()
     assert link.wait_connected(PATIENCE_S)
@@ -100,7 +100,7 @@ def test_under_the_generated_acl_who_connects_under_every_guessable_id_loses_nob
     link = Link(
         replace(access_of(guarded, "line-3"), session=(tmp_path / "line-3").read_text().strip()),
         subscriptions=(),
-        callbacks=Callbacks(receive=lambda inbound, receipt: (heard.append(inbound.topic), receipt.acknowledge())),
+        callbacks=Callbacks(on_received=lambda inbound, receipt: (heard.append(inbound.topic), receipt.acknowledge())),
     )
     link.start()
     wait_for(lambda: len(heard) >= 4, "what was kept for the requester")

@@ -313,7 +313,7 @@ def test_every_topic_that_is_called_one_is_taken_by_the_broker(broker):
     topics = ["a", "/", "ä/🙂/\ufffd/\ue000/\xa0/ ", "x" * TOPIC_BYTES_MAX, "/" * SLASHES_MAX]
     answered = []
     access = Access(broker.host, broker.port, client_id="publisher", clean_start=True)
-    told = Callbacks(receive=lambda *_message: None, answered=lambda _mid, reason: answered.append(reason))
+    told = Callbacks(on_received=lambda *_message: None, on_answered=lambda _mid, reason: answered.append(reason))
     link = Link(access, subscriptions=(), callbacks=told)
     link.start()
     try:

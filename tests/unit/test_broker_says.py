@@ -31,8 +31,8 @@ class Peer:
             Access(broker.host, broker.port, client_id="edge-01", session_expiry_s=3600),
             subscriptions=tuple(map(Subscription, filters)),
             callbacks=Callbacks(
-                receive=lambda _inbound, receipt: receipt.acknowledge(),
-                subscribed=self.refused.put,
+                on_received=lambda _inbound, receipt: receipt.acknowledge(),
+                on_subscribed=self.refused.put,
                 will=lambda _epoch: WILL,
             ),
             chance=lambda: 0.0,

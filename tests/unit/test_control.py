@@ -49,12 +49,10 @@ STATE = Standing(agent="edge-01", version="1", pid=1, boot_id="b", health="ready
 
 
 def desk(canceled=None, new_id=lambda: "again-1"):
-    return JobAdmin(
-        speech=Speech(Topics("edge/v1", "edge-01")),
-        cancel_running=(lambda job: None) if canceled is None else canceled.append,
-        resolve=lambda model: model,
-        new_id=new_id,
-    )
+    made = JobAdmin(speech=Speech(Topics("edge/v1", "edge-01")), resolve=lambda model: model, new_id=new_id)
+    if canceled is not None:
+        made.on_cancel.connect(canceled.append)
+    return made
 
 
 def accept(queue, job_id="job-1", client="line-3", **fields):
@@ -87,15 +85,13 @@ class Running:
     def __init__(self, folder, *, now_s=None):
         self.folder, self.canceled = folder, []
         self.queue = Queue(folder / "queue.db")
-        self.store = Store(self.queue, tell=lambda changes: None, keep_finished_s=1e6, keep_finished_jobs=10**6)
+        self.store = Store(self.queue, keep_finished_s=1e6, keep_finished_jobs=10**6)
         clock = {} if now_s is None else {"now_s": now_s}
-        self.server = ControlServer(
-            folder, store=self.store, desk=desk(self.canceled), state=lambda: STATE, order=take, **clock
-        )
+        self.server = ControlServer(folder, store=self.store, desk=desk(self.canceled), order=take, **clock)
 
     def __enter__(self):
         self.store.start()
-        self.server.start()
+        self.server.start(lambda: STATE)
         return self
 
     def __exit__(self, *raised):

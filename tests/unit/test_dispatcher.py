@@ -28,6 +28,7 @@ from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import RETRY_FIRST_S, Envelope
 from edge_agent.jobs.store import Store
 from edge_agent.running.dispatcher import PROGRESS_S, Dispatcher
+from edge_agent.running.occupancy import Occupancy
 
 
 class FakeProcess:
@@ -81,19 +82,22 @@ class Floor:
         self.machine, self.frozen_s = Time(), 0.0
         self.told = []
         self.draining = set()
-        self.store = Store(self.machine.queue(folder), tell=self._tell, keep_finished_s=86_400, keep_finished_jobs=1000)
+        self.store = Store(self.machine.queue(folder), keep_finished_s=86_400, keep_finished_jobs=1000)
+        self.store.on_changed.connect(self._tell)
         self.engine = FakeProcess(parallel)
         self.processes = {"phi": self.engine}
         self.outbox = FakeOutbox()
+        self.occupancy = {"phi": Occupancy()}
         self.dispatcher = Dispatcher(
-            models=["phi"],
+            occupancy=self.occupancy,
             store=self.store,
             outbox=self.outbox,
-            supervisor=lambda: self,
+            engines=self,
+            supervisor=self,
+            restraint=SimpleNamespace(lanes=lambda parallel: min(parallel, self.allowed)),
             pace=Pace(),
             guides=self,
             apart=apart,
-            lanes=lambda parallel: min(parallel, self.allowed),
             now_s=lambda: self.machine.now_s() - self.frozen_s,
         )
         self.allowed = 99
@@ -267,10 +271,10 @@ def test_an_engine_that_is_to_go_gets_nothing_new(floor):
     floor.accept("b")
     floor.quiet()
     assert floor.find("b").state is JobState.QUEUED
-    assert floor.dispatcher.busy("phi")
+    assert floor.occupancy["phi"].busy
     floor.say(finished("1.1"))
     floor.wait_state("a", JobState.SUCCEEDED)
-    wait_for(lambda: not floor.dispatcher.busy("phi"), "nothing to run")
+    wait_for(lambda: not floor.occupancy["phi"].busy, "nothing to run")
     floor.draining = set()
     floor.dispatcher.look()
     floor.wait_started("1.1", "2.1")
@@ -314,7 +318,7 @@ def test_what_is_claimed_in_the_last_moment_goes_back(floor):
     with floor.disk_held():
         floor.draining = set()
         floor.dispatcher.look()
-        wait_for(lambda: floor.dispatcher.busy("phi"), "the queue to be asked", PATIENCE_S)
+        wait_for(lambda: floor.occupancy["phi"].busy, "the queue to be asked", PATIENCE_S)
         floor.stop()
     wait_for(lambda: floor.find("a").attempt == 1, "the queue to answer", PATIENCE_S)
     assert floor.wait_state("a", JobState.QUEUED).strikes == 0

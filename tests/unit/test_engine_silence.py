@@ -2,7 +2,9 @@
 
 import os
 import random
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,8 +14,8 @@ from edge_agent.base.awake import LAPSE_S, PULSE_S, Awake
 from edge_agent.base.errors import Code
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.hosting import runner
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.plan import SILENCE_S
-from edge_agent.engine.hosting.runner import Listener
 from edge_agent.engine.hosting.served import Served
 from edge_agent.engine.hosting.supervisor import Supervisor
 from edge_agent.engine.hosting.work import EngineWork
@@ -162,16 +164,20 @@ class Agent:
             return self.child
 
         monkeypatch.setattr(runner, "EngineProcess", start)
-        quiet = Listener(event=lambda *_: None, up=lambda *_: None, lost=lambda *_: None)
         self.supervisor = Supervisor(
             [Served("text", Places())],
-            listener=quiet,
-            wake=lambda: None,
+            engines=Engines({"text": False}, now_s=self.clock.now_s),
+            wake=threading.Event(),
             now_s=self.clock.now_s,
-            busy=lambda _model: self.claiming,
+            strain=SimpleNamespace(unloads="", rest_share=0.0),
+            work={"text": self},
         )
         self.supervisor.attend()
         self.supervisor._models["text"].runner._tell(self.child, READY)
+
+    @property
+    def busy(self):
+        return self.claiming
 
     def pass_s(self, seconds):
         """Let time pass, with its pulses and the rounds of the main thread."""

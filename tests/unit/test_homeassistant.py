@@ -192,7 +192,9 @@ def made(tmp_path):
             period_s=10.0,
             watches=(),
             mark=tmp_path / "homeassistant",
-            say=lambda publication: said.append((publication.topic, bool(publication.payload), publication.retain)),
+        )
+        one.on_said.connect(
+            lambda publication: said.append((publication.topic, bool(publication.payload), publication.retain))
         )
         return one, said
 

@@ -65,10 +65,12 @@ class Desk:
         self.ack = lambda mid: self.journal.append(("acked", mid))
         self.store = Store(
             self.queue,
-            tell=lambda changes: self.journal.extend(("told", job.job_id, job.state) for job in changes),
             keep_finished_s=86_400,
             keep_finished_jobs=1000,
             retry_s=0.01,
+        )
+        self.store.on_changed.connect(
+            lambda changes: self.journal.extend(("told", job.job_id, job.state) for job in changes)
         )
         self.pace = Pace()
         self.spool = Spool(
@@ -91,10 +93,10 @@ class Desk:
             outbox=FakeOutbox(self.journal),
             roster=roster or FakeRoster("phi"),
             pace=self.pace,
-            cancel_running=lambda job: self.journal.append(("cancel", job.job_id, job.attempt)),
             free_bytes=free_bytes if callable(free_bytes) else lambda: free_bytes,
             pool_full=lambda: self.pool_full,
         )
+        self.intake.on_cancel.connect(lambda job: self.journal.append(("cancel", job.job_id, job.attempt)))
         self.pool_full = False
         self.mid = 0
 
@@ -694,7 +696,11 @@ def lived(folder, script):
             left = [each for each in desk.take(command, sent, client=client, **properties) if each[0] != "acked"]
             told += [each for each in left if client == "bob" or (each[0] != "said" and each[1].startswith("bob"))]
         jobs = [desk.find(f"bob-j-{number}", "bob") for number in (1, 2, 3)]
-        waits = [desk.ask(lambda queue, job=job: queue.images.missing(job)) for job in jobs if job]
+        waits = [
+            desk.ask(lambda queue, job=job: queue.images.missing(job))
+            for job in jobs
+            if job and job.state is JobState.WAITING
+        ]
         return told, [job and job.state for job in jobs], waits
 
 

@@ -28,7 +28,7 @@ class Speaker:
         self.link = Link(
             Access(broker.host, broker.port, client_id="edge-01", session_expiry_s=3600),
             subscriptions=(),
-            callbacks=Callbacks(receive=lambda *_: None),
+            callbacks=Callbacks(on_received=lambda *_: None),
             chance=lambda: 0.0,
         )
         self._thread = threading.Thread(target=self._speak)

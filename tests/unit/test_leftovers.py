@@ -178,7 +178,7 @@ def test_what_a_killed_agent_left_is_removed_by_the_next(tmp_path, machine):
         alive = set(work.alive)
     assert secrets(after) > alive
     with machine.queue(after) as queue:
-        store = Store(queue, tell=lambda _: None, keep_finished_s=1e9, keep_finished_jobs=10**6)
+        store = Store(queue, keep_finished_s=1e9, keep_finished_jobs=10**6)
         store.start()
         flush(store)
         store.ask(lambda queue: None)

@@ -49,11 +49,11 @@ class Peer:
             Access(host=broker.host, port=broker.port, client_id=name, session="kept", session_expiry_s=3600),
             subscriptions=tuple(map(Subscription, filters)),
             callbacks=Callbacks(
-                receive=self._receive,
-                up=self.ups.append,
-                down=self.downs.append,
-                answered=lambda mid, reason: self.answered.put((mid, reason)),
-                subscribed=self.refused.put,
+                on_received=self._receive,
+                on_up=self.ups.append,
+                on_down=self.downs.append,
+                on_answered=lambda mid, reason: self.answered.put((mid, reason)),
+                on_subscribed=self.refused.put,
                 will=lambda epoch: will and replace(will, payload=str(epoch).encode()),
             ),
             chance=chance,
@@ -143,7 +143,9 @@ def test_it_comes_back_after_the_broker_did_and_sends_what_was_not_answered(brok
 
 def test_no_message_gets_the_id_of_one_that_is_not_answered():
     """Ids come round; one of QoS 0 that left under that of a result would pass for the broker's answer to it."""
-    link = Link(Access("127.0.0.1", 1, client_id="a"), subscriptions=(), callbacks=Callbacks(receive=lambda *_: None))
+    link = Link(
+        Access("127.0.0.1", 1, client_id="a"), subscriptions=(), callbacks=Callbacks(on_received=lambda *_: None)
+    )
     unanswered = link.publish(Publication("results/1", b"kept", qos=1))
     assert unanswered not in {link._client._mid_generate() for _ in range(65_535)}
     link.stop()
@@ -419,7 +421,7 @@ def test_many_subscriptions_are_asked_for_eight_at_a_time_and_refusals_add_up(mo
     link = Link(
         Access("127.0.0.1", 1, client_id="edge-01"),
         subscriptions=tuple(Subscription(f"topic/{number}") for number in range(20)),
-        callbacks=Callbacks(receive=lambda *_: None, subscribed=told.append),
+        callbacks=Callbacks(on_received=lambda *_: None, on_subscribed=told.append),
     )
     monkeypatch.setattr(link._client, "subscribe", lambda topics: asked.append(topics) or (0, len(asked)))
     link._on_connect(link._client, None, SimpleNamespace(session_present=False), ReasonCode(PacketTypes.CONNACK), None)

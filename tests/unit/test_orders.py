@@ -28,15 +28,17 @@ class Floor:
 
     def __init__(self, folder):
         self.machine = Time()
-        self.engines = {name: EngineStatus(name, "fake", Phase.UNLOADED, reason="idle") for name in ("phi", "vision")}
+        self.statuses = {name: EngineStatus(name, "fake", Phase.UNLOADED, reason="idle") for name in ("phi", "vision")}
         self.called, self.told, self.changes = [], [], 0
         self.arrived = threading.Event()
         self.fault = None
         self.pins = Pins(folder / "pinned")
-        self.pulls = Pulls(catalogue.read(), bring=self._bring, decisions=dict, changed=self._changed)
+        self.pulls = Pulls(catalogue.read(), bring=self._bring, decisions=dict)
+        self.pulls.on_pulled.connect(self._changed)
         self.orders = Orders(
             "edge-01",
-            models=list(self.engines),
+            models=list(self.statuses),
+            engines=self,
             supervisor=self,
             pulls=self.pulls,
             pins=self.pins,
@@ -44,8 +46,8 @@ class Floor:
         )
 
     def be(self, phase, reason="", model="phi", **fields):
-        self.engines[model] = EngineStatus(
-            model, "fake", phase, reason=reason, pinned=self.engines[model].pinned, **fields
+        self.statuses[model] = EngineStatus(
+            model, "fake", phase, reason=reason, pinned=self.statuses[model].pinned, **fields
         )
 
     def give(self, *arguments, client="admin", **fields):
@@ -59,7 +61,7 @@ class Floor:
     # as the supervisor
 
     def status(self, model):
-        return self.engines[model]
+        return self.statuses[model]
 
     def ask(self, model):
         self.called.append(("ask", model))
@@ -74,8 +76,8 @@ class Floor:
         self.called.append(("keep", model))
 
     def pin(self, model, *, pinned):
-        old = self.engines[model]
-        self.engines[model] = EngineStatus(model, "fake", old.phase, reason=old.reason, pinned=pinned)
+        old = self.statuses[model]
+        self.statuses[model] = EngineStatus(model, "fake", old.phase, reason=old.reason, pinned=pinned)
 
     # as the store
 

@@ -4,6 +4,7 @@ import json
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from fakes import ANSWER, PATIENCE_S, FakeLink, Time, counts, flush, request
@@ -39,10 +40,10 @@ class Sender:
         self.queue = self.machine.queue(folder)
         self.store = Store(
             self.queue,
-            tell=lambda changes: self.outbox.announce(self.queue, changes),
             keep_finished_s=86_400,
             keep_finished_jobs=1000,
         )
+        self.store.on_changed.connect(lambda changes: self.outbox.announce(self.queue, changes))
         self.pace = Pace()
         self.load_s = 0.0
         self.outbox = Outbox(
@@ -51,7 +52,7 @@ class Sender:
             speech=Speech(Topics("edge/v1", "edge-01")),
             pace=self.pace,
             keep_text=keep_text,
-            load_s=lambda _model: self.load_s,
+            engines=SimpleNamespace(load_s=lambda _model: self.load_s),
             now_s=self.machine.now_s,
             chance=lambda: 1.0,
         )

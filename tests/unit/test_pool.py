@@ -48,22 +48,19 @@ class Membership:
     """Pools on a scripted connection; `journal` holds what became of it."""
 
     def __init__(self, monkeypatch):
-        self.journal, self.woken = [], 0
+        self.journal, self.woken, self.lanes = [], 0, 1
         self.connected, self.healthy, self.unfinished = True, True, 0
         monkeypatch.setattr(pool_module, "Link", self.link)
         self.pools = Pools(
             Access("127.0.0.1", 1883, client_id="edge-01", session_expiry_s=3600),
             names=["hall", "yard"],
             topics=Topics("edge/v1", "edge-01"),
-            receive=lambda *_: None,
-            connected=lambda: self.connected,
-            healthy=lambda: self.healthy,
-            unfinished=lambda: self.unfinished,
-            lanes=lambda: 1,
-            wake=self.wake,
+            link=self,
+            room=self,
+            wake=self,
         )
 
-    def wake(self):
+    def set(self):
         self.woken += 1
 
     def link(self, access, *, subscriptions, callbacks, thread):
@@ -76,7 +73,7 @@ class Membership:
         """Look after it once, things being so; return what became of the connection."""
         vars(self).update(facts)
         before = len(self.journal)
-        self.pools.attend()
+        self.pools.attend(healthy=self.healthy)
         return self.journal[before:]
 
 
@@ -120,9 +117,9 @@ def test_the_main_thread_is_woken_when_it_is_time_and_only_then(membership):
 
 def test_what_the_broker_refuses_is_not_asked_for_before_the_agent_connects_anew(membership):
     membership.attend()
-    membership.callbacks.subscribed({membership.filters[0]: "Not authorized"})
+    membership.callbacks.on_subscribed({membership.filters[0]: "Not authorized"})
     assert membership.attend() == []  # the other pool is there
-    membership.callbacks.subscribed(dict.fromkeys(membership.filters, "Not authorized"))
+    membership.callbacks.on_subscribed(dict.fromkeys(membership.filters, "Not authorized"))
     assert membership.woken == 2
     assert membership.attend() == ["left"]
     assert membership.attend() == []

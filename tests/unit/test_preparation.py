@@ -1,5 +1,7 @@
 """Whose images are decoded next: nobody's hold up those of others for longer than a bound."""
 
+from types import SimpleNamespace
+
 import pytest
 from fakes import PATIENCE_S, Time, accept
 from running import wait_for
@@ -107,21 +109,22 @@ class Lab:
     def run(self):
         """Decode until every job has ended or may be claimed."""
         ready = []
-        self.store = store = Store(
-            self.queue, tell=self.tell, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01
-        )
+        self.store = store = Store(self.queue, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01)
         preparation = Preparation(
             models=("phi", "psi"),
             store=store,
             spool=self.spool,
             decoder_process=self.room,
             guides=self.court,
-            engine=lambda _model: "engine",
-            limits=lambda _model: ModelLimits(4096, 1, images_per_prompt=8),
-            ready=lambda: ready.append(None),
+            engines=SimpleNamespace(
+                process=lambda _model: "engine",
+                status=lambda _model: SimpleNamespace(limits=ModelLimits(4096, 1, images_per_prompt=8)),
+            ),
             short=lambda: self.short.pop() if self.short else False,
             now_s=self.time.now_s,
         )
+        store.on_changed.connect(self.tell)
+        preparation.on_ready.connect(lambda: ready.append(None))
         store.start()
         preparation.start()
         try:

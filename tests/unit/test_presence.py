@@ -6,6 +6,7 @@ import threading
 import pytest
 from fakes import PATIENCE_S
 
+from edge_agent.base.signal import Signal
 from edge_agent.health.condition import Condition
 from edge_agent.protocol.messages import Inbound
 from edge_agent.protocol.payloads import DecisionReport, Info, Limits, MachineInfo, ModelDecision, Presence
@@ -23,17 +24,20 @@ class Desk:
         self.said = []
         self.now_s = 0.0
         self.models = ()
-        self.condition = Condition("ready")
+        self.now = Condition("ready")
         self.announcer = Announcer(
             TOPICS,
             boot_id="ours",
             tag="our tag",
-            condition=lambda: self.condition,
-            describe=self.describe,
-            decided=lambda: DecisionReport(agent="edge-01", boot_id="ours", models=self.models),
-            say=self.said.append,
             now_s=lambda: self.now_s,
         )
+        self.announcer.on_said.connect(self.said.append)
+
+    def condition(self):
+        return self.now
+
+    def decisions(self):
+        return DecisionReport(agent="edge-01", boot_id="ours", models=self.models)
 
     @staticmethod
     def describe(conn_seq):
@@ -57,11 +61,11 @@ class Desk:
         presence = Presence(
             agent="edge-01", state=state, boot_id=boot_id, conn_seq=conn_seq, reason=reason, session=session
         )
-        self.announcer.seen(Inbound(TOPICS.event("presence"), presence.encode()))
+        self.announcer.seen(Inbound(TOPICS.event("presence"), presence.encode()), self)
 
     def born(self, conn_seq=1):
         """Connect, and see the birth come back from the broker."""
-        self.announcer.birth(conn_seq)
+        self.announcer.birth(conn_seq, self)
         self.see("online", conn_seq=conn_seq)
 
 
@@ -80,12 +84,12 @@ def test_every_connection_has_a_birth_of_its_own(desk):
 
 
 def test_nothing_is_said_twice_and_news_at_once(desk):
-    desk.announcer.refresh()
+    desk.announcer.refresh(desk)
     assert desk.said == []
     desk.born()
-    desk.announcer.refresh()
-    desk.condition = Condition("degraded", ("the disk is full",))
-    desk.announcer.refresh()
+    desk.announcer.refresh(desk)
+    desk.now = Condition("degraded", ("the disk is full",))
+    desk.announcer.refresh(desk)
     assert desk.presences() == [("online", 1, "ready"), ("online", 1, "degraded")]
 
 
@@ -94,17 +98,17 @@ def test_the_farewell_is_the_last_word(desk):
     desk.born()
     farewell = threading.Thread(target=desk.announcer.farewell, args=("stopped",))
 
-    def say(publication):
+    def say(_publication):
         if farewell.ident is None:
             farewell.start()
             farewell.join(0.05)
-        desk.said.append(publication)
 
-    desk.announcer._say = say
-    desk.condition = Condition("degraded")
-    desk.announcer.refresh()
+    desk.announcer.on_said = Signal()
+    desk.announcer.on_said.connect(say, desk.said.append)
+    desk.now = Condition("degraded")
+    desk.announcer.refresh(desk)
     farewell.join(PATIENCE_S)
-    desk.announcer.refresh()
+    desk.announcer.refresh(desk)
     desk.see("offline", boot_id="theirs")
     assert [state for state, _, _ in desk.presences()][-2:] == ["online", "offline"]
 
@@ -120,7 +124,7 @@ def test_a_late_will_is_overwritten(desk, late):
 
 def test_what_is_no_presence_is_overwritten(desk):
     desk.born()
-    desk.announcer.seen(Inbound(TOPICS.event("presence"), b"gone"))
+    desk.announcer.seen(Inbound(TOPICS.event("presence"), b"gone"), desk)
     assert len(desk.presences()) == 2
 
 
@@ -156,7 +160,7 @@ def test_a_duplicate_that_left_while_we_were_away_is_forgotten(desk):
     """It pushed us off the broker; its farewell was kept for us and comes before our next birth does."""
     desk.born()
     desk.announcer.note_duplicate()
-    desk.announcer.birth(2)
+    desk.announcer.birth(2, desk)
     desk.see("offline", boot_id="theirs", reason="stopped")
     assert not desk.announcer.duplicate
 
@@ -172,7 +176,7 @@ def test_a_duplicate_that_was_pushed_off_the_broker_is_not_forgotten(desk):
 @pytest.mark.parametrize("state", ["online", "offline"])
 def test_what_was_kept_from_our_last_life_is_history(desk, state):
     """The session may still hold what we said before we were killed; it comes before our birth does."""
-    desk.announcer.birth(1)
+    desk.announcer.birth(1, desk)
     desk.see(state, boot_id="our last life")
     desk.see("online")
     assert not desk.announcer.duplicate
@@ -213,44 +217,44 @@ KEPT = [TOPICS.event("info"), TOPICS.event("decision")]
 def echo(desk, begin=0):
     """Let the broker tell what was said."""
     for each in desk.said[begin:]:
-        desk.announcer.seen(Inbound(each.topic, each.payload, retained=True))
+        desk.announcer.seen(Inbound(each.topic, each.payload, retained=True), desk)
 
 
 @pytest.mark.parametrize("topic", KEPT)
 @pytest.mark.parametrize("garbage", [b"", b"\xff", b"{}", b"gone", b"[1, 2]"])
 def test_what_somebody_else_says_on_a_topic_of_ours_is_overwritten(desk, topic, garbage):
     """On each that is retained, at once, and then at most so often."""
-    desk.announcer.birth(1)
+    desk.announcer.birth(1, desk)
     echo(desk)
     begin = len(desk.said)
     for expected in (1, 1):
-        desk.announcer.seen(Inbound(topic, garbage, retained=True))
+        desk.announcer.seen(Inbound(topic, garbage, retained=True), desk)
         assert [each.topic for each in desk.said[begin:]] == [topic] * expected
         echo(desk, begin)
     desk.now_s += MEND_S
-    desk.announcer.refresh()
+    desk.announcer.refresh(desk)
     assert [each.topic for each in desk.said[begin:]] == [topic] * 2
     echo(desk, begin + 1)
-    desk.announcer.refresh()
+    desk.announcer.refresh(desk)
     assert len(desk.said) == begin + 2
 
 
 def test_what_the_broker_kept_of_an_earlier_connection_is_overwritten_by_the_birth_alone(desk):
-    desk.announcer.birth(1)
+    desk.announcer.birth(1, desk)
     for topic in KEPT:
-        desk.announcer.seen(Inbound(topic, b"of old", retained=True))
+        desk.announcer.seen(Inbound(topic, b"of old", retained=True), desk)
     assert len(desk.said) == 3
 
 
 def test_an_older_word_of_ours_said_by_somebody_else_is_overwritten(desk):
-    desk.announcer.birth(1)
+    desk.announcer.birth(1, desk)
     echo(desk)
     before = len(desk.said)
     desk.models = (ModelDecision(name="phi", context_tokens=1, parallel=1),)
-    desk.announcer.refresh()
+    desk.announcer.refresh(desk)
     echo(desk, before)
     old = next(each for each in desk.said if each.topic == KEPT[1])
-    desk.announcer.seen(Inbound(old.topic, old.payload, retained=True))
+    desk.announcer.seen(Inbound(old.topic, old.payload, retained=True), desk)
     assert desk.said[-1] == desk.said[before]
     assert len(desk.said) == before + 2
 
@@ -262,5 +266,5 @@ def test_two_agents_of_one_name_do_not_overwrite_each_other_for_ever(desk):
     before = len(desk.said)
     for _ in range(9):
         desk.now_s += MEND_S
-        desk.announcer.seen(Inbound(KEPT[0], b"theirs", retained=True))
+        desk.announcer.seen(Inbound(KEPT[0], b"theirs", retained=True), desk)
     assert len(desk.said) == before

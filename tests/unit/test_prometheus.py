@@ -183,8 +183,8 @@ def _impatient(monkeypatch):
 
 @contextmanager
 def listening(made):
-    server = prometheus.server("127.0.0.1", 0, made)
-    server.start()
+    server = http.HttpServer("127.0.0.1", 0)
+    server.start(prometheus.routes(made))
     try:
         yield server
     finally:
@@ -264,8 +264,8 @@ def test_an_address_that_cannot_be_had_is_said_and_waited_for(monkeypatch, host)
     monkeypatch.setattr(http, "RETRY_S", 0.01)
     with listening(sources()) as first:
         port = first.port
-        second = http.HttpServer(host, port, routes={"/": lambda: http.HttpResponse(b"there")}, retry_s=0.01)
-        second.start()
+        second = http.HttpServer(host, port, retry_s=0.01)
+        second.start({"/": lambda: http.HttpResponse(b"there")})
         assert second.trouble.startswith(f"cannot listen on {host} port {port}")
     second._address = "127.0.0.1", port  # it is there now
     wait_for(lambda: not second.trouble, "the address")

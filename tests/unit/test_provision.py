@@ -14,6 +14,7 @@ from running import wait_for
 from test_memory import write_build
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.served import NotYetError
 from edge_agent.engine.messages import Canary
 from edge_agent.models import catalogue
@@ -57,10 +58,11 @@ class Bench:
                 ),
                 **sources,
             ),
-            changed=self.news.release,
+            engines=Engines({}),
             images_bytes=images_bytes,
             retry_s=0.01,
         )
+        self.provision.on_changed.connect(self.news.release)
 
     def install(self, name, backend):
         folder = self.folder / name

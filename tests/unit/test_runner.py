@@ -16,9 +16,9 @@ from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.hosting import status as roster
 from edge_agent.engine.hosting.process import EngineProcess
 from edge_agent.engine.hosting.residency import Fate, ResidencyVerdict
-from edge_agent.engine.hosting.runner import EngineRunner, Listener, Ruling
+from edge_agent.engine.hosting.runner import EngineEvents, EngineRunner, Ruling
 from edge_agent.engine.hosting.served import Served
-from edge_agent.engine.hosting.state import Record
+from edge_agent.engine.hosting.state import EngineState
 from edge_agent.engine.messages import ModelLimits, Ready
 from edge_agent.engine.phase import Phase
 
@@ -39,8 +39,11 @@ class Places:
 @pytest.fixture
 def runner():
     served, told = Served("text", Places()), []
-    listener = Listener(event=told.append, up=lambda *each: told.append(each), lost=lambda *each: told.append(each))
-    made = EngineRunner(served, Record(served), listener=listener, wake=lambda: None)
+    events = EngineEvents()
+    events.on_event.connect(lambda _model, event: told.append(event))
+    events.on_up.connect(lambda *each: told.append(each))
+    events.on_lost.connect(lambda *each: told.append(each))
+    made = EngineRunner(served, EngineState(served.name), events=events, wake=threading.Event())
     made.told = told
     yield made
     made.stop()
@@ -52,7 +55,7 @@ def test_a_process_that_cannot_be_started_is_tried_again_later(runner, monkeypat
     fds = Path("/proc/self/fd")
     open_before = len(list(fds.iterdir()))
     runner.follow(LOAD, reserved_bytes=lambda: 0)
-    status = runner.record.status(pinned=False)
+    status = runner.record.status()
     assert (status.phase, status.reason) == (
         Phase.DOWN,
         "no process could be started (No such file or directory)",
@@ -125,14 +128,14 @@ def test_a_model_that_its_engine_cannot_load_is_told_so_while_it_is_tried_again(
     record, process = runner.record, SimpleNamespace(spec=spec, ready=None, close=lambda _patience_s: None)
 
     def refusal():
-        record.load(process, None)
+        record.load(process, None, None)
         try:
-            roster.resolve("text", [record.status(pinned=False)])
+            roster.resolve("text", [record.status()])
         except EdgeAgentError as error:
             return error.code, error.message
         return None
 
-    record.load(process, None)
+    record.load(process, None, None)
     record.gave_up(process, Code.MODEL_ERROR, "it is damaged")
     assert refusal() == (Code.MODEL_ERROR, "model: cannot be loaded: it is damaged")
     record.gave_up(process, Code.OUT_OF_MEMORY, "it is large")

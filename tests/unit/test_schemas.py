@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import ANSWER, ENGINE_DIED, Time, accept, claim, machine, request
@@ -121,13 +122,15 @@ def test_what_is_said_of_the_agent_validates():
         Topics("edge/v1", "edge-01"),
         boot_id="b",
         tag="tag",
+    )
+    announcer.on_said.connect(said.append)
+    report = SimpleNamespace(
         condition=lambda: Condition("degraded", ("the disk is full",)),
         describe=lambda _conn_seq: info,
-        decided=lambda: decision,
-        say=said.append,
+        decisions=lambda: decision,
     )
     said.append(announcer.will(1))
-    announcer.birth(1)
+    announcer.birth(1, report)
     announcer.farewell("stopped")
     assert [each.topic.rsplit("/", 1)[1] for each in said] == ["presence", "presence", "info", "decision", "presence"]
     for each in said:

@@ -16,7 +16,7 @@ def test_a_watching_connection_that_is_refused_is_said_and_costs_no_pool(trouble
         Stand(
             beats=(),
             http=None,
-            supervisor=Stand(statuses=lambda: [engine]),
+            engines=Stand(statuses=lambda: [engine]),
             restraint=Stand(reasons=(), in_pools=True),
             store=Stand(trouble=None),
             queue=Stand(clock=Stand(doubt="")),

@@ -38,7 +38,8 @@ def told():
 @pytest.fixture
 def store(queue, told):
     """A store that is not started yet; stopped at the end if it was."""
-    made = Store(queue, tell=told.append, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
+    made = Store(queue, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
+    made.on_changed.connect(told.append)
     yield made
     if made._thread.is_alive():
         made.stop()
@@ -159,10 +160,7 @@ def test_order_holds_while_the_disk_is_full(store, disk):
 def test_waiting_jobs_expire_at_their_time_without_anybody_asking(store, told):
     """The thread wakes for the next expiry; here on a clock that already shows it."""
     expired = threading.Event()
-    store._tell = lambda changes: (
-        told.extend(changes),
-        expired.set() if changes[-1].state is JobState.EXPIRED else None,
-    )
+    store.on_changed.connect(lambda changes: expired.set() if changes[-1].state is JobState.EXPIRED else None)
     store.start()
     store.do(lambda queue: queue.accept(request(), Envelope("line-3", 0.0), model="phi"))
     assert expired.wait(PATIENCE_S)
@@ -234,7 +232,7 @@ def test_a_lock_is_waited_for_by_everybody_and_said(store, lock, told):
 
 
 def test_a_lock_that_stays_refuses_what_can_be_refused(queue, lock):
-    store = Store(queue, tell=lambda _: None, keep_finished_s=60, keep_finished_jobs=9, retry_s=0.01, lock_s=0.0)
+    store = Store(queue, keep_finished_s=60, keep_finished_jobs=9, retry_s=0.01, lock_s=0.0)
     refused, done = [], []
     store.start()
     flush(store)
@@ -294,7 +292,7 @@ def test_a_disk_that_takes_results_and_no_pruning_takes_the_results(store, queue
 
 def test_a_log_that_cannot_grow_is_written_to_from_its_beginning(queue, machine, tmp_path):
     """A full disk holds room in it that is ours."""
-    store = Store(queue, tell=lambda _jobs: None, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
+    store = Store(queue, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
     store._cleaning._now_s = machine.now_s
     store.start()
     for number in range(20):
@@ -321,7 +319,7 @@ def test_what_the_disk_does_not_tell_ends_no_thread(tmp_path, machine, kind):
         return os.statvfs(tmp_path if kind == "descriptors" else tmp_path / "gone").f_bavail
 
     queue = machine.queue(tmp_path, allowance=Allowance(RetentionBounds(1, 1), 0, free_bytes))
-    store = Store(queue, tell=lambda _jobs: None, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
+    store = Store(queue, keep_finished_s=3600, keep_finished_jobs=100, retry_s=0.01)
     most = 3 if kind == "descriptors" else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     accept(queue)
     store.start()

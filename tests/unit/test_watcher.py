@@ -41,7 +41,8 @@ class Tower:
             folder / "images", quota_bytes=quota_bytes, requester_quota_bytes=share_bytes, image_bytes=2**20
         )
         self.spool.open()
-        self.store = Store(self.queue, tell=self._tell, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01)
+        self.store = Store(self.queue, keep_finished_s=86_400, keep_finished_jobs=1000, retry_s=0.01)
+        self.store.on_changed.connect(self._tell)
         self.intake = Intake(
             strangers=Strangers(lambda: 0.0),
             topics=TOPICS,
@@ -54,9 +55,7 @@ class Tower:
             outbox=FakeOutbox([]),
             roster=FakeRoster("phi", images=1),
             pace=Pace(),
-            cancel_running=lambda job: None,
             free_bytes=lambda: 10**9,
-            rejected=lambda code: None,
         )
         ids = iter(range(1_000_000))
         self.watcher = Watcher(

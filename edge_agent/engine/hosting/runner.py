@@ -1,5 +1,6 @@
 """The life of one model's engine: started, told, let go, buried, as was decided."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -7,12 +8,13 @@ from typing import TypeVar
 from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.log import get_logger
+from edge_agent.base.signal import Signal
 from edge_agent.engine.hosting.blame import is_the_jobs
 from edge_agent.engine.hosting.plan import CLOSE_S, EXIT_S, Act, Action, plan
 from edge_agent.engine.hosting.process import EngineProcess
 from edge_agent.engine.hosting.residency import Fate, ResidencyVerdict
 from edge_agent.engine.hosting.served import NotYetError, Served
-from edge_agent.engine.hosting.state import Record
+from edge_agent.engine.hosting.state import EngineState
 from edge_agent.engine.messages import Event, LoadFailed, Ready, Rest
 from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Failure
@@ -22,22 +24,22 @@ T = TypeVar("T")
 log = get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Who is told, on an engine's thread or the main one: `event` of jobs, the others of engines.
+class EngineEvents:
+    """What happens to engines, told on an engine's thread or the main one.
 
-    `up` comes with the seconds that the start took, `lost` with the place that was set aside for it, in words; None
-    when there is no other place to go to. `unloaded` comes before the engine is asked to go: the jobs in it are to be
-    done again. `free`: one takes jobs again that had been about to go. `failed`: a model cannot be loaded, for a reason
-    that is new, or once more for one that does not pass by itself.
+    `on_event` is what an engine says of a job. `on_up` comes with the seconds that the start took, `on_lost` with the
+    place that was set aside for it, in words; None when there is no other place to go to. `on_unloaded` comes before
+    the engine is asked to go: the jobs in it are to be done again. `on_free`: a draining engine takes jobs again.
+    `on_failed`: a model cannot be loaded, for a reason that is new, or once more for one that does not pass by itself.
     """
 
-    event: Callable[[str, Event], None]
-    up: Callable[[str, float], None]
-    lost: Callable[[str, Failure, str | None], None]
-    unloaded: Callable[[str], None] = lambda _model: None
-    free: Callable[[], None] = lambda: None
-    failed: Callable[[str, Failure], None] = lambda _model, _failure: None
+    def __init__(self) -> None:
+        self.on_event: Signal[str, Event] = Signal()
+        self.on_up: Signal[str, float] = Signal()
+        self.on_lost: Signal[str, Failure, str | None] = Signal()
+        self.on_unloaded: Signal[str] = Signal()
+        self.on_free: Signal[[]] = Signal()
+        self.on_failed: Signal[str, Failure] = Signal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +60,24 @@ class EngineRunner:
     """Does with an engine what is decided.
 
     All but `hurry` and `mark_for_kill` belongs to the main thread; the callbacks of an engine come on its own and only
-    leave notes. `wake` is called when there is something to do before its time.
+    leave notes. `wake` is set when there is something to do before its time.
     """
 
     def __init__(
         self,
         served: Served,
-        record: Record,
+        record: EngineState,
         *,
-        listener: Listener,
-        wake: Callable[[], None],
+        events: EngineEvents,
+        wake: threading.Event,
         now_s: Callable[[], float] = awake_s,
     ) -> None:
         self.record = record
         self.known = False
         """Whether what it needs is known."""
-        self.strained_bytes = 0
-        """What the engine held that was given up last, if that was for the machine's sake."""
         self._served = served
         self._name = served.name
-        self._listener = listener
+        self._events = events
         self._wake = wake
         self._now_s = now_s
         self._stale = True
@@ -99,7 +99,7 @@ class EngineRunner:
         if not self._served.places.spare(process.spec):
             return False
         self.record.mark_for_kill(process, failure)
-        self._wake()
+        self._wake.set()
         return True
 
     # For the main thread
@@ -119,11 +119,12 @@ class EngineRunner:
         verdict, record = ruling.verdict, self.record
         rests = verdict.reason if verdict.fate in (Fate.REST, Fate.DRAIN) else ""
         if record.drain(rests if verdict.fate is Fate.DRAIN else ""):
-            self._listener.free()
+            self._events.on_free()
         if verdict.fate is Fate.BARRED:
             self._fail(Code.NO_FIT, verdict.reason)
             return
-        action = plan(record.view(unloads=ruling.unloads, rests=rests, busy=ruling.busy))
+        better = record.process is not None and self._served.places.better(record.process.spec)
+        action = plan(record.view(unloads=ruling.unloads, rests=rests, busy=ruling.busy, better=better))
         match action.act:
             case Act.START:
                 self._start(reserved_bytes())
@@ -166,31 +167,31 @@ class EngineRunner:
             log.error("engine.lost", model=self._name, pid=None, reason=reason, retry_s=self._put_off())
             return
         self._rest_share = 0.0
-        self.record.load(process, needs_bytes)
+        self.record.load(process, needs_bytes, self._served.places.fallback(spec))
         process.listen()
 
     def _unload(self, reason: str, *, strained: bool) -> None:
         """Let an engine go in order; a model that has none is not loaded. `strained`: for the machine's sake."""
         process = self.record.leave(Phase.UNLOADED, reason)
         self._renew()
-        self.strained_bytes = process.anonymous_bytes() or 0 if process and strained else 0
+        self.record.strained_bytes = process.anonymous_bytes() or 0 if process and strained else 0
         if process is not None or strained:
             say = log.warning if strained else log.info
             say("engine.unloaded", model=self._name, reason=reason)
-        self._listener.unloaded(self._name)
+        self._events.on_unloaded(self._name)
         if process is not None:
             process.close(CLOSE_S)
-            self._wake()  # somebody may wait for the room
+            self._wake.set()  # somebody may wait for the room
 
     def _move(self, reason: str) -> None:
         """Let an engine go in order for another to be started."""
         process = self.record.leave(Phase.DOWN, reason)
         self._renew()
         log.info("engine.moved", model=self._name, reason=reason)
-        self._listener.unloaded(self._name)
+        self._events.on_unloaded(self._name)
         if process is not None:
             process.close(CLOSE_S)
-        self._wake()
+        self._wake.set()
 
     def _pace(self, share: float) -> None:
         """Tell a running engine how much to rest, when that has changed."""
@@ -220,12 +221,12 @@ class EngineRunner:
         retry_s = 0.0
         if moves or by_its_job or served:
             self._renew()
-            self._wake()
+            self._wake.set()
         else:
             retry_s = self._put_off()
         log.error("engine.lost", model=self._name, pid=process.pid, reason=reason, retry_s=retry_s)
         place = f"{process.spec.variant} on {process.spec.device}" if moves else None
-        self._listener.lost(self._name, Failure.because(action.code, reason), place)
+        self._events.on_lost(self._name, Failure.because(action.code, reason), place)
 
     def _renew(self) -> None:
         """Let the next start be at once; it may be at another place, with other needs."""
@@ -248,7 +249,7 @@ class EngineRunner:
         if news:
             log.error("model.failed", model=self._name, code=code, reason=reason)
         if news or not failure.retryable:
-            self._listener.failed(self._name, failure)
+            self._events.on_failed(self._name, failure)
 
     # On the engine's thread
 
@@ -267,14 +268,14 @@ class EngineRunner:
                     load_ms=round(message.load_ms),
                     device=message.device,
                 )
-                self._listener.up(self._name, took_s)
+                self._events.on_up(self._name, took_s)
             case LoadFailed(code, reason):
                 if not self.mark_for_kill(process, Failure.because(code, reason)):
                     self.known = False
                     self._tell_failed(code, reason, news=self.record.gave_up(process, code, reason))
             case _:
-                self._listener.event(self._name, message)
+                self._events.on_event(self._name, message)
 
     def _gone(self, process: EngineProcess) -> None:
         self.record.gone(process)
-        self._wake()
+        self._wake.set()

@@ -9,27 +9,28 @@ from edge_agent.base.errors import Code
 from edge_agent.engine.hosting.plan import PREFILL_PER_S_UNKNOWN, SILENCE_S, STEADY_S, EngineView
 from edge_agent.engine.hosting.process import EngineProcess
 from edge_agent.engine.hosting.residency import ModelView
-from edge_agent.engine.hosting.served import Served
 from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.messages import ModelLimits, Ready
 from edge_agent.engine.phase import Phase
-from edge_agent.jobs.job import Failure
+from edge_agent.jobs.job import Failure, Fallback
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MOST_S = 60.0
 
 
-class Record:
+class EngineState:
     """Written by the main thread and, as far as the engine tells of itself, by the engine's own; read by all.
 
-    What an engine tells is taken only while it is the present one. needs_bytes: what loading takes; None when nobody
-    knows.
+    What an engine tells is taken only while it is the present one. `needs_bytes` is what loading takes, None when
+    nobody knows; `strained_bytes` what the engine held that was given up last, if that was for the machine's sake.
+    `pinned`: it stays whatever comes; `by_name`: it is for jobs that name it alone.
     """
 
     def __init__(
         self,
-        served: Served,
+        model: str,
         *,
+        by_name: bool = False,
         now_s: Callable[[], float] = awake_s,
         silence_s: float = SILENCE_S,
         backoff_first_s: float = BACKOFF_FIRST_S,
@@ -38,7 +39,11 @@ class Record:
         self.phase = Phase.DOWN
         self.draining = False
         self.needs_bytes: int | None = None
-        self._served = served
+        self.strained_bytes = 0
+        self.pinned = False
+        self._model = model
+        self._by_name = by_name
+        self._fallback: Fallback | None = None
         self._now_s = now_s
         self._silence_s = silence_s
         self._backoff_first_s = backoff_first_s
@@ -58,18 +63,18 @@ class Record:
 
     # For everybody
 
-    def status(self, *, pinned: bool) -> EngineStatus:
+    def status(self) -> EngineStatus:
         """Return how the engine is."""
         with self._lock:
             process = self.process
             ready = process.ready if process else None
             return EngineStatus(
-                model=self._served.name,
+                model=self._model,
                 backend=self._backend,
                 variant=process.spec.variant if process else None,
                 revision=process.spec.revision if process else None,
                 host=process.spec.host if process else None,
-                by_name=self._served.by_name,
+                by_name=self._by_name,
                 phase=self.phase,
                 reason=self._reason,
                 code=self._code,
@@ -79,9 +84,9 @@ class Record:
                 load_ms=ready.load_ms if ready else 0.0,
                 load_s=self._load_s,
                 starts=self._starts,
-                fallback=self._served.places.fallback(process.spec) if process else None,
+                fallback=self._fallback if process else None,
                 planned=self._planned,
-                pinned=pinned,
+                pinned=self.pinned,
                 failure=self._failure,
             )
 
@@ -117,8 +122,11 @@ class Record:
         """Whether the engine was to be ended for what it did, another place being there."""
         return self._marked_for_kill is not None
 
-    def view(self, *, unloads: str, rests: str, busy: bool) -> EngineView:
-        """Return what a decision about the engine rests on; `busy`: it has jobs, or gets some in a moment."""
+    def view(self, *, unloads: str, rests: str, busy: bool, better: bool) -> EngineView:
+        """Return what a decision about the engine rests on.
+
+        `busy`: it has jobs, or gets some in a moment; `better`: a better place than its own is to be tried again.
+        """
         process = self.process
         if process is None:
             return EngineView(
@@ -145,7 +153,7 @@ class Record:
             rests=rests,
             tried=held.tried,
             marked_for_kill=self._marked_for_kill,
-            better=self.phase is Phase.READY and self._served.places.better(process.spec),
+            better=self.phase is Phase.READY and better,
         )
 
     def seen(self, *, busy: bool) -> ModelView:
@@ -155,7 +163,7 @@ class Record:
             held = None if process is None else process.held()
             ready_s = 0.0 if self._ready_s is None else self._now_s() - self._ready_s
             return ModelView(
-                self._served.name,
+                self._model,
                 loaded=process is not None,
                 ready_s=ready_s,
                 job_s=ready_s / process.finished if process is not None and process.finished else math.inf,
@@ -184,11 +192,12 @@ class Record:
         """Whether a start may be tried now."""
         return self.process is None and self._now_s() - self._since_s >= self._backoff_s
 
-    def load(self, process: EngineProcess, needs_bytes: int | None) -> None:
-        """Note which engine loads the model now, within so much memory."""
+    def load(self, process: EngineProcess, needs_bytes: int | None, fallback: Fallback | None) -> None:
+        """Note which engine loads the model now, within so much memory, and which better place it stands in for."""
         with self._lock:
             self.process, self.needs_bytes, self._backend = process, needs_bytes, process.spec.backend
             self._planned = self.phase is Phase.UNLOADED
+            self._fallback = fallback
             again = f"is tried again, after: {self._failure.message}" if self._failure else ""
             self.phase, self._reason = Phase.STARTING, again or "loading the model"
             self._since_s = self._now_s()

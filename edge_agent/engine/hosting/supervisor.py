@@ -5,27 +5,46 @@ wants a model, an `EngineRunner` leads the life of its engine. The main thread, 
 attends.
 """
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from edge_agent.base.awake import awake_s
-from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.hosting import residency
-from edge_agent.engine.hosting import status as roster
 from edge_agent.engine.hosting.demand import ModelDemand
-from edge_agent.engine.hosting.plan import SILENCE_S
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.engine.hosting.process import EngineProcess
 from edge_agent.engine.hosting.residency import Fate, ResidencyVerdict
-from edge_agent.engine.hosting.runner import EngineRunner, Listener, Ruling
+from edge_agent.engine.hosting.runner import EngineEvents, EngineRunner, Ruling
 from edge_agent.engine.hosting.served import Served
-from edge_agent.engine.hosting.state import BACKOFF_FIRST_S, Record
-from edge_agent.engine.hosting.status import EngineStatus
+from edge_agent.engine.hosting.state import EngineState
 from edge_agent.engine.phase import Phase
 from edge_agent.jobs.job import Failure
 from edge_agent.jobs.overview import Demand
 
 TURN_S = 60.0
+
+
+class MachineStrain(Protocol):
+    """What the machine can bear."""
+
+    @property
+    def unloads(self) -> str:
+        """Why no engine may be loaded; empty while they may."""
+
+    @property
+    def rest_share(self) -> float:
+        """The share of the time an engine shall rest between its steps."""
+
+
+class Work(Protocol):
+    """What a model's engine has to do."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has jobs, or gets some in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,96 +53,47 @@ class _ServedModel:
 
     served: Served
     wants: ModelDemand
-    record: Record
+    record: EngineState
     runner: EngineRunner
-
-    def status(self) -> EngineStatus:
-        return self.record.status(pinned=self.wants.pinned)
+    work: Work
 
 
 class Supervisor:
-    """The engines. `attend` and `stop` belong to the main thread, the rest to everybody.
+    """Keeps the engines. `attend` and `stop` belong to the main thread, the rest to everybody.
 
-    `wake` is called, from any thread, when `attend` has something to do before its time. `unloads` says why no engine
-    may be loaded, and is empty while they may; `rest_share` what share of the time they shall rest. `busy` tells
-    whether a model's engine has jobs, or gets some in a moment; `free_bytes` how much memory may be taken now, None
-    when nobody knows. `turn_s` is how long a model with jobs keeps its place when others wait for it; `pinned` are
-    those that keep it whatever comes.
+    `wake` is set, from any thread, when `attend` has something to do before its time. `work` is by model; `free_bytes`
+    tells how much memory may be taken now, None when nobody knows. `turn_s` is how long a model with jobs keeps its
+    place when others wait for it; `pinned` are those that keep it whatever comes.
     """
 
     def __init__(
         self,
         served: Sequence[Served],
         *,
-        listener: Listener,
-        wake: Callable[[], None],
-        now_s: Callable[[], float] = awake_s,
-        silence_s: float = SILENCE_S,
-        backoff_first_s: float = BACKOFF_FIRST_S,
-        turn_s: float = TURN_S,
-        unloads: Callable[[], str] = lambda: "",
-        rest_share: Callable[[], float] = lambda: 0.0,
-        busy: Callable[[str], bool] = lambda _model: False,
+        engines: Engines,
+        wake: threading.Event,
+        strain: MachineStrain,
+        work: Mapping[str, Work],
         free_bytes: Callable[[], int | None] = lambda: None,
+        now_s: Callable[[], float] = awake_s,
+        turn_s: float = TURN_S,
         pinned: Collection[str] = (),
     ) -> None:
+        self.events = EngineEvents()
+
         def model(each: Served) -> _ServedModel:
             wants = ModelDemand(keep_alive_s=each.keep_alive_s, pinned=each.name in pinned, now_s=now_s)
-            record = Record(each, now_s=now_s, silence_s=silence_s, backoff_first_s=backoff_first_s)
-            return _ServedModel(
-                each, wants, record, EngineRunner(each, record, listener=listener, wake=wake, now_s=now_s)
-            )
+            record = engines.states[each.name]
+            record.pinned = wants.pinned
+            runner = EngineRunner(each, record, events=self.events, wake=wake, now_s=now_s)
+            return _ServedModel(each, wants, record, runner, work[each.name])
 
         self._models = {each.name: model(each) for each in served}
+        self._engines = engines
         self._wake = wake
         self._turn_s = turn_s
-        self._unloads = unloads
-        self._rest_share = rest_share
-        self._busy = busy
+        self._strain = strain
         self._free_bytes = free_bytes
-
-    # How engines are
-
-    def status(self, model: str) -> EngineStatus:
-        """Return how a model's engine is."""
-        return self._models[model].status()
-
-    def statuses(self) -> list[EngineStatus]:
-        """Return how all engines are."""
-        return [each.status() for each in self._models.values()]
-
-    def process(self, model: str) -> EngineProcess | None:
-        """Return a model's engine when it is ready for jobs."""
-        return self._models[model].record.at_work()
-
-    def load_s(self, model: str) -> float:
-        """Return how long a model's engine may take until it is ready, by its last load: 0 when it is."""
-        status = self.status(model)
-        return 0.0 if status.phase is Phase.READY else status.load_s
-
-    def takes_jobs(self, model: str) -> bool:
-        """Return whether jobs may be claimed for a model that were not yet."""
-        return not self._models[model].record.draining
-
-    def resolve(self, model: str, *, images: int = 0) -> str:
-        """Return the served model that a request with so many images means. Raises EdgeAgentError when none."""
-        return roster.resolve(model, self.statuses(), images=images)
-
-    @property
-    def freed_bytes(self) -> int:
-        """What the engines held that were given up for the machine's sake, without the files they map."""
-        given_up = (each for each in self._models.values() if each.record.phase is Phase.UNLOADED)
-        return sum(each.runner.strained_bytes for each in given_up)
-
-    def loaded(self) -> dict[str, ModelSpec]:
-        """Return what is loaded, or being loaded, by model."""
-        there = ((name, each.record.process) for name, each in self._models.items())
-        return {name: process.spec for name, process in there if process is not None}
-
-    @property
-    def granted_bytes(self) -> int:
-        """What the engines may still take of the memory that is free now."""
-        return sum(each.record.granted_bytes for each in self._models.values())
 
     # What is wanted
 
@@ -131,20 +101,20 @@ class Supervisor:
         """Let models that were waited for be looked at now."""
         for each in self._models.values():
             each.runner.hurry()
-        self._wake()
+        self._wake.set()
 
     def demand(self, demands: Mapping[str, Demand | None]) -> None:
         """Note the jobs that wait for each model."""
         for model, jobs in demands.items():
             self._models[model].wants.demand(jobs)
         if any(jobs is not None and self._models[model].record.process is None for model, jobs in demands.items()):
-            self._wake()
+            self._wake.set()
 
     def ask(self, model: str) -> None:
         """Load a model as soon as there is room, as a job would that waits for it."""
         self._models[model].record.retry()
         self._models[model].wants.ask()
-        self._wake()
+        self._wake.set()
 
     def relent(self, model: str) -> None:
         """Take an `ask` back."""
@@ -153,16 +123,18 @@ class Supervisor:
     def dismiss(self, model: str) -> None:
         """Unload a model when nothing runs in it; a job that waits for it loads it again."""
         self._models[model].wants.dismiss()
-        self._wake()
+        self._wake.set()
 
     def keep(self, model: str) -> None:
         """Take a `dismiss` back: it takes jobs again."""
         self._models[model].wants.keep()
-        self._wake()
+        self._wake.set()
 
     def pin(self, model: str, *, pinned: bool) -> None:
         """Keep a model loaded whatever else needs the memory, or no longer."""
-        self._models[model].wants.pin(pinned=pinned)
+        each = self._models[model]
+        each.wants.pin(pinned=pinned)
+        each.record.pinned = pinned
         self.hurry()
 
     def mark_for_kill(self, model: str, process: EngineProcess, failure: Failure) -> bool:
@@ -180,12 +152,12 @@ class Supervisor:
 
     def attend(self) -> None:
         """Look after every engine once; call it at least every second."""
-        unloads = self._unloads()
+        unloads = self._strain.unloads
         verdicts = {} if unloads else self._decide()
         for name, each in self._models.items():
             verdict = ResidencyVerdict(Fate.STAY) if unloads else verdicts.get(name)
             if verdict is not None:
-                ruling = Ruling(verdict, unloads, self._rest_share(), self._busy(name))
+                ruling = Ruling(verdict, unloads, self._strain.rest_share, each.work.busy)
                 each.runner.follow(ruling, reserved_bytes=partial(self._granted_beside, each))
 
     def stop(self) -> None:
@@ -196,16 +168,16 @@ class Supervisor:
     def _decide(self) -> Mapping[str, ResidencyVerdict]:
         """Decide on every model that is loaded or could be."""
         concerned = []
-        for name, each in self._models.items():
+        for each in self._models.values():
             each.runner.appraise(partial(self._taken_beside, each))
             if each.record.phase in (Phase.READY, Phase.FAILED):
                 each.wants.relent()  # it is there, or cannot be
-            seen = each.wants.join(each.record.seen(busy=self._busy(name)))
+            seen = each.wants.join(each.record.seen(busy=each.work.busy))
             if seen.loaded or each.runner.known:
                 concerned.append(seen)
         free_bytes = None if all(seen.loaded for seen in concerned) else self._free_bytes()
         if free_bytes is not None:
-            free_bytes -= self.granted_bytes
+            free_bytes -= self._engines.granted_bytes
         return residency.decide(concerned, free_bytes=free_bytes, turn_s=self._turn_s)
 
     def _granted_beside(self, model: _ServedModel) -> int:
