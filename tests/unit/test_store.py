@@ -164,7 +164,7 @@ def test_waiting_jobs_expire_at_their_time_without_anybody_asking(store, told):
     store.start()
     store.do(lambda queue: queue.accept(request(), Envelope("line-3", 0.0), model="phi"))
     assert expired.wait(PATIENCE_S)
-    assert [job.state for job in told] == [JobState.QUEUED, JobState.EXPIRED]
+    assert [job.state for jobs in told for job in jobs] == [JobState.QUEUED, JobState.EXPIRED]
 
 
 def test_a_clock_that_is_not_believed_is_said_once_and_when_it_is_right_again(store, machine, monkeypatch):
