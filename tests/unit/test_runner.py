@@ -150,3 +150,12 @@ def test_a_model_that_its_engine_cannot_load_is_told_so_while_it_is_tried_again(
     assert refusal()
     record.serve(process, Ready(ModelLimits(64, 1), 1.0, "onnx 1", "cpu"))
     assert refusal() is None
+
+
+def test_another_number_is_no_other_reason(runner):
+    """Of a model that does not fit the free memory is another at each try: it is said once, and shown as it is now."""
+    record = runner.record
+    news = [record.fail(Code.NO_FIT, f"needs 2760 MiB and {free} MiB are free") for free in (1996, 1990, 2004)]
+    assert news == [True, False, False]
+    assert record.status().reason.endswith("2004 MiB are free")
+    assert record.fail(Code.MODEL_ERROR, "it is damaged")

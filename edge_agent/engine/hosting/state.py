@@ -1,6 +1,7 @@
 """What became of one model's engine so far: whether it is there, starts, serves, failed or is gone, and why."""
 
 import math
+import re
 import threading
 from collections.abc import Callable
 
@@ -283,6 +284,11 @@ class EngineState:
                 self._exited = True
 
     def _fail(self, code: Code, reason: str, failure: Failure | None) -> bool:
-        changed = self._reason != reason
+        changed = _without_numbers(self._reason) != _without_numbers(reason)
         self.phase, self._reason, self._code, self._failure = Phase.FAILED, reason, code, failure
         return changed
+
+
+def _without_numbers(reason: str) -> str:
+    """Return what a reason says: that another number of MiB is free now is no other reason."""
+    return re.sub(r"\d+", "", reason)
