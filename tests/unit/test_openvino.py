@@ -88,7 +88,7 @@ def drive(model, generation):
 )
 def test_the_librarys_errors_get_a_code(load, error, code):
     """What may succeed with more memory is told from what never will."""
-    from edge_agent.engine.openvino.model import library
+    from edge_agent.engine.openvino.pipeline_model import library
 
     with pytest.raises(EdgeAgentError) as raised, library():
         raise error

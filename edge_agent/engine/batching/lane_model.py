@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.answering import AnsweringModel
 from edge_agent.engine.batching.lane_guide import Guides
 from edge_agent.engine.batching.lane_parts import Decoder, Encoder, Prompts
 from edge_agent.engine.batching.lane_sequence import LaneSequence
@@ -12,14 +13,10 @@ from edge_agent.engine.batching.lanes import Lanes
 from edge_agent.engine.batching.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MIN, piece_tokens
 from edge_agent.engine.batching.sampling import Sampler
 from edge_agent.engine.batching.turns import Turns
-from edge_agent.engine.contained import contained
 from edge_agent.engine.messages import (
     Event,
     Failed,
-    Finished,
-    FinishReason,
     Generation,
-    JobId,
     ModelLimits,
     Progress,
     Text,
@@ -28,7 +25,7 @@ from edge_agent.engine.text.detokenizer import Vocabulary, Words
 from edge_agent.engine.text.prompt import answer_room
 
 
-class LaneModel:
+class LaneModel(AnsweringModel[LaneSequence]):
     """A model in memory; see LoadedModel for what it promises."""
 
     def __init__(
@@ -45,33 +42,20 @@ class LaneModel:
         device: str,
         now_s: Callable[[], float],
     ) -> None:
+        super().__init__(limits=limits, library=library_name, device=device, now_s=now_s)
         self._decoder = decoder
         self._encoder = encoder
         self._prompts = prompts
         self._vocabulary = vocabulary
         self._guides = guides
-        self._now_s = now_s
         self._end_ids = end_ids
         self._vocab_size = decoder.vocab_size
         self._longrope = decoder.longrope
         self._lanes = Lanes(limits.parallel, longrope=self._longrope, copies=decoder.copies)
-        self._sequences: dict[JobId, LaneSequence] = {}
         self._turns = Turns()
         self._tokens_per_s: float | None = None
-        self.limits = limits
-        self.library = library_name
-        self.device = device
 
-    def start(self, generation: Generation) -> None:
-        """Count the prompt's tokens and compile the guide.
-
-        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED and
-        INTERNAL.
-        """
-        with contained(computes=False):
-            self._sequences[generation.job_id] = self._sequence(generation)
-
-    def _sequence(self, generation: Generation) -> LaneSequence:
+    def _counted(self, generation: Generation) -> LaneSequence:
         prompt = self._prompts.encode(generation.turns)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         return LaneSequence(
@@ -95,12 +79,6 @@ class LaneModel:
         unfilled = [each for each in self._sequences.values() if not each.generating]
         if unfilled:
             yield from self._advance(self._next(unfilled), self._prefill)
-
-    def cancel(self, job_id: JobId) -> Iterator[Event]:
-        """Stop a generation and give back its lane."""
-        sequence = self._sequences.get(job_id)
-        if sequence is not None:
-            yield from self._advance(sequence, self._stop)
 
     def close(self) -> None:
         """Free the model, which holds the most."""
@@ -147,21 +125,6 @@ class LaneModel:
             for sequence in computed:
                 sequence.lane.tokens.append(sequence.tokens[-1])
                 sequence.logits = logits[sequence.lane.number - batch.start]
-
-    def _advance(self, sequence: LaneSequence, move: Callable[[LaneSequence], Iterator[Event]]) -> Iterator[Event]:
-        """Make a move; whatever goes wrong in it ends this generation and no other."""
-        try:
-            with contained():
-                yield from move(sequence)
-        except EdgeAgentError as error:
-            if error.code is Code.INTERNAL:
-                sequence.lane.tokens = []  # what it holds is not known
-            yield self._fail(sequence, error)
-
-    def _stop(self, sequence: LaneSequence) -> Iterator[Event]:
-        if held := sequence.words.rest():
-            yield Text(sequence.job_id, held, 0)
-        yield self._finish(sequence, FinishReason.CANCELED)
 
     def _say(self, sequence: LaneSequence) -> Iterator[Event]:
         """Choose a token."""
@@ -216,15 +179,11 @@ class LaneModel:
         if place.copy_from is not None:
             self._decoder.copy(place.copy_from.number, place.lane.number, place.kept)
 
-    def _finish(self, sequence: LaneSequence, reason: FinishReason) -> Finished:
-        self._free(sequence)
-        return sequence.finished(reason, self._now_s())
-
     def _fail(self, sequence: LaneSequence, error: EdgeAgentError) -> Failed:
-        self._free(sequence)
-        return Failed(sequence.job_id, error.code, error.message)
+        if error.code is Code.INTERNAL:
+            sequence.lane.tokens = []  # what it holds is not known
+        return super()._fail(sequence, error)
 
-    def _free(self, sequence: LaneSequence) -> None:
-        self._sequences.pop(sequence.job_id, None)
+    def _give_back(self, sequence: LaneSequence) -> None:
         if sequence.lane.taken:
             self._lanes.free(sequence.lane)

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass, field
 
+from edge_agent.engine.answering import RunningSequence
 from edge_agent.engine.batching.lane_guide import Constraint
 from edge_agent.engine.batching.lane_parts import Logits
 from edge_agent.engine.batching.lanes import NOWHERE, Lane
 from edge_agent.engine.batching.picture import Features, Picture
 from edge_agent.engine.batching.sampling import Sampler
-from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, TokenCounts
+from edge_agent.engine.messages import FinishReason, TokenCounts
 from edge_agent.engine.text.detokenizer import Words
 
 
 @dataclass(slots=True, kw_only=True)
-class LaneSequence:
+class LaneSequence(RunningSequence):
     """A prompt, its answer so far, and the lane that holds its keys and values.
 
     `tokens` are the ids of both, the first `prompt_tokens` of them the prompt's; those of `pictures`, in order, are
@@ -20,7 +21,6 @@ class LaneSequence:
     turn has come; `logits`, shape [vocabulary], are there while they wait for a token to be chosen by them.
     """
 
-    generation: Generation
     tokens: list[int]
     prompt_tokens: int
     max_tokens: int
@@ -31,13 +31,11 @@ class LaneSequence:
     lane: Lane = field(default_factory=lambda: Lane(NOWHERE))
     logits: Logits | None = None
     cached_tokens: int = 0
-    begun_s: float | None = None
-    prefilled_s: float | None = None
 
     @property
-    def job_id(self) -> JobId:
-        """Whose it is."""
-        return self.generation.job_id
+    def counts(self) -> TokenCounts:
+        """Its tokens so far."""
+        return TokenCounts(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
 
     @property
     def completion_tokens(self) -> int:
@@ -108,14 +106,6 @@ class LaneSequence:
     def _pictures(self, begin: int, end: int) -> list[Picture]:
         return [each for each in self.pictures if each.begin < end and begin < each.end]
 
-    def finished(self, reason: FinishReason, now_s: float) -> Finished:
-        """Return the last word on it."""
-        begun_s = now_s if self.begun_s is None else self.begun_s
-        prefilled_s = now_s if self.prefilled_s is None else self.prefilled_s
-        return Finished(
-            self.job_id,
-            reason,
-            TokenCounts(self.prompt_tokens, self.completion_tokens, self.cached_tokens),
-            prompt_ms=(prefilled_s - begun_s) * 1000,
-            generate_ms=(now_s - prefilled_s) * 1000,
-        )
+    def rest(self) -> str:
+        """Return the text that was held back."""
+        return self.words.rest()

@@ -13,12 +13,11 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.answering import AnsweringModel, RunningSequence
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.contained import contained
 from edge_agent.engine.messages import (
     Event,
-    Failed,
-    Finished,
     FinishReason,
     Generation,
     Image,
@@ -62,44 +61,34 @@ def load(
 
 
 @dataclass(slots=True, kw_only=True)
-class _Asked:
+class _Asked(RunningSequence):
     """A generation under way.
 
     `tokens` are the pieces that came, until the server tells how many tokens they were; `told_s` is when the parent
     was last told of it. `own`: whether what the server found of the prompt can be nobody's but the owner's.
     """
 
-    generation: Generation
     body: bytes
     stops: StopStrings
-    begun_s: float
     own: bool
     told_s: float = 0.0
-    first_s: float | None = None
     tokens: int = 0
     usage: TokenCounts | None = None
     reason: FinishReason | None = None
     task: "asyncio.Task[None] | None" = None
 
     @property
-    def job_id(self) -> JobId:
-        """Whose it is."""
-        return self.generation.job_id
-
-    def finished(self, now_s: float) -> Finished:
-        """Return the last word on it."""
+    def counts(self) -> TokenCounts:
+        """What the server says, and what came so far."""
         told = self.usage or TokenCounts(0, 0)
-        first_s = now_s if self.first_s is None else self.first_s
-        return Finished(
-            self.job_id,
-            self.reason or FinishReason.STOP,
-            TokenCounts(told.prompt_tokens, self.tokens, told.cached_tokens if self.own else 0),
-            prompt_ms=(first_s - self.begun_s) * 1000,
-            generate_ms=(now_s - first_s) * 1000,
-        )
+        return TokenCounts(told.prompt_tokens, self.tokens, told.cached_tokens if self.own else 0)
+
+    def rest(self) -> str:
+        """Return the text that was held back."""
+        return self.stops.rest()
 
 
-class OpenaiModel:
+class OpenaiModel(AnsweringModel[_Asked]):
     """A model elsewhere; see LoadedModel for what it promises.
 
     Tokens are counted by the server. While an answer comes each piece counts as one, and the last text makes up the
@@ -117,19 +106,15 @@ class OpenaiModel:
         chance: Callable[[], float],
         backoff_s: float,
     ) -> None:
+        super().__init__(limits=limits, library=LIBRARY, device=device, now_s=now_s)
         self._upstream = upstream
         self._server = server
-        self._now_s = now_s
         self._chance = chance
         self._backoff_s = backoff_s
         self._secret = secrets.token_bytes()
-        self._asked: dict[JobId, _Asked] = {}
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._loop = AwakeLoop()
-        self.limits = limits
-        self.library = LIBRARY
-        self.device = device
 
     def start(self, generation: Generation) -> None:
         """Begin to ask; the server counts the tokens.
@@ -137,13 +122,12 @@ class OpenaiModel:
         Raises EdgeAgentError: UNSUPPORTED for what the server has no word for, BAD_REQUEST for a role, IMAGE_MISSING,
         INTERNAL.
         """
-        with contained(computes=False):
-            asked = self._read(generation)
-        self._asked[generation.job_id] = asked
+        super().start(generation)
+        asked = self._sequences[generation.job_id]
         self._tell(asked, Progress(generation.job_id, 0))
         asked.task = self._loop.create_task(self._answer(asked))
 
-    def _read(self, generation: Generation) -> _Asked:
+    def _counted(self, generation: Generation) -> _Asked:
         if any(turn.role not in ROLES for turn in generation.turns):
             raise EdgeAgentError(Code.BAD_REQUEST, f"messages: role must be one of {', '.join(ROLES)}")
         images_of(generation.turns, most=self.limits.images_per_prompt)
@@ -165,9 +149,9 @@ class OpenaiModel:
 
     def step(self) -> Iterator[Event]:
         """Give what came, waiting a moment for it."""
-        if self._asked:
+        if self._sequences:
             self._loop.run_until_complete(self._wait())
-        for asked in self._asked.values():
+        for asked in self._sequences.values():
             if self._now_s() - asked.told_s >= ALIVE_S:
                 self._tell(asked, Progress(asked.job_id, 0))
         yield from self._take_events()
@@ -175,23 +159,12 @@ class OpenaiModel:
     def cancel(self, job_id: JobId) -> Iterator[Event]:
         """Close the connection of a generation."""
         yield from self._take_events()
-        asked = self._asked.get(job_id)
-        if asked is None:
-            return
-        self._drop(asked)
-        asked.reason = FinishReason.CANCELED
-        try:
-            with contained():
-                if held := asked.stops.rest():
-                    yield Text(job_id, held, 0)
-                yield asked.finished(self._now_s())
-        except EdgeAgentError as error:
-            yield Failed(job_id, error.code, error.message)
+        yield from super().cancel(job_id)
 
     def close(self) -> None:
         """Close every connection."""
-        for asked in list(self._asked.values()):
-            self._drop(asked)
+        for asked in list(self._sequences.values()):
+            self._free(asked)
         self._loop.run_until_complete(self._server.close())
         self._loop.close()
 
@@ -204,7 +177,7 @@ class OpenaiModel:
                 await self._ask_in_time(asked)
                 self._end(asked)
         except EdgeAgentError as error:
-            self._fail(asked, error)
+            self._tell(asked, self._fail(asked, error))
 
     async def _ask_in_time(self, asked: _Asked) -> None:
         upstream = self._upstream
@@ -212,7 +185,7 @@ class OpenaiModel:
             async with asyncio.timeout(upstream.first_token_s) as timer:
                 await self._ask_again(asked, timer)
         except TimeoutError as error:
-            more, within_s = ("", upstream.first_token_s) if asked.first_s is None else (" more", upstream.token_s)
+            more, within_s = ("", upstream.first_token_s) if asked.prefilled_s is None else (" more", upstream.token_s)
             said = f"{upstream.host} said nothing{more} for {within_s:g} s"
             raise EdgeAgentError(Code.ENGINE_DIED, said) from error
 
@@ -225,7 +198,7 @@ class OpenaiModel:
                 pause_s = error.retry_after_s or self._backoff_s * 2**tried * (1 + self._chance() / 2)
                 left_s = (timer.when() or 0.0) - self._loop.time()
                 hopeless = tried == self._upstream.retries or pause_s >= left_s
-                if asked.first_s is not None or error.code not in _PASSING or hopeless:
+                if asked.prefilled_s is not None or error.code not in _PASSING or hopeless:
                     raise
                 await asyncio.sleep(pause_s)
             else:
@@ -243,7 +216,7 @@ class OpenaiModel:
         """Take a piece of an answer; return whether nothing more is wanted."""
         asked.usage = piece.usage or asked.usage
         asked.reason = piece.reason or asked.reason
-        if piece.alive and (piece.text or asked.first_s is not None):
+        if piece.alive and (piece.text or asked.prefilled_s is not None):
             timer.reschedule(self._loop.time() + self._upstream.token_s)
         if piece.text:
             if asked.tokens == asked.generation.max_tokens:  # it does not heed its bound
@@ -258,9 +231,9 @@ class OpenaiModel:
 
     def _begun(self, asked: _Asked, text: str) -> str:
         """Note the first text, which begins without the space of its first word unless a guide asks for it."""
-        if asked.first_s is not None:
+        if asked.prefilled_s is not None:
             return text
-        asked.first_s = self._now_s()
+        asked.prefilled_s = self._now_s()
         return text if asked.generation.guide else text.removeprefix(" ")
 
     # What the parent hears
@@ -285,25 +258,20 @@ class OpenaiModel:
             yield self._events.popleft()
 
     def _end(self, asked: _Asked) -> None:
-        del self._asked[asked.job_id]
         more = 0 if asked.usage is None else max(0, asked.usage.completion_tokens - asked.tokens)
         rest = asked.stops.rest()
         asked.tokens += more
         if rest or more:
             self._tell(asked, Text(asked.job_id, rest, more))
-        self._tell(asked, asked.finished(self._now_s()))
+        self._tell(asked, self._finish(asked, asked.reason or FinishReason.STOP))
 
-    def _fail(self, asked: _Asked, error: EdgeAgentError) -> None:
-        self._asked.pop(asked.job_id, None)
-        self._tell(asked, Failed(asked.job_id, error.code, error.message))
-
-    def _drop(self, asked: _Asked) -> None:
-        """End a generation's task, and with it its connection."""
-        del self._asked[asked.job_id]
-        if asked.task is not None and not asked.task.done():
-            asked.task.cancel()
+    def _give_back(self, asked: _Asked) -> None:
+        """End a generation's task, and with it its connection, unless the task itself has come to an end."""
+        task = asked.task
+        if task is not None and not task.done() and task is not asyncio.current_task(self._loop):
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                self._loop.run_until_complete(asked.task)
+                self._loop.run_until_complete(task)
 
 
 def _data_url(image: Image) -> str:

@@ -16,8 +16,9 @@ from edge_agent.engine.backend import LoadedModel, ModelSpec
 from edge_agent.engine.messages import ModelLimits
 from edge_agent.engine.openvino.first import OpenvinoFirst
 from edge_agent.engine.openvino.guide import GuideTrial
-from edge_agent.engine.openvino.model import KeyValueCache, OpenvinoModel, library
+from edge_agent.engine.openvino.model import KeyValueCache, OpenvinoModel
 from edge_agent.engine.openvino.owners import Owners, alike
+from edge_agent.engine.openvino.pipeline_model import library
 from edge_agent.engine.openvino.prompt import Reader
 from edge_agent.engine.openvino.vision import Eyes
 from edge_agent.engine.openvino.vocabulary import tokenizer

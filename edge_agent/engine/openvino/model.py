@@ -11,7 +11,6 @@ import openvino_genai as genai
 from openvino import Tensor
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine import foreign
 from edge_agent.engine.batching.prefill import (
     PIECE_TOKENS_MAX,
     PIECE_TOKENS_MIN,
@@ -20,30 +19,25 @@ from edge_agent.engine.batching.prefill import (
     shared_tokens,
 )
 from edge_agent.engine.batching.turns import Turns
-from edge_agent.engine.contained import BrokenError, contained
-from edge_agent.engine.guides.burden import Burden, StepTimes
+from edge_agent.engine.contained import BrokenError
+from edge_agent.engine.guides.burden import StepTimes
 from edge_agent.engine.guides.guide import TOO_SLOW
 from edge_agent.engine.messages import (
     Event,
-    Failed,
-    Finished,
-    FinishReason,
     Generation,
     JobId,
     ModelLimits,
     Progress,
     Text,
 )
-from edge_agent.engine.openvino.guide import GuideTrial
 from edge_agent.engine.openvino.owners import Owners
+from edge_agent.engine.openvino.pipeline_model import PipelineModel, library
 from edge_agent.engine.openvino.prompt import CountedPrompt, Reader
 from edge_agent.engine.openvino.sequence import OpenvinoSequence, sampling
-from edge_agent.engine.text.detokenizer import Vocabulary, Words
-from edge_agent.engine.text.prompt import answer_room
+from edge_agent.engine.text.detokenizer import Vocabulary
 
 _FASTER_MOST = 2.0
 """What a piece may add to the speed assumed for the next: tokens found in the cache unnoticed make it look faster."""
-library = partial(foreign.library, "openvino-genai", last_line=True)  # it says first where it was raised
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,7 @@ class PromptPiece:
     tokens: int
 
 
-class OpenvinoModel:
+class OpenvinoModel(PipelineModel):
     """A model in memory; see LoadedModel for what it promises.
 
     The library could cut prompts itself, but not at the borders of its cache's blocks: it enters a block as complete
@@ -96,22 +90,21 @@ class OpenvinoModel:
         device: str,
         now_s: Callable[[], float],
     ) -> None:
-        self._pipeline = pipeline
-        self._trial: Any = GuideTrial(pipeline.get_tokenizer(), vocab_size)
-        self._reader: Any = reader  # None once closed, as those above
-        self._vocabulary = vocabulary
+        super().__init__(
+            pipeline=pipeline,
+            reader=reader,
+            vocabulary=vocabulary,
+            vocab_size=vocab_size,
+            limits=limits,
+            device=device,
+            now_s=now_s,
+        )
         self._cache = cache
-        self._now_s = now_s
-        self._sequences: dict[JobId, OpenvinoSequence] = {}
         self._turns = Turns()
-        self._burden = Burden()
         self._owners = owners
         self._requests = 0
         self._written_tokens = 0
         self._tokens_per_s: float | None = None
-        self.limits = limits
-        self.library = f"openvino-genai {genai.__version__.partition('-')[0]}"
-        self.device = device
 
     @property
     def busy(self) -> bool:
@@ -121,27 +114,6 @@ class OpenvinoModel:
     def admits(self, generation: Generation) -> bool:
         """Return whether a generation finds nothing of other owners here; see Owners."""
         return self._owners.admits(generation)
-
-    def start(self, generation: Generation) -> None:
-        """Count the prompt's tokens and compile the guide.
-
-        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED and
-        INTERNAL.
-        """
-        with contained(computes=False):
-            self._sequences[generation.job_id] = self._sequence(generation)
-
-    def _sequence(self, generation: Generation) -> OpenvinoSequence:
-        with library():
-            prompt = self._reader.read(generation.turns, self._owner(generation))
-        room = answer_room(len(prompt.tokens), self.limits.context_tokens)
-        return OpenvinoSequence(
-            generation=generation,
-            prompt=prompt,
-            max_tokens=min(generation.max_tokens, room),
-            words=Words(self._vocabulary, stop=generation.stop, exact=generation.guide is not None),
-            guide=generation.guide and self._trial.compiled(generation.guide),
-        )
 
     def step(self) -> Iterator[Event]:
         """Request a piece of the prompt whose turn it is and the rests that may join it, then compute all at once.
@@ -174,10 +146,8 @@ class OpenvinoModel:
 
     def cancel(self, job_id: JobId) -> Iterator[Event]:
         """Stop a generation and give back its memory."""
-        sequence = self._sequences.get(job_id)
-        if sequence is not None:
-            yield from self._advance(sequence, self._stop)
-            self._settle()
+        yield from super().cancel(job_id)
+        self._settle()
 
     def close(self) -> None:
         """Free the generations, then the model they stand on."""
@@ -185,17 +155,7 @@ class OpenvinoModel:
             self._free(sequence)
         if self._pipeline is not None:
             self._settle()
-        self._pipeline = self._reader = self._trial = None
-
-    def _advance(
-        self, sequence: OpenvinoSequence, move: Callable[[OpenvinoSequence], Iterator[Event]]
-    ) -> Iterator[Event]:
-        """Make a move; whatever goes wrong in it ends this generation and no other."""
-        try:
-            with contained():
-                yield from move(sequence)
-        except EdgeAgentError as error:
-            yield self._fail(sequence, error)
+        super().close()
 
     def _compute(self) -> None:
         """Let the library compute what was requested. Raises BrokenError: it cannot be asked again after a failure."""
@@ -228,11 +188,6 @@ class OpenvinoModel:
             sequence.position = 0  # what is still there is found at once
             yield self._announce(sequence)
         pieces.append(self._request_piece(sequence, alone=alone))
-
-    def _stop(self, sequence: OpenvinoSequence) -> Iterator[Event]:
-        if held := sequence.words.rest():
-            yield Text(sequence.job_id, held, 0)
-        yield self._finish(sequence, FinishReason.CANCELED)
 
     def _owner(self, generation: Generation) -> int:
         """Return the number by which the prompts of an owner are told apart."""
@@ -365,16 +320,7 @@ class OpenvinoModel:
         used_percent: float = self._pipeline.get_metrics().cache_usage
         return round(used_percent * self._cache.blocks / 100)
 
-    def _finish(self, sequence: OpenvinoSequence, reason: FinishReason) -> Finished:
-        self._free(sequence)
-        return sequence.finished(reason, self._now_s())
-
-    def _fail(self, sequence: OpenvinoSequence, error: EdgeAgentError) -> Failed:
-        self._free(sequence)
-        return Failed(sequence.job_id, error.code, error.message)
-
-    def _free(self, sequence: OpenvinoSequence) -> None:
-        self._sequences.pop(sequence.job_id, None)
+    def _give_back(self, sequence: OpenvinoSequence) -> None:
         if sequence.handle is not None:
             sequence.handle.cancel()  # its blocks come back with the next step
             sequence.handle = None

@@ -12,29 +12,23 @@ import openvino_genai as genai
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
-from edge_agent.engine.contained import contained
-from edge_agent.engine.guides.burden import Burden, StepTimes
+from edge_agent.engine.guides.burden import StepTimes
 from edge_agent.engine.guides.guide import TOO_SLOW
 from edge_agent.engine.messages import (
     Event,
-    Failed,
-    Finished,
     FinishReason,
-    Generation,
-    JobId,
     ModelLimits,
     Progress,
     Text,
 )
-from edge_agent.engine.openvino.guide import GuideTrial
 from edge_agent.engine.openvino.load import DEFAULTS, read_numbers
-from edge_agent.engine.openvino.model import library
+from edge_agent.engine.openvino.pipeline_model import PipelineModel, library
 from edge_agent.engine.openvino.prompt import Reader
 from edge_agent.engine.openvino.pull import pulled
 from edge_agent.engine.openvino.sequence import OpenvinoSequence, sampling
 from edge_agent.engine.openvino.vocabulary import tokenizer
-from edge_agent.engine.text.detokenizer import Vocabulary, Words
-from edge_agent.engine.text.prompt import SpecialTokens, answer_room
+from edge_agent.engine.text.detokenizer import Vocabulary
+from edge_agent.engine.text.prompt import SpecialTokens
 
 SHAPE_TOKENS = 64
 """Prompts are padded to multiples of this: the library's align_to in utils.cpp."""
@@ -81,7 +75,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     )
 
 
-class NpuModel:
+class NpuModel(PipelineModel):
     """A text model in memory; see LoadedModel for what it promises. What comes while another is answered waits.
 
     A cancel is heard between tokens: at once after the prompt, not in it.
@@ -98,68 +92,23 @@ class NpuModel:
         device: str,
         now_s: Callable[[], float],
     ) -> None:
-        self._pipeline = pipeline
-        self._reader: Any = Reader(pipeline.get_tokenizer(), special_tokens, vocab_size=vocab_size)
-        self._trial: Any = GuideTrial(pipeline.get_tokenizer(), vocab_size)
+        super().__init__(
+            pipeline=pipeline,
+            reader=Reader(pipeline.get_tokenizer(), special_tokens, vocab_size=vocab_size),
+            vocabulary=vocabulary,
+            vocab_size=vocab_size,
+            limits=limits,
+            device=device,
+            now_s=now_s,
+        )
         own = pipeline.get_generation_config()
         self._end_ids = frozenset({own.eos_token_id, *own.stop_token_ids})
-        self._vocabulary = vocabulary
-        self._now_s = now_s
-        self._sequences: dict[JobId, OpenvinoSequence] = {}
-        self._burden = Burden()
-        self.limits = limits
-        self.library = f"openvino-genai {genai.__version__.partition('-')[0]}"
-        self.device = device
-
-    def start(self, generation: Generation) -> None:
-        """Count the prompt's tokens and compile the guide.
-
-        Raises EdgeAgentError: PROMPT_TOO_LONG with the counts, BAD_REQUEST for a role or a guide, UNSUPPORTED and
-        INTERNAL.
-        """
-        with contained(computes=False):
-            self._sequences[generation.job_id] = self._sequence(generation)
-
-    def _sequence(self, generation: Generation) -> OpenvinoSequence:
-        with library():
-            prompt = self._reader.read(generation.turns)
-        room = answer_room(len(prompt.tokens), self.limits.context_tokens)
-        return OpenvinoSequence(
-            generation=generation,
-            prompt=prompt,
-            max_tokens=min(generation.max_tokens, room),
-            words=Words(self._vocabulary, stop=generation.stop, exact=generation.guide is not None),
-            guide=generation.guide and self._trial.compiled(generation.guide),
-        )
 
     def step(self) -> Iterator[Event]:
         """Compute the prompt of the oldest, or a token of its answer."""
         sequence = next(iter(self._sequences.values()), None)
         if sequence is not None:
             yield from self._advance(sequence, self._compute)
-
-    def cancel(self, job_id: JobId) -> Iterator[Event]:
-        """Stop a generation."""
-        sequence = self._sequences.get(job_id)
-        if sequence is not None:
-            yield from self._advance(sequence, self._stop)
-
-    def close(self) -> None:
-        """End the generation, then free the model."""
-        for sequence in list(self._sequences.values()):
-            self._free(sequence)
-        self._pipeline = self._reader = self._trial = None
-
-    def _advance(
-        self, sequence: OpenvinoSequence, move: Callable[[OpenvinoSequence], Iterator[Event]]
-    ) -> Iterator[Event]:
-        """Make a move; whatever goes wrong in it ends this generation and no other."""
-        try:
-            with contained():
-                yield from move(sequence)
-        except EdgeAgentError as error:
-            self._free(sequence)
-            yield Failed(sequence.job_id, error.code, error.message)
 
     def _compute(self, sequence: OpenvinoSequence) -> Iterator[Event]:
         if not sequence.prefilled:
@@ -171,11 +120,6 @@ class NpuModel:
         if self._burden.heavy(took, texts=1, guided=sequence.guide is not None):
             raise EdgeAgentError(Code.BAD_REQUEST, TOO_SLOW)
         yield from self._say(sequence, token)
-
-    def _stop(self, sequence: OpenvinoSequence) -> Iterator[Event]:
-        if held := sequence.words.rest():
-            yield Text(sequence.job_id, held, 0)
-        yield self._finish(sequence, FinishReason.CANCELED)
 
     def _prefill(self, sequence: OpenvinoSequence) -> Iterator[Event]:
         """Compute a prompt in one call, having said so before; its first token comes with it."""
@@ -208,12 +152,7 @@ class NpuModel:
         full = len(sequence.answer) + 1 == sequence.max_tokens
         return genai.GenerationFinishReason.LENGTH if full else genai.GenerationFinishReason.NONE
 
-    def _finish(self, sequence: OpenvinoSequence, reason: FinishReason) -> Finished:
-        self._free(sequence)
-        return sequence.finished(reason, self._now_s())
-
-    def _free(self, sequence: OpenvinoSequence) -> None:
-        self._sequences.pop(sequence.job_id, None)
+    def _give_back(self, sequence: OpenvinoSequence) -> None:
         if sequence.handle is not None:
             sequence.handle.close()
             sequence.handle = None

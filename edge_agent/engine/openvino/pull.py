@@ -7,7 +7,7 @@ from typing import Any
 
 import openvino_genai as genai
 
-from edge_agent.engine.openvino.model import library
+from edge_agent.engine.openvino.pipeline_model import library
 
 
 def pulled(generate: Callable[[Any], object]) -> Iterator[int]:

@@ -7,7 +7,8 @@ from typing import Any
 import openvino_genai as genai
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.messages import Finished, FinishReason, Generation, JobId, TokenCounts
+from edge_agent.engine.answering import RunningSequence
+from edge_agent.engine.messages import FinishReason, Generation, TokenCounts
 from edge_agent.engine.openvino.prompt import CountedPrompt
 from edge_agent.engine.text.detokenizer import Words
 
@@ -16,14 +17,13 @@ _SEEDS = 2**32
 
 
 @dataclass(slots=True, kw_only=True)
-class OpenvinoSequence:
+class OpenvinoSequence(RunningSequence):
     """One generation under way. `handle` is the library's, of the piece being computed and then of the whole.
 
     `position` of the `prompt`'s tokens have keys and values; those of `cached_tokens` were there before, None while
     nobody looked. They stay until `kept_until` tokens were written since the load.
     """
 
-    generation: Generation
     prompt: CountedPrompt
     max_tokens: int
     words: Words
@@ -33,13 +33,11 @@ class OpenvinoSequence:
     position: int = 0
     kept_until: int = 0
     answer: list[int] = field(default_factory=list)
-    begun_s: float | None = None
-    prefilled_s: float | None = None
 
     @property
-    def job_id(self) -> JobId:
-        """Whose it is."""
-        return self.generation.job_id
+    def counts(self) -> TokenCounts:
+        """Its tokens so far."""
+        return TokenCounts(len(self.prompt.tokens), len(self.answer), self.cached_tokens or 0)
 
     @property
     def computed(self) -> list[int]:
@@ -73,17 +71,9 @@ class OpenvinoSequence:
         stopped = self.words.stopped or end != genai.GenerationFinishReason.LENGTH
         return text, FinishReason.STOP if stopped else FinishReason.LENGTH
 
-    def finished(self, reason: FinishReason, now_s: float) -> Finished:
-        """Return the last word on it."""
-        begun_s = now_s if self.begun_s is None else self.begun_s
-        prefilled_s = now_s if self.prefilled_s is None else self.prefilled_s
-        return Finished(
-            self.job_id,
-            reason,
-            TokenCounts(len(self.prompt.tokens), len(self.answer), self.cached_tokens or 0),
-            prompt_ms=(prefilled_s - begun_s) * 1000,
-            generate_ms=(now_s - prefilled_s) * 1000,
-        )
+    def rest(self) -> str:
+        """Return the text that was held back."""
+        return self.words.rest()
 
 
 def sampling(generation: Generation) -> dict[str, Any]:
