@@ -8,20 +8,11 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.facts import Build, DeviceFacts
 from edge_agent.engine.registry import names, on
 from edge_agent.models.catalogue import Catalogue, Variant
-from edge_agent.models.memory import (
-    CONTEXT_TOKENS_MIN,
-    Needed,
-    build_of,
-    largest_that_fits,
-    needed,
-    reserved,
-    with_settings,
-)
+from edge_agent.models.memory import Room, Shortage, build_of, fit, reserved, with_settings
 from edge_agent.models.runtimes import Runtime, Runtimes
 from edge_agent.models.speed import efficiency, expected_per_s
 from hardware.machine import Accelerator, Kind, Machine, Memory, Vendor
 
-MIB = 2**20
 FAST_ENOUGH_PER_S = 20.0
 """Among builds that answer so fast, the better one wins over the faster: people read 5 to 8 tokens per second, and a
 line of two or three jobs still moves at that speed."""
@@ -232,25 +223,12 @@ def _fit(
     shared = accelerator is None or accelerator.shares_memory
     own = None if accelerator is None or shared else accelerator.memory_bytes or runtime.memory_bytes
 
-    def fits(need: Needed) -> bool:
-        in_host = host_free is None or reserved(need.bytes if shared else need.host_bytes) <= host_free
-        return in_host and (own is None or reserved(need.bytes) <= own)
-
     asked = min(wanted.context_tokens, most_tokens)
     lanes = min(wanted.parallel, variant.parallel or wanted.parallel)
-    most = largest_that_fits(build, device=runtime.device, context_tokens=asked, parallel=lanes, fits=fits)
-    free = host_free if shared else own
-    if most is None:
-        least = needed(build, device=runtime.device, context_tokens=min(asked, CONTEXT_TOKENS_MIN), parallel=1)
-        of_its_own = own is not None and reserved(least.bytes) > own
-        in_host = least.bytes if shared else least.host_bytes
-        need, there = (least.bytes, own or 0) if of_its_own else (in_host, host_free or 0)
-        return Rejected(
-            variant,
-            runtime.device,
-            f"needs {_mib(reserved(need))} MiB with the shortest context, {_mib(there)} MiB are free",
-        )
-    tokens, fitting_lanes = most
+    found = fit(build, Room(runtime.device, host_free, own, shared), context_tokens=asked, parallel=lanes)
+    if isinstance(found, Shortage):
+        return Rejected(variant, runtime.device, str(found))
+    tokens, fitting_lanes = found.context_tokens, found.parallel
     notes = []
     if asked < wanted.context_tokens:
         notes.append(f"this build takes {asked} tokens of context")
@@ -260,14 +238,13 @@ def _fit(
         notes.append(f"this build takes {lanes} at once")
     if fitting_lanes < lanes:
         notes.append(f"memory holds {fitting_lanes} of {lanes} lanes")
-    need_bytes = needed(build, device=runtime.device, context_tokens=tokens, parallel=fitting_lanes).bytes
     return Candidate(
         variant=variant,
         device=runtime.device,
         context_tokens=tokens,
         parallel=fitting_lanes,
-        needed_bytes=reserved(need_bytes),
-        free_bytes=free,
+        needed_bytes=reserved(found.need.bytes),
+        free_bytes=host_free if shared else own,
         tokens_per_s=None,
         measured=False,
         options=options_of(variant, runtime.device),
@@ -320,7 +297,3 @@ def _behind(candidate: Candidate, better: Candidate) -> str:
 
 def _kind(variant: Variant) -> str:
     return f"{variant.precision} {variant.method}" if variant.method else variant.precision
-
-
-def _mib(size_bytes: float) -> int:
-    return int(size_bytes) // MIB

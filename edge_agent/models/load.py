@@ -8,15 +8,7 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.registry import on
 from edge_agent.models.choose import free_bytes
-from edge_agent.models.memory import (
-    CONTEXT_TOKENS_MIN,
-    Needed,
-    largest_that_fits,
-    needed,
-    read_build,
-    reserved,
-    with_settings,
-)
+from edge_agent.models.memory import Room, Shortage, fit, needed, read_build, reserved, with_settings
 from edge_agent.settings.load import ServeSection
 from hardware.machine import Accelerator, Machine
 
@@ -42,10 +34,6 @@ class Placed:
     elsewhere: bool = False
     fault: EdgeAgentError | None = None
     own_bytes: int | None = None
-
-    def reserved_bytes(self, need: Needed) -> int:
-        """Return the machine's memory that is set aside for a predicted need."""
-        return reserved(need.bytes if self.shares_memory else need.host_bytes)
 
 
 def accelerator_of(backend: str, device: str, machine: Machine) -> Accelerator | None:
@@ -91,24 +79,13 @@ def prepare(
     free = free_bytes(machine.memory)
     if build is not None:
         build = with_settings(build, placed.options)
-        room_bytes = None if free is None else free - reserved_bytes
-        fitting = largest_that_fits(
-            build,
-            device=placed.device,
-            context_tokens=context_tokens,
-            parallel=parallel,
-            fits=lambda need: (
-                (room_bytes is None or placed.reserved_bytes(need) <= room_bytes)
-                and (own_bytes is None or reserved(need.bytes) <= own_bytes)
-            ),
-        )
-        if fitting is None:
-            short = min(CONTEXT_TOKENS_MIN, context_tokens)
-            least = needed(build, device=placed.device, context_tokens=short, parallel=1)
-            raise EdgeAgentError(Code.NO_FIT, _too_much(placed, least, room_bytes or 0, own_bytes))
-        context_tokens, parallel = fitting
-        need = needed(build, device=placed.device, context_tokens=context_tokens, parallel=parallel)
-        limit_bytes = limit_bytes or placed.reserved_bytes(need)
+        room = Room(placed.device, None if free is None else free - reserved_bytes, own_bytes, placed.shares_memory)
+        found = fit(build, room, context_tokens=context_tokens, parallel=parallel)
+        if isinstance(found, Shortage):
+            mend = "unload what is there" if found.own_of else "free memory"
+            raise EdgeAgentError(Code.NO_FIT, f"it {found}; {mend} or take a smaller build")
+        context_tokens, parallel = found.context_tokens, found.parallel
+        limit_bytes = limit_bytes or room.set_aside_bytes(found.need)
     spec = ModelSpec(
         path=placed.path,
         backend=placed.backend,
@@ -121,14 +98,3 @@ def prepare(
         revision=placed.revision,
     )
     return spec, limit_bytes
-
-
-def _too_much(placed: Placed, least: Needed, room_bytes: int, own_bytes: int | None) -> str:
-    """Say which memory does not hold the least that a build needs."""
-    if own_bytes is not None and reserved(least.bytes) > own_bytes:
-        needs, free, where = reserved(least.bytes), own_bytes, f"of the {placed.device}'s own "
-        mend = "unload what is there or take a smaller build"
-    else:
-        needs, free, where = placed.reserved_bytes(least), max(0, room_bytes), ""
-        mend = "free memory or take a smaller build"
-    return f"it needs {needs // 2**20} MiB with the shortest context and {free // 2**20} MiB {where}are free; {mend}"

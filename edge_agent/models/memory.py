@@ -114,3 +114,78 @@ def largest_that_fits(
         middle = (low + high + 1) // 2
         low, high = (middle, high) if room(middle, 1) else (low, middle - 1)
     return low, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Which memory does not hold a need: bytes that it takes, and that are free.
+
+    own_of: the device whose own memory it is; empty for the machine's.
+    """
+
+    needs_bytes: int
+    free_bytes: int
+    own_of: str = ""
+
+    def __str__(self) -> str:
+        where = f"of the {self.own_of}'s own " if self.own_of else ""
+        needs, free = self.needs_bytes // MIB, self.free_bytes // MIB
+        return f"needs {needs} MiB with the shortest context, {free} MiB {where}are free"
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Free memory for a device, in bytes: the machine's, and the device's own; None: nobody knows, or it has none.
+
+    shared: whether the device computes in the machine's memory.
+    """
+
+    device: str
+    host_bytes: int | None
+    own_bytes: int | None = None
+    shared: bool = True
+
+    def set_aside_bytes(self, need: Needed) -> int:
+        """Return the machine's memory that is set aside for a predicted need."""
+        return reserved(need.bytes if self.shared else need.host_bytes)
+
+    def shortage(self, need: Needed) -> Shortage | None:
+        """Return which memory does not hold a need; None when all do."""
+        if self.own_bytes is not None and reserved(need.bytes) > self.own_bytes:
+            return Shortage(reserved(need.bytes), self.own_bytes, self.device)
+        aside_bytes = self.set_aside_bytes(need)
+        if self.host_bytes is not None and aside_bytes > self.host_bytes:
+            return Shortage(aside_bytes, max(0, self.host_bytes))
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """The most of what was asked for that fits, and what it needs."""
+
+    context_tokens: int
+    parallel: int
+    need: Needed
+
+
+def fit(build: Build, room: Room, *, context_tokens: int, parallel: int) -> Fitting | Shortage:
+    """Return the most context tokens and lanes that there is room for, or what even the least lacks.
+
+    The one rule of what fits: for choosing a build, and for loading it.
+    """
+
+    def need(tokens: int, lanes: int) -> Needed:
+        return needed(build, device=room.device, context_tokens=tokens, parallel=lanes)
+
+    most = largest_that_fits(
+        build,
+        device=room.device,
+        context_tokens=context_tokens,
+        parallel=parallel,
+        fits=lambda each: room.shortage(each) is None,
+    )
+    if most is not None:
+        return Fitting(*most, need(*most))
+    short = room.shortage(need(min(CONTEXT_TOKENS_MIN, context_tokens), 1))
+    assert short is not None  # noqa: S101 - that is what was tried last
+    return short

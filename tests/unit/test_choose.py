@@ -120,7 +120,7 @@ def test_a_card_is_used_when_it_is_there_and_may_be_opened():
     assert order(decision)[0] == ("openvino-fp16", "gpu")
     assert decision.candidates[0].free_bytes == 16 * GIB
     small = replace(ARC, memory_bytes=6 * GIB)
-    assert "6144 MiB are free" in reason(
+    assert "6144 MiB of the gpu's own are free" in reason(
         decide(machine(accelerators=(small,)), offered=offered), "openvino-fp16", "gpu"
     )
 

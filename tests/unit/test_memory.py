@@ -12,7 +12,11 @@ from edge_agent.models.catalogue import read
 from edge_agent.models.load import Placed, own_held_bytes, prepare
 from edge_agent.models.memory import (
     Build,
+    Needed,
+    Room,
+    Shortage,
     build_of,
+    fit,
     largest_that_fits,
     needed,
     read_build,
@@ -170,6 +174,42 @@ def test_lanes_are_given_up_before_context():
     asked = {"device": "cpu", "context_tokens": 4096, "fits": lambda needed: needed.bytes <= room_bytes}
     assert largest_that_fits(FULL, parallel=8, **asked) == (4096, 3)
     assert largest_that_fits(FULL, parallel=8, **asked | {"fits": lambda _: False}) is None
+
+
+NEED = Needed(4 * GIB, GIB)
+"""Of a card: little of it is the machine's."""
+
+
+@pytest.mark.parametrize(
+    ("room", "short"),
+    [
+        (Room("gpu", None), None),
+        (Room("gpu", reserved(4 * GIB)), None),
+        (Room("gpu", reserved(4 * GIB) - 1), Shortage(reserved(4 * GIB), reserved(4 * GIB) - 1)),
+        (Room("gpu", -5), Shortage(reserved(4 * GIB), 0)),
+        (Room("gpu", reserved(GIB), shared=False), None),
+        (Room("gpu", reserved(GIB) - 1, shared=False), Shortage(reserved(GIB), reserved(GIB) - 1)),
+        (Room("gpu", None, reserved(4 * GIB), shared=False), None),
+        (Room("gpu", 0, 5, shared=False), Shortage(reserved(4 * GIB), 5, "gpu")),
+    ],
+)
+def test_each_memory_is_held_against_what_it_is_to_hold(room, short):
+    """To the byte; what nobody knows bounds nothing, and the device's own is named first."""
+    assert room.shortage(NEED) == short
+
+
+def test_what_fits_is_the_most_or_what_the_least_lacks():
+    """One rule for choosing and loading."""
+    asked = {"context_tokens": 4096, "parallel": 2}
+    need_bytes = reserved(need(context_tokens=4096))
+    found = fit(FULL, Room("cpu", need_bytes), **asked)
+    assert (found.context_tokens, found.parallel, reserved(found.need.bytes)) == (4096, 1, need_bytes)
+    least_bytes = reserved(need(context_tokens=256))
+    assert fit(FULL, Room("cpu", least_bytes), **asked).context_tokens == 256
+    assert fit(FULL, Room("cpu", least_bytes - 1), **asked) == Shortage(least_bytes, least_bytes - 1)
+    assert fit(FULL, Room("cpu", 0), context_tokens=100, parallel=1) == Shortage(reserved(need(context_tokens=100)), 0)
+    assert str(Shortage(2 * MIB, MIB)) == "needs 2 MiB with the shortest context, 1 MiB are free"
+    assert str(Shortage(2 * MIB, MIB, "npu")).endswith("1 MiB of the npu's own are free")
 
 
 def test_a_load_is_bounded_by_what_is_free_and_by_the_cgroup(tmp_path):
