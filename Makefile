@@ -63,6 +63,11 @@ chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad message
 	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 POOL_JOBS=300 IDLE_AGENTS=50 FREEZE_S=95 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 ACCEPTED_CASES=100000 AGAINST_JOBS=200 AGAINST_ROUNDS=10 SOAK_S=1800 FLOOD_S=300 PULL_KILLS=50 LOADS=50 HOSTILE_GUIDES_ROUNDS=20 \
 		$(VENV)/bin/python -m pytest -s tests/chaos tests/integration/test_pull.py tests/unit/test_engine_silence.py tests/integration/test_unwritten_log.py tests/integration/test_guided_jobs.py
 
+.PHONY: coverage
+coverage: $(VENV)/.dev broker systemd ## report which lines the unit tests reach; child processes are not counted
+	$(VENV)/bin/coverage run -m pytest tests/unit
+	$(VENV)/bin/coverage report
+
 .PHONY: mutants
 mutants: $(VENV)/.dev ## change one thing in the deciding modules, 70 times each, and see whether their tests notice
 	$(VENV)/bin/python tests/mutants.py
@@ -73,7 +78,7 @@ schemas: $(VENV)/.dev ## write the JSON Schemas anew after a change of the paylo
 
 .PHONY: clean
 clean: ## remove everything make has made here
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What can run the tests can run the demo too.

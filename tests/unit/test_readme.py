@@ -21,7 +21,8 @@ from edge_agent.watch.decode import decode_seen
 ROOT = Path(__file__).parents[2]
 WIDTH = 120
 """Characters of the longest line: what a terminal beside an editor shows."""
-PAGES = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = {file: file.read_text() for file in (*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md")))}
 TOLD = "\n".join(PAGES.values())
 REFERENCE = PAGES[ROOT / "docs/settings.md"]
 
