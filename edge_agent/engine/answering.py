@@ -18,13 +18,19 @@ from edge_agent.engine.messages import (
     Text,
     TokenCounts,
 )
+from edge_agent.engine.text.detokenizer import Words
+from edge_agent.engine.text.stops import StopStrings
 
 
 @dataclass(slots=True, kw_only=True)
 class RunningSequence(ABC):
-    """One generation under way: begun with the first piece of its prompt, prefilled with the last."""
+    """One generation under way: begun with the first piece of its prompt, prefilled with the last.
+
+    `words` hold back what might go on to a stop string, or a character.
+    """
 
     generation: Generation
+    words: StopStrings | Words
     begun_s: float | None = None
     prefilled_s: float | None = None
 
@@ -37,10 +43,6 @@ class RunningSequence(ABC):
     @abstractmethod
     def counts(self) -> TokenCounts:
         """Its tokens so far."""
-
-    @abstractmethod
-    def rest(self) -> str:
-        """Return the text that was held back: it might have gone on to a stop string, or a character."""
 
     def finished(self, reason: FinishReason, now_s: float) -> Finished:
         """Return the last word on it."""
@@ -103,7 +105,7 @@ class AnsweringModel(ABC, Generic[S]):
             yield self._fail(sequence, error)
 
     def _stop(self, sequence: S) -> Iterator[Event]:
-        if held := sequence.rest():
+        if held := sequence.words.rest():
             yield Text(sequence.job_id, held, 0)
         yield self._finish(sequence, FinishReason.CANCELED)
 

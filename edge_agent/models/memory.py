@@ -4,7 +4,7 @@ The rates were measured as anonymous memory (RssAnon) of the engine child on ful
 Phi-3.5-mini architecture; `python -m tests.bench.memory` measures them again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,29 +93,6 @@ def reserved(predicted_bytes: int) -> int:
     return int(predicted_bytes * RESERVE_FACTOR) + RESERVE_BYTES
 
 
-def largest_that_fits(
-    build: Build, *, device: str, context_tokens: int, parallel: int, fits: Callable[[Needed], bool]
-) -> tuple[int, int] | None:
-    """Return the most context tokens and lanes, up to those asked for, whose need `fits`; None when nothing does.
-
-    Lanes are given up before context: a prompt that is refused is worse than one that waits.
-    """
-
-    def room(tokens: int, lanes: int) -> bool:
-        return fits(needed(build, device=device, context_tokens=tokens, parallel=lanes))
-
-    for lanes in range(parallel, 0, -1):
-        if room(context_tokens, lanes):
-            return context_tokens, lanes
-    low, high = min(context_tokens, CONTEXT_TOKENS_MIN), context_tokens
-    if not room(low, 1):
-        return None
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if room(middle, 1) else (low, middle - 1)
-    return low, 1
-
-
 @dataclass(frozen=True, slots=True)
 class Shortage:
     """Which memory does not hold a need: bytes that it takes, and that are free.
@@ -169,23 +146,25 @@ class Fitting:
 
 
 def fit(build: Build, room: Room, *, context_tokens: int, parallel: int) -> Fitting | Shortage:
-    """Return the most context tokens and lanes that there is room for, or what even the least lacks.
+    """Return the most context tokens and lanes that there is room for, or what even the least lacks (pure).
 
-    The one rule of what fits: for choosing a build, and for loading it.
+    The one rule of what fits: for choosing a build, and for loading it. Lanes are given up before context: a prompt
+    that is refused is worse than one that waits.
     """
 
-    def need(tokens: int, lanes: int) -> Needed:
-        return needed(build, device=room.device, context_tokens=tokens, parallel=lanes)
+    def tried(tokens: int, lanes: int) -> Fitting | Shortage:
+        need = needed(build, device=room.device, context_tokens=tokens, parallel=lanes)
+        return room.shortage(need) or Fitting(tokens, lanes, need)
 
-    most = largest_that_fits(
-        build,
-        device=room.device,
-        context_tokens=context_tokens,
-        parallel=parallel,
-        fits=lambda each: room.shortage(each) is None,
-    )
-    if most is not None:
-        return Fitting(*most, need(*most))
-    short = room.shortage(need(min(CONTEXT_TOKENS_MIN, context_tokens), 1))
-    assert short is not None  # noqa: S101 - that is what was tried last
-    return short
+    for lanes in range(parallel, 0, -1):
+        if isinstance(found := tried(context_tokens, lanes), Fitting):
+            return found
+    low, high = min(context_tokens, CONTEXT_TOKENS_MIN), context_tokens
+    best = tried(low, 1)
+    while isinstance(best, Fitting) and low < high:
+        middle = (low + high + 1) // 2
+        if isinstance(found := tried(middle, 1), Fitting):
+            low, best = middle, found
+        else:
+            high = middle - 1
+    return best

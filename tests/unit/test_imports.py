@@ -20,6 +20,7 @@ LAYERS = (
     ("protocol",),
     ("mqtt", "engine"),
     ("engine.text", "engine.guides", "engine.selftest"),
+    ("engine.answering",),
     ("engine.batching",),
     ("engine.onnx", "engine.openvino", "engine.llamacpp", "engine.hf", "engine.openai"),
     ("engine.child", "engine.devices"),

@@ -17,7 +17,6 @@ from edge_agent.models.memory import (
     Shortage,
     build_of,
     fit,
-    largest_that_fits,
     needed,
     read_build,
     reserved,
@@ -145,17 +144,13 @@ def test_a_device_with_memory_of_its_own_takes_little_of_the_machines():
 @pytest.mark.parametrize("free_gib", [4, 5, 6, 8, 16, 64, 256])
 def test_the_context_that_fits_is_the_longest(free_gib):
     """One token more would not fit."""
-    tokens, lanes = largest_that_fits(
-        FULL,
-        device="cpu",
-        context_tokens=131_072,
-        parallel=1,
-        fits=lambda needed: needed.bytes <= free_gib * GIB,
-    )
-    assert lanes == 1
-    assert need(context_tokens=tokens) <= free_gib * GIB
+    room_bytes = free_gib * GIB
+    found = fit(FULL, Room("cpu", room_bytes), context_tokens=131_072, parallel=1)
+    tokens = found.context_tokens
+    assert found.parallel == 1
+    assert reserved(need(context_tokens=tokens)) <= room_bytes
     if tokens < 131_072:
-        assert need(context_tokens=tokens + 1) > free_gib * GIB
+        assert reserved(need(context_tokens=tokens + 1)) > room_bytes
 
 
 def test_a_precision_of_the_cache_counts_in_what_is_planned():
@@ -170,10 +165,9 @@ def test_a_precision_of_the_cache_counts_in_what_is_planned():
 
 def test_lanes_are_given_up_before_context():
     """A prompt that is refused is worse than one that waits."""
-    room_bytes = need(context_tokens=4096, parallel=3) + 1
-    asked = {"device": "cpu", "context_tokens": 4096, "fits": lambda needed: needed.bytes <= room_bytes}
-    assert largest_that_fits(FULL, parallel=8, **asked) == (4096, 3)
-    assert largest_that_fits(FULL, parallel=8, **asked | {"fits": lambda _: False}) is None
+    room = Room("cpu", reserved(need(context_tokens=4096, parallel=3)))
+    found = fit(FULL, room, context_tokens=4096, parallel=8)
+    assert (found.context_tokens, found.parallel) == (4096, 3)
 
 
 NEED = Needed(4 * GIB, GIB)

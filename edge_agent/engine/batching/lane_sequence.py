@@ -105,7 +105,3 @@ class LaneSequence(RunningSequence):
 
     def _pictures(self, begin: int, end: int) -> list[Picture]:
         return [each for each in self.pictures if each.begin < end and begin < each.end]
-
-    def rest(self) -> str:
-        """Return the text that was held back."""
-        return self.words.rest()

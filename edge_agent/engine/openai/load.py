@@ -69,7 +69,7 @@ class _Asked(RunningSequence):
     """
 
     body: bytes
-    stops: StopStrings
+    words: StopStrings
     own: bool
     told_s: float = 0.0
     tokens: int = 0
@@ -82,10 +82,6 @@ class _Asked(RunningSequence):
         """What the server says, and what came so far."""
         told = self.usage or TokenCounts(0, 0)
         return TokenCounts(told.prompt_tokens, self.tokens, told.cached_tokens if self.own else 0)
-
-    def rest(self) -> str:
-        """Return the text that was held back."""
-        return self.stops.rest()
 
 
 class OpenaiModel(AnsweringModel[_Asked]):
@@ -142,7 +138,7 @@ class OpenaiModel(AnsweringModel[_Asked]):
         return _Asked(
             generation=generation,
             body=json.dumps(body, ensure_ascii=False).encode(),
-            stops=StopStrings(generation.stop),
+            words=StopStrings(generation.stop),
             begun_s=self._now_s(),
             own=not generation.owner or DIALECTS[upstream.server].apart is not None,
         )
@@ -223,8 +219,8 @@ class OpenaiModel(AnsweringModel[_Asked]):
                 asked.reason = FinishReason.LENGTH
                 return True
             asked.tokens += 1
-            self._tell(asked, Text(asked.job_id, asked.stops.feed(self._begun(asked, piece.text)), 1))
-            if asked.stops.met:
+            self._tell(asked, Text(asked.job_id, asked.words.feed(self._begun(asked, piece.text)), 1))
+            if asked.words.met:
                 asked.reason = FinishReason.STOP
                 return True
         return piece.done
@@ -259,7 +255,7 @@ class OpenaiModel(AnsweringModel[_Asked]):
 
     def _end(self, asked: _Asked) -> None:
         more = 0 if asked.usage is None else max(0, asked.usage.completion_tokens - asked.tokens)
-        rest = asked.stops.rest()
+        rest = asked.words.rest()
         asked.tokens += more
         if rest or more:
             self._tell(asked, Text(asked.job_id, rest, more))

@@ -71,10 +71,6 @@ class OpenvinoSequence(RunningSequence):
         stopped = self.words.stopped or end != genai.GenerationFinishReason.LENGTH
         return text, FinishReason.STOP if stopped else FinishReason.LENGTH
 
-    def rest(self) -> str:
-        """Return the text that was held back."""
-        return self.words.rest()
-
 
 def sampling(generation: Generation) -> dict[str, Any]:
     """Return the library's names for how the next token is chosen. Its `top_k` 0 is no limit, as ours.
