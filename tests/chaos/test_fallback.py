@@ -92,8 +92,9 @@ def test_whatever_way_a_device_fails_the_next_one_answers_once(frail, broker):
             }
 
         wait_for(counted, "the telemetry to count it")
-        assert len(heard.of("result")) == 1 + len(FAULTS)
+        heard.wait("result", 1 + len(FAULTS))
         assert agent.stop() == 0
+        assert len(heard.of("result")) == 1 + len(FAULTS)
     assert {row["strikes"] for row in rows(agent.state_dir)} == {1}
 
 
