@@ -53,7 +53,7 @@ check: $(VENV)/.dev ## set up, then lint, formatting and types
 
 .PHONY: bench
 bench: $(VENV)/.dev broker ## measure, for about two hours, on a machine with nothing else to do
-	for name in idle swap warm_up canary telemetry fleet first_chunk intake claim eta restart dispatch throughput memory matmul batch bare_batch onnx_batch calibration second_start engines peer images watch image_decode large_packet; do \
+	for name in idle swap warm_up canary telemetry fleet first_chunk intake claim eta restart dispatch throughput memory matmul batch bare bare_batch onnx_batch calibration second_start engines peer images watch image_decode large_packet; do \
 		$(VENV)/bin/python -m tests.bench.$$name; \
 	done
 	$(VENV)/bin/python -m tests.bench.images --model full-vision-openvino

@@ -8,8 +8,7 @@ from pathlib import Path
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.bench import calibrate, workload
 from edge_agent.bench.calibrate import Calibration, Options, Tried
-from edge_agent.bench.reference_loop import Bare
-from edge_agent.bench.workload import Figure, Plan, WorkloadPrompts, out_name
+from edge_agent.bench.workload import Figure, Plan, WorkloadPrompts
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.facts import THREADS, Axis
 from edge_agent.engine.hosting.one_shot import OneShotEngine
@@ -39,10 +38,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a bench has found out. `bare` is empty when not asked for, or when `bare_fault` says why.
-
-    `heard` is what the answer to the bench's question begins with.
-    """
+    """Everything a bench has found out. `heard` is what the answer to the bench's question begins with."""
 
     subject: Subject
     plan: Plan
@@ -51,28 +47,12 @@ class Report:
     ready: Ready
     rows: tuple[Figure, ...]
     calibration: Calibration | None
-    bare: tuple[Figure, ...] = ()
-    bare_fault: str = ""
     kept: Path | None = None
     heard: str = ""
 
     def row(self, name: str) -> Figure:
         """Return the engine's row of a name; an empty one when it was not measured."""
-        return _named(self.rows, name)
-
-    def bare_row(self, name: str) -> Figure:
-        """Return the bare library's likewise."""
-        return _named(self.bare, name)
-
-    @property
-    def ratio(self) -> float | None:
-        """Engine ÷ bare library: tokens per second of one answer, from its prompt to its end."""
-        engine, bare = (row(out_name(1, common=False)).median for row in (self.row, self.bare_row))
-        return engine / bare if engine and bare else None
-
-
-def _named(rows: tuple[Figure, ...], name: str) -> Figure:
-    return next((row for row in rows if row.name == name), Figure(name, ()))
+        return next((row for row in self.rows if row.name == name), Figure(name, ()))
 
 
 def context_tokens(plan: Plan) -> int:
@@ -141,21 +121,6 @@ class Bench:
             return Report(
                 self.subject, self.plan, options, spec, trial.ready, (*started, *rows), calibration, heard=heard
             )
-
-    def beside_bare(self, report: Report) -> Report:
-        """Return the report with the figures of the bare library, which is loaded when the engine has gone.
-
-        So neither's idle threads disturb the other, and the memory of one is enough.
-        """
-        self.tell("the bare library")
-        spec = self._spec(report.options, parallel=1)
-        with OneShotEngine(spec) as trial:
-            prompts = WorkloadPrompts.fitted(trial)
-        try:
-            with Bare(spec) as bare:
-                return replace(report, bare=workload.bare_rows(bare, self.plan, prompts))
-        except EdgeAgentError as error:
-            return replace(report, bare_fault=error.message)
 
     def _hear(self, trial: OneShotEngine) -> str:
         """Return what the answer to the question begins with, as it would at a trial."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self, TypeVar
 
-from edge_agent.bench.reference_loop import Bare
 from edge_agent.engine.hosting.one_shot import OneShotEngine, Spell
 
 SENTENCE = (
@@ -138,18 +137,6 @@ def rows(
             Figure(out_name(jobs, common=True), known(map(out_per_s, warm_runs))),
         ]
     return tuple(found)
-
-
-def bare_rows(bare: Bare, plan: Plan, prompts: WorkloadPrompts) -> tuple[Figure, ...]:
-    """Return the figures that a bare loop has in common with an engine."""
-    spells = repeated(lambda: bare.ask(prompts.fresh(plan.prompt_tokens), max_tokens=plan.answer_tokens), plan)
-    return (
-        Figure("ready_first_start_s", (bare.ready_s,)),
-        Figure("prefill_tokens_per_s", known(each.prefill_per_s for each in spells)),
-        Figure("decode_tokens_per_s", known(each.decode_per_s for each in spells)),
-        Figure("first_token_cold_ms", known(_ms(each.first_token_s) for each in spells)),
-        Figure(out_name(1, common=False), tuple(each.tokens / each.seconds for each in spells)),
-    )
 
 
 def out_name(jobs: int, *, common: bool) -> str:

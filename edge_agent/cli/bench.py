@@ -22,7 +22,7 @@ from edge_agent.bench import calibrate
 from edge_agent.bench.bench import Bench, NothingSoundError, Report, Subject
 from edge_agent.bench.workload import Plan
 from edge_agent.cli import bench_subject
-from edge_agent.cli.bench_report import as_json, drawing, show, show_tried
+from edge_agent.cli.bench_report import as_json, show, show_tried
 from edge_agent.cli.bench_subject import BenchSize
 from edge_agent.engine import registry
 from edge_agent.engine.facts import THREADS, Axis
@@ -95,11 +95,7 @@ def bench(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Texts of this model have no meaning: judge no setting by them.")
     ] = False,
-    bare: Annotated[bool, typer.Option("--bare", help="Measure the bare library's own loop too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the jobs at once into this .svg file.", dir_okay=False)
-    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the best settings for the agent's next load.")] = False,
     config: Annotated[
         Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The settings file (TOML).", dir_okay=False)
@@ -108,8 +104,6 @@ def bench(
     """Measure how a model runs on this machine, and find the settings with which it answers fastest."""
     if (model is None) == (synthetic is None):
         raise typer.BadParameter("name either a model or --synthetic tiny or full")
-    if plot is not None and plot.suffix.lower() != ".svg":
-        raise typer.BadParameter("--plot draws an .svg file; browsers and office programs show it")
     if keep and (synthetic is not None or random_weights):
         raise typer.BadParameter("--keep is for models whose texts have a meaning to compare")
     plan = _plan(jobs, prompt_tokens, tokens=tokens, repeat=repeat)
@@ -127,7 +121,7 @@ def bench(
             along = _axes(subject, machine, grid, counts, _precisions(cache))
             question = bench_subject.question(subject, loaded) if keep else None
             first_threads = counts[0] if counts else None
-            report = _measure(subject, plan, along, first_threads=first_threads, bare=bare, question=question)
+            report = _measure(subject, plan, along, first_threads=first_threads, question=question)
             if keep:
                 report = replace(report, kept=_keep(report, machine, BuildStore.of(loaded).folder))
                 bench_subject.remember(subject, loaded, report.heard)
@@ -136,8 +130,6 @@ def bench(
             show_tried(error.calibration, Console())
         rich.print(Text(str(error)), file=sys.stderr)
         raise typer.Exit(1) from error
-    if plot is not None:
-        _draw(report, plot)
     if json:
         rich.print_json(data=as_json(report))
     else:
@@ -150,7 +142,6 @@ def _measure(
     along: tuple[Axis, ...],
     *,
     first_threads: int | None,
-    bare: bool,
     question: str | None,
 ) -> Report:
     options = {**subject.placed.options, **({THREADS: str(first_threads)} if first_threads else {})}
@@ -159,8 +150,7 @@ def _measure(
         calibration = bench.calibrate(along, options) if along else None
         if calibration is not None and calibration.best is not None:
             options = dict(calibration.best.options)
-        report = bench.measure(options, calibration)
-        return bench.beside_bare(report) if bare else report
+        return bench.measure(options, calibration)
 
 
 @contextlib.contextmanager
@@ -201,14 +191,6 @@ def _keep(report: Report, machine: Machine, folder: Path) -> Path:
             options={name: value for name, value in report.spec.options.items() if place.options.get(name) != value},
         ),
     )
-
-
-def _draw(report: Report, path: Path) -> None:
-    try:
-        path.write_text(drawing(report), encoding="utf-8")
-    except OSError as error:
-        rich.print(Text(f"{path} cannot be written: {error.strerror}"), file=sys.stderr)
-        raise typer.Exit(1) from error
 
 
 # What is asked for

@@ -10,7 +10,6 @@ from rich.text import Text
 from edge_agent.bench.bench import Report, in_words
 from edge_agent.bench.calibrate import Calibration, SettingVerdict
 from edge_agent.bench.workload import Figure, out_name
-from edge_agent.cli.chart import bars
 
 ABSENT = "—"
 LABELS = {
@@ -40,8 +39,6 @@ def as_json(report: Report) -> dict[str, Any]:
         "parallel": report.ready.limits.parallel,
         "plan": asdict(report.plan),
         "engine": {row.name: _figure(row) for row in report.rows},
-        "bare": {row.name: _figure(row) for row in report.bare} or None,
-        "engine_to_bare": report.ratio,
         "tried": None if report.calibration is None else [_tried(each) for each in report.calibration.verdicts],
         "kept": None if report.kept is None else str(report.kept),
     }
@@ -81,8 +78,6 @@ def show(report: Report, console: Console) -> None:
         f"of at most {report.plan.answer_tokens}; {limits.context_tokens} tokens of context in each of "
         f"{limits.parallel} lanes: more jobs than lanes take turns"
     )
-    if report.bare_fault:
-        console.print(Text(report.bare_fault, style="yellow"))
     if report.kept is not None:
         console.print(Text(f"kept in {report.kept}: an agent loads this build with these settings from now on"))
 
@@ -108,20 +103,11 @@ def show_tried(calibration: Calibration, console: Console) -> None:
 
 def _alone(report: Report) -> Table:
     table = Table(title="one answer at a time", title_justify="left")
-    for heading in ("", "engine", "n", *(("bare", "ratio") if report.bare else ())):
+    for heading in ("", "engine", "n"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for name, label in LABELS.items():
-        row, bare = report.row(name), report.bare_row(name)
-        cells = [label, number(row.median), str(len(row.values))]
-        if report.bare:
-            ratio = _ratio(row, bare) if name.endswith("tokens_per_s") else None
-            cells += [number(bare.median), "" if ratio is None else f"{ratio:.2f}"]
-        table.add_row(*cells)
-    if report.bare:
-        name = out_name(1, common=False)
-        row, bare = report.row(name), report.bare_row(name)
-        whole = ("prompt and answer, tokens/s out", number(row.median), str(len(row.values)), number(bare.median))
-        table.add_row(*whole, "" if report.ratio is None else f"{report.ratio:.2f}", style="bold")
+        row = report.row(name)
+        table.add_row(label, number(row.median), str(len(row.values)))
     return table
 
 
@@ -138,22 +124,8 @@ def _together(report: Report) -> Table:
     return table
 
 
-def drawing(report: Report) -> str:
-    """Return the tokens per second of jobs at once as an SVG document."""
-    groups = [
-        (f"{jobs} at once", [report.row(out_name(jobs, common=common)).median for common in (False, True)])
-        for jobs in report.plan.jobs
-    ]
-    title = f"{report.subject.label}: {report.ready.library} on {report.ready.device}"
-    return bars(title, groups, series=("nothing common", "common beginning"), unit="tokens per second out")
-
-
 def number(value: float | None) -> str:
     """Return three significant digits, and never a zero for what is not known."""
     if value is None:
         return ABSENT
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _ratio(row: Figure, bare: Figure) -> float | None:
-    return None if row.median is None or not bare.median else row.median / bare.median

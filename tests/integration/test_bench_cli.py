@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from xml.etree import ElementTree as ET
 
 import psutil
 import pytest
@@ -48,10 +47,8 @@ def bench(*arguments, returncode=0, columns=80, **environ):
 @pytest.mark.engine
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_every_row_has_figures_with_their_units_in_their_names(tmp_path, name):
-    """With every backend there is, each beside its bare library; and nothing is left in the cache."""
-    found = json.loads(
-        bench("--synthetic", "tiny", *QUICK, "--backend", name, "--bare", "--json", XDG_CACHE_HOME=str(tmp_path))
-    )
+    """With every backend there is; and nothing is left in the cache."""
+    found = json.loads(bench("--synthetic", "tiny", *QUICK, "--backend", name, "--json", XDG_CACHE_HOME=str(tmp_path)))
     rows = found["engine"]
     assert set(LABELS) < set(rows)
     for jobs in (1, 2):
@@ -61,7 +58,6 @@ def test_every_row_has_figures_with_their_units_in_their_names(tmp_path, name):
         assert figure["repetitions"] == (1 if "ready" in row or row == "load_ms" else 2), row
         assert figure["low"] <= figure["median"] <= figure["high"], row
         assert figure["median"] > 0 or row == "reused_tokens_warm", row
-    assert found["engine_to_bare"] > 0
     assert found["library"].split()[0] == LIBRARIES[name]
     assert 190 <= rows["prompt_tokens"]["median"] <= 256
     assert list(tmp_path.iterdir()) == []
@@ -69,15 +65,12 @@ def test_every_row_has_figures_with_their_units_in_their_names(tmp_path, name):
 
 @pytest.mark.engine
 @pytest.mark.parametrize("columns", [80, 200])
-def test_a_person_can_read_it(tmp_path, tiny_model, columns):
-    """No line longer than the terminal; what the bare library has no figure for is a dash, and never a zero."""
-    plot = tmp_path / "jobs.svg"
-    shown = bench(tiny_model, *QUICK, "--bare", "--plot", plot, columns=columns)
+def test_a_person_can_read_it(tiny_model, columns):
+    """No line longer than the terminal."""
+    shown = bench(tiny_model, *QUICK, columns=columns)
     assert max(map(len, shown.splitlines())) <= columns
-    for label in (*LABELS.values(), "prompt and answer, tokens/s out", "common beginning", "ratio"):
+    for label in (*LABELS.values(), "common beginning"):
         assert label in shown
-    assert "—" in shown
-    assert ET.parse(plot).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_what_is_not_known_is_no_number():
@@ -148,7 +141,6 @@ def test_a_model_that_memory_does_not_hold_is_said_before_it_is_loaded(tmp_path,
         (("--synthetic", "tiny", "--threads", "many"), "write numbers like"),
         (("--synthetic", "tiny", "--prompt-tokens", "192"), "like 192+32"),
         (("--synthetic", "tiny", "--prompt-tokens", "99999+99999"), "at most"),
-        (("--synthetic", "tiny", "--plot", "a.png"), "draws an .svg"),
         (("--synthetic", "tiny", "--cache", "u3"), "--cache: write some of"),
         (("--synthetic", "tiny", "--keep"), "texts have a meaning"),
     ],
@@ -164,13 +156,12 @@ def test_a_build_that_is_not_here_is_said_with_how_to_get_it(tmp_path):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("extra", [(), ("--bare",)])
-def test_ctrl_c_leaves_no_engine_behind(tmp_path, extra):
+def test_ctrl_c_leaves_no_engine_behind(tmp_path):
     """As it comes to the whole group from the terminal, in the middle of an answer that would take long."""
     from edge_agent.synth import TINY, build_text
 
     deep = build_text(tmp_path / "deep", shape=replace(TINY, layers=96))
-    command = (sys.executable, "-m", "edge_agent", "bench", deep, "--grid", "none", "--tokens", "4000", *extra)
+    command = (sys.executable, "-m", "edge_agent", "bench", deep, "--grid", "none", "--tokens", "4000")
     with subprocess.Popen(
         command, env=environment(), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as running:

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.bench.reference_loop import Bare
 from edge_agent.engine.backend import ModelSpec, find
 from edge_agent.engine.model_folder import CONFIG_BYTES_MAX, check
 
@@ -120,11 +119,9 @@ def test_the_key_is_found_wherever_it_stands(tmp_path_factory, around, depth):
 
 @pytest.mark.engine
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "llamacpp"])
-def test_no_loader_and_no_bare_loop_sees_such_a_folder(tmp_path, backend):
+def test_no_loader_sees_such_a_folder(tmp_path, backend):
     """Before anything of the folder is read."""
     (tmp_path / "genai_config.json").write_text('{"model": {"custom_ops_library": "evil.so"}}')
     spec = ModelSpec(tmp_path, backend, 64, 1, 1)
     with pytest.raises(EdgeAgentError, match="names a program to run"):
         find(backend)(spec)
-    with pytest.raises(EdgeAgentError, match="names a program to run"), Bare(spec):
-        pass
