@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +14,6 @@ import rich
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from edge_agent.base.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.bench import calibrate
@@ -24,6 +22,8 @@ from edge_agent.bench.workload import Plan
 from edge_agent.cli import bench_subject
 from edge_agent.cli.bench_report import as_json, show, show_tried
 from edge_agent.cli.bench_subject import BenchSize
+from edge_agent.cli.ending import sentences
+from edge_agent.cli.options import Config, Json
 from edge_agent.engine import registry
 from edge_agent.engine.facts import THREADS, Axis
 from edge_agent.jobs.state_dir import locked
@@ -95,11 +95,9 @@ def bench(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Texts of this model have no meaning: judge no setting by them.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the best settings for the agent's next load.")] = False,
-    config: Annotated[
-        Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The settings file (TOML).", dir_okay=False)
-    ] = None,
+    config: Config = None,
 ) -> None:
     """Measure how a model runs on this machine, and find the settings with which it answers fastest."""
     if (model is None) == (synthetic is None):
@@ -108,28 +106,27 @@ def bench(
         raise typer.BadParameter("--keep is for models whose texts have a meaning to compare")
     plan = _plan(jobs, prompt_tokens, tokens=tokens, repeat=repeat)
     counts = () if threads is None else _numbers(threads, "threads", most=THREADS_MAX)
-    try:
+    with sentences(ImportError), contextlib.ExitStack() as stack:
         loaded = settings.load(config)
-        with _alone(loaded, given=config is not None), contextlib.ExitStack() as stack:
-            if synthetic is not None:
-                folder = stack.enter_context(_folder())
-                with _progress() as tell:
-                    subject = bench_subject.synthetic(synthetic, backend, device, folder, tell)
-            else:
-                subject = bench_subject.found(str(model), loaded, backend, device, meaning=not random_weights)
-            machine = probe()
-            along = _axes(subject, machine, grid, counts, _precisions(cache))
-            question = bench_subject.question(subject, loaded) if keep else None
-            first_threads = counts[0] if counts else None
-            report = _measure(subject, plan, along, first_threads=first_threads, question=question)
-            if keep:
-                report = replace(report, kept=_keep(report, machine, BuildStore.of(loaded).folder))
-                bench_subject.remember(subject, loaded, report.heard)
-    except (EdgeAgentError, SettingsError, ImportError) as error:
-        if isinstance(error, NothingSoundError) and not json:
-            show_tried(error.calibration, Console())
-        rich.print(Text(str(error)), file=sys.stderr)
-        raise typer.Exit(1) from error
+        stack.enter_context(_alone(loaded, given=config is not None))
+        if synthetic is not None:
+            folder = stack.enter_context(_folder())
+            with _progress() as tell:
+                subject = bench_subject.synthetic(synthetic, backend, device, folder, tell)
+        else:
+            subject = bench_subject.found(str(model), loaded, backend, device, meaning=not random_weights)
+        machine = probe()
+        along = _axes(subject, machine, grid, counts, _precisions(cache))
+        question = bench_subject.question(subject, loaded) if keep else None
+        try:
+            report = _measure(subject, plan, along, first_threads=counts[0] if counts else None, question=question)
+        except NothingSoundError as error:
+            if not json:
+                show_tried(error.calibration, Console())
+            raise
+        if keep:
+            report = replace(report, kept=_keep(report, machine, BuildStore.of(loaded).folder))
+            bench_subject.remember(subject, loaded, report.heard)
     if json:
         rich.print_json(data=as_json(report))
     else:

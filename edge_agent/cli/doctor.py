@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_agent.base.errors import SettingsError
+from edge_agent.cli.options import Config, Json
 from edge_agent.doctor import broker, builds, machine
 from edge_agent.doctor.finding import Finding, Severity, failed, ok
 from edge_agent.protocol.topics import Topics
@@ -30,11 +31,9 @@ MARKS = {
 
 def doctor(
     *,
-    config: Annotated[
-        Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The agent's settings file (TOML).", dir_okay=False)
-    ] = None,
+    config: Config = None,
     full: Annotated[bool, typer.Option("--full", help="Read every build and compare its hashes.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Look for what is wrong with settings, broker, machine and models; say what mends it.
 

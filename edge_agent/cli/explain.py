@@ -1,7 +1,6 @@
 """`edge-agent explain`: what would run here, or on another machine, and why nothing else does."""
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent.base.errors import EdgeAgentError, SettingsError
+from edge_agent.cli.ending import sentences
+from edge_agent.cli.options import Config
 from edge_agent.health.birth import decision_report
 from edge_agent.images.decoder_process import bound_bytes
 from edge_agent.models import catalogue, runtimes
@@ -45,9 +45,7 @@ def explain(
         str | None, typer.Argument(help="Family or build of the catalogue; all served ones if left out.")
     ] = None,
     *,
-    config: Annotated[
-        Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The settings file (TOML).", dir_okay=False)
-    ] = None,
+    config: Config = None,
     context: Annotated[int | None, typer.Option(min=64, max=131_072, help="Tokens of prompt and answer.")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, max=16, help="Sequences at once.")] = None,
     machine: Annotated[
@@ -60,7 +58,7 @@ def explain(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as published on evt/decision.")] = False,
 ) -> None:
     """Show which build of a model runs here, what else could, and why the rest cannot."""
-    try:
+    with sentences():
         loaded = settings.load(config)
         serves = [serve for serve in loaded.models.serve if serve.chosen]
         if model is not None:
@@ -85,9 +83,6 @@ def explain(
             )
             for serve in serves
         }
-    except (EdgeAgentError, SettingsError) as error:
-        rich.print(Text(str(error)), file=sys.stderr)
-        raise typer.Exit(1) from error
     if model is None:
         serves += [serve for serve in loaded.models.serve if serve.openai is not None]
     report = decision_report(serves, decisions, agent=loaded.agent.id, boot_id="")

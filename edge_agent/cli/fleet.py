@@ -17,6 +17,7 @@ from rich.text import Text
 from edge_agent.cli import broker_options as broker
 from edge_agent.cli import fleet_detail, fleet_list
 from edge_agent.cli.asking import Asking
+from edge_agent.cli.ending import errors
 from edge_agent.cli.fleet_screen import Scene, page, screen
 from edge_agent.cli.keyboard import Keyboard
 from edge_agent.fleet.browsing import Browsing, Screen
@@ -36,7 +37,6 @@ WAIT_S = SILENCE_S + 5.0
 EXIT_BAD = 1
 EXIT_DOWN = 3
 """As `edge-agent status` ends where nothing runs."""
-errors = Console(stderr=True, highlight=False)
 
 
 @broker.takes_broker

@@ -2,16 +2,15 @@
 
 import sys
 
-from rich.console import Console
 from rich.text import Text
 
+from edge_agent.cli.ending import errors
 from edge_agent.cli.words import readable
 from edge_agent.client.handle import Handle, JobRejectedError
 from edge_agent.protocol.payloads import Chunk, Result, Status
 
 SILENT_S = 3.0
 """After so long without a word it is said that nobody answers."""
-errors = Console(stderr=True, highlight=False)
 
 
 def follow(handle: Handle, *, json: bool) -> bool:

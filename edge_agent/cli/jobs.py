@@ -1,7 +1,6 @@
 """`edge-agent jobs`: what an agent has to do and has done, on the machine it runs on."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent.base.errors import EdgeAgentError, SettingsError
+from edge_agent.cli.ending import errors, sentences
+from edge_agent.cli.options import Config, Json, StateDir
 from edge_agent.cli.words import readable
 from edge_agent.control.caller import reach
 from edge_agent.control.job_admin import JobAdmin
@@ -26,17 +26,8 @@ from edge_agent.protocol.payloads import Result
 from edge_agent.protocol.topics import Topics
 from edge_agent.settings import load as settings
 
-errors = Console(stderr=True, highlight=False)
-
 jobs = typer.Typer(help="The jobs of the agent on this machine, also while it is down.", no_args_is_help=True)
 
-Config = Annotated[
-    Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The agent's settings file (TOML).", dir_okay=False)
-]
-StateDir = Annotated[
-    Path | None, typer.Option(help="The agent's state folder; agent.state_dir of the settings if left out.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 JobId = Annotated[str, typer.Argument(help="A job, as `jobs list` names it.", show_default=False)]
 Client = Annotated[str | None, typer.Option(help="Whose job it is, when several clients used the id.")]
 
@@ -52,7 +43,7 @@ def show_list(
     state_dir: StateDir = None,
 ) -> None:
     """List jobs, the newest first."""
-    with _sentences():
+    with sentences(unsettled=2):
         reply = _asking(config, state_dir)(ListJobs(states=tuple(state or ()), client=client, limit=limit))
     if json:
         rich.print_json(reply.model_dump_json(exclude_none=True))
@@ -77,7 +68,7 @@ def show(
     state_dir: StateDir = None,
 ) -> None:
     """Show everything of a job; prompt and answer only with --text."""
-    with _sentences():
+    with sentences(unsettled=2):
         reply = _asking(config, state_dir)(ShowJob(job_id=job, client=client, text=text))
     if json:
         rich.print_json(reply.model_dump_json(exclude_none=True))
@@ -121,7 +112,7 @@ def prune(
     A job that is sent again after it was forgotten runs again.
     """
     pruned, more = 0, True
-    with _sentences():
+    with sentences(unsettled=2):
         asking = _asking(config, state_dir)
         while more:
             reply = asking(PruneJobs(older_s=older_s))
@@ -133,7 +124,7 @@ def prune(
 
 
 def _do(ask: Ask, *, json: bool, config: Path | None, state_dir: Path | None) -> None:
-    with _sentences():
+    with sentences(unsettled=2):
         reply = _asking(config, state_dir)(ask)
     if json:
         rich.print_json(reply.model_dump_json(exclude_none=True))
@@ -154,19 +145,6 @@ def _asking(config: Path | None, state_dir: Path | None) -> Callable[[Ask], Repl
         age_step_s=loaded.queue.age_step_s,
         say=lambda sentence: errors.print(Text(sentence, style="dim")),
     )
-
-
-@contextlib.contextmanager
-def _sentences() -> Iterator[None]:
-    """End the command with the sentence of an error, on stderr."""
-    try:
-        yield
-    except EdgeAgentError as error:
-        errors.print(Text(error.message, style="red"))
-        raise typer.Exit(1) from None
-    except SettingsError as error:
-        errors.print(Text(str(error), style="red"))
-        raise typer.Exit(2) from None
 
 
 PLAIN = ("max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "ttl_s", "timeout_s")

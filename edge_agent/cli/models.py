@@ -3,22 +3,21 @@
 What a running agent has loaded is ordered by the verbs of `orders`.
 """
 
-import contextlib
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import rich
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from edge_agent.base.errors import EdgeAgentError, SettingsError
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.cli import broker_options as broker
 from edge_agent.cli import builds, orders
 from edge_agent.cli.bar import FileLine, PullLine, bar
+from edge_agent.cli.ending import errors, sentences
+from edge_agent.cli.options import Config, Json
 from edge_agent.models import archive, catalogue, fetch
 from edge_agent.models.build_store import BuildStore, in_words
 from edge_agent.models.catalogue import Catalogue, Variant
@@ -26,14 +25,9 @@ from edge_agent.models.manifest import Manifest
 from edge_agent.settings import load as settings
 from edge_agent.settings.load import MqttSection
 
-errors = Console(stderr=True, highlight=False)
-
 models = typer.Typer(help="The builds on this device: what there is, and how they come and go.", no_args_is_help=True)
 orders.add_to(models)
 
-Config = Annotated[
-    Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The settings file (TOML).", dir_okay=False)
-]
 Dir = Annotated[
     Path | None, typer.Option("--dir", help="Folder of the builds; models.dir of the settings if left out.")
 ]
@@ -56,12 +50,12 @@ class VerbContext:
 @models.command("list")
 def show(
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
     config: Config = None,
     folder: Dir = None,
 ) -> None:
     """List the builds of the catalogue and of this device."""
-    with _sentences():
+    with sentences():
         place = _place(config, folder)
         rows = builds.rows(place.store, place.builds)
     if json:
@@ -83,7 +77,7 @@ def pull(
     section: MqttSection,
 ) -> None:
     """Fetch a build from the hub; goes on where an earlier pull ended, however that was."""
-    with _sentences():
+    with sentences():
         if agent is not None:
             orders.order(agent, "pull", name, section, json=json)
             return
@@ -113,7 +107,7 @@ def verify(
     folder: Dir = None,
 ) -> None:
     """Read builds again and compare every file with its hash."""
-    with _sentences():
+    with sentences():
         store = _place(config, folder).store
         names = [each.name for each in store.installed()] if name is None else [name]
         if not names:
@@ -134,7 +128,7 @@ def take_in(
     folder: Dir = None,
 ) -> None:
     """Take in a build from a file or a folder; nothing is in place before all of it is verified."""
-    with _sentences():
+    with sentences():
         place = _place(config, folder)
         read = archive.import_folder if source.is_dir() else archive.import_archive
         with bar(errors) as shown:
@@ -151,7 +145,7 @@ def export(
     folder: Dir = None,
 ) -> None:
     """Write a build into one file, to be carried to a device without a network."""
-    with _sentences():
+    with sentences():
         store = _place(config, folder).store
         with bar(errors) as shown:
             archive.export(store, name, file, told=FileLine(shown).show)
@@ -161,7 +155,7 @@ def export(
 @models.command()
 def remove(name: Name, *, config: Config = None, folder: Dir = None) -> None:
     """Remove a build, and what a pull has brought of it."""
-    with _sentences():
+    with sentences():
         freed_bytes = _place(config, folder).store.remove(name)
     rich.print(Text(f"{name} is removed, {in_words(freed_bytes)} are free again"))
 
@@ -169,19 +163,9 @@ def remove(name: Name, *, config: Config = None, folder: Dir = None) -> None:
 @models.command()
 def path(name: Name, *, config: Config = None, folder: Dir = None) -> None:
     """Print the folder of a build."""
-    with _sentences():
+    with sentences():
         found = _place(config, folder).store.path(name)
     typer.echo(found)
-
-
-@contextlib.contextmanager
-def _sentences() -> Iterator[None]:
-    """End the command with the sentence of an error, on stderr."""
-    try:
-        yield
-    except (EdgeAgentError, SettingsError) as error:
-        errors.print(Text(str(error), style="red"))
-        raise typer.Exit(1) from None
 
 
 def _place(config: Path | None, folder: Path | None) -> VerbContext:

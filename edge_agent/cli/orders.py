@@ -8,13 +8,14 @@ from typing import Annotated
 
 import rich
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from edge_agent.base.errors import EdgeAgentError, SettingsError
 from edge_agent.cli import broker_options as broker
 from edge_agent.cli.bar import FileLine, bar
+from edge_agent.cli.ending import errors, sentences
 from edge_agent.cli.follow import SILENT_S
+from edge_agent.cli.options import StateDir
 from edge_agent.cli.words import readable
 from edge_agent.client.client import EdgeClient
 from edge_agent.client.order_book import OrderHandle
@@ -26,7 +27,6 @@ from edge_agent.settings.load import MqttSection
 
 CONNECT_S = 10.0
 LOOK_S = 0.3
-errors = Console(stderr=True, highlight=False)
 
 VERBS = {
     "load": "Load a served model as soon as there is room, and wait until it is ready.",
@@ -57,21 +57,15 @@ def _command(verb: str) -> Callable[..., None]:
         *,
         agent: Annotated[str | None, typer.Option(help="An agent elsewhere; else the one on this machine.")] = None,
         json: Annotated[bool, typer.Option("--json", help="Print every report as a line of JSON.")] = False,
-        state_dir: Annotated[
-            Path | None, typer.Option(help="The agent's state folder; agent.state_dir of the settings if left out.")
-        ] = None,
+        state_dir: StateDir = None,
         config: Path | None,
         section: MqttSection,
     ) -> None:
-        try:
+        with sentences():
             if agent is None:
-                reports = _here(verb, name, state_dir or settings.load(config).agent.state_dir)
-                follow(reports, name, json=json)
-                return
-            order(agent, verb, name, section, json=json)
-        except (EdgeAgentError, SettingsError) as error:
-            errors.print(Text(readable(str(error)), style="red"))
-            raise typer.Exit(1) from None
+                follow(_here(verb, name, state_dir or settings.load(config).agent.state_dir), name, json=json)
+            else:
+                order(agent, verb, name, section, json=json)
 
     return broker.takes_broker(command)
 

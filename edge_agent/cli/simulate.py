@@ -5,10 +5,10 @@ import signal
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from edge_agent.cli import broker_options as broker
+from edge_agent.cli.ending import errors
 from edge_agent.protocol.topics import CLIENT
 from edge_agent.settings.load import MqttSection
 from edge_agent.simulator.run import AGENTS_MAX, Simulation, names
@@ -16,7 +16,6 @@ from edge_agent.simulator.run import AGENTS_MAX, Simulation, names
 FOR_S_MAX = 86_400.0
 DESCRIPTORS = 1024
 """What so many connections need, with some to spare."""
-errors = Console(stderr=True, highlight=False)
 
 
 @broker.takes_broker

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import rich
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from edge_agent.base.errors import Code, EdgeAgentError, SettingsError
+from edge_agent.cli.ending import errors
+from edge_agent.cli.options import Config, Json, StateDir
 from edge_agent.cli.words import STATE_STYLES, number, size
 from edge_agent.control.caller import ask_agent
 from edge_agent.control.messages import AskState, Standing
@@ -27,20 +29,12 @@ EXIT_DOWN = 3
 """As `systemctl status` exits where nothing runs."""
 
 Rows = Iterator[tuple[str, str]]
-errors = Console(stderr=True, highlight=False)
-
-Config = Annotated[
-    Path | None, typer.Option(envvar=settings.ENV_CONFIG, help="The agent's settings file (TOML).", dir_okay=False)
-]
-StateDir = Annotated[
-    Path | None, typer.Option(help="The agent's state folder; agent.state_dir of the settings if left out.")
-]
 
 
 def status(
     *,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
     config: Config = None,
     state_dir: StateDir = None,
 ) -> None:

@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from edge_agent.base.errors import EdgeAgentError
 from edge_agent.cli import broker_options as broker
+from edge_agent.cli.ending import errors
 from edge_agent.cli.follow import follow
 from edge_agent.client.client import EdgeClient
 from edge_agent.settings.load import MqttSection
 
 CONNECT_S = 10.0
-errors = Console(stderr=True, highlight=False)
 
 PANEL = "Job"
 
