@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from edge_agent.cli.readings import Rows, facts
 from edge_agent.cli.words import (
     STATE_STYLES,
     curve,
@@ -18,7 +19,7 @@ from edge_agent.cli.words import (
 )
 from edge_agent.fleet.roster import Member, Sample
 from edge_agent.fleet.rows import AgentRow
-from edge_agent.protocol.payloads import CandidateInfo, EngineReading, Info, ModelDecision, Telemetry
+from edge_agent.protocol.payloads import CandidateInfo, EngineReading, Info, ModelDecision
 
 NAMES = 12
 """Columns of the names at the left."""
@@ -30,20 +31,9 @@ COOL_C = 30.0
 def lines(member: Member, row: AgentRow, width: int) -> Iterator[Text]:
     """Yield everything that is known of an agent."""
     yield from _head(row, width)
-    if member.info is not None:
-        yield from _fact("machine", _machine(member.info), width)
-        if member.info.pools:
-            yield from _fact("pools", ", ".join(member.info.pools), width)
-        for served in member.info.models:
-            more = ("pinned" if served.pinned else None, f"answered by {served.host}" if served.host else None)
-            if any(more):
-                yield from _fact("model", f"{served.name}: {', '.join(filter(None, more))}", width)
-    yield from _fact("version", f"{row.version or '?'}, boot {row.boot_id or '?'}", width)
-    if member.faults:
-        yield from _fact("unreadable", f"{member.faults} of its messages were passed over", width)
+    for name, value in _known(member, row):
+        yield from _fact(name, value, width)
     told = member.telemetry
-    if told is not None:
-        yield from _told(told, width)
     if len(member.samples) > 1:
         yield Text()
         yield from _curves(tuple(member.samples), row, width)
@@ -54,6 +44,22 @@ def lines(member: Member, row: AgentRow, width: int) -> Iterator[Text]:
     for each in decision.models if decision else ():
         yield Text()
         yield from _decision(each, width)
+
+
+def _known(member: Member, row: AgentRow) -> Rows:
+    if member.info is not None:
+        yield "machine", _machine(member.info)
+        if member.info.pools:
+            yield "pools", ", ".join(member.info.pools)
+        for served in member.info.models:
+            more = ("pinned" if served.pinned else None, f"answered by {served.host}" if served.host else None)
+            if any(more):
+                yield "model", f"{served.name}: {', '.join(filter(None, more))}"
+    yield "version", f"{row.version or '?'}, boot {row.boot_id or '?'}"
+    if member.faults:
+        yield "unreadable", f"{member.faults} of its messages were passed over"
+    if member.telemetry is not None:
+        yield from facts(member.telemetry)
 
 
 def _head(row: AgentRow, width: int) -> Iterator[Text]:
@@ -86,35 +92,6 @@ def _machine(info: Info) -> str:
         *(" ".join(filter(None, (each.kind.upper(), each.name or each.vendor))) for each in machine.accelerators),
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _told(told: Telemetry, width: int) -> Iterator[Text]:
-    waiting = ", ".join(f"{count} {state}" for state, count in told.queue.items() if count) or "empty"
-    oldest = f", the oldest for {span(told.queue_oldest_s)}" if told.queue_oldest_s else ""
-    yield from _fact("queue", waiting + oldest, width)
-    ended = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in told.counters.items())
-    yield from _fact("since start", ended or "nothing", width)
-    if told.hottest_celsius is not None:
-        margin = "" if told.heat_margin_c is None else f", {told.heat_margin_c:.0f} K below its limit"
-        slowed = "".join(f", {each}" for each in told.slowed or ())
-        yield from _fact("heat", f"{told.hottest_celsius:.0f} °C ({told.hottest}{margin}){slowed}", width)
-    free = told.memory_available_bytes
-    if free is not None:
-        yield from _fact("memory", f"{size(free)} free of {size(told.memory_total_bytes) or '?'}", width)
-    if told.disk_free_bytes is not None:
-        yield from _fact("disk", f"{size(told.disk_free_bytes)} free", width)
-    if told.power_watts is not None:
-        energy = f", {told.joules_per_token:.1f} J a token" if told.joules_per_token is not None else ""
-        yield from _fact("power", f"{told.power_watts:.1f} W ({told.power_of}){energy}", width)
-    if told.on_battery is not None:
-        charge = "" if told.battery_percent is None else f", {told.battery_percent:.0f} %"
-        yield from _fact("battery", ("in use" if told.on_battery else "not in use") + charge, width)
-    for each in told.accelerators or ():
-        busy = "" if each.busy_percent is None else f"{each.busy_percent:.0f} % busy"
-        heat = "" if each.celsius is None else f"{each.celsius:.0f} °C"
-        yield from _fact(each.name, ", ".join(filter(None, (busy, heat))), width)
-    if told.reconnects:
-        yield from _fact("reconnects", f"{told.reconnects:,}", width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from edge_agent.cli.ending import errors, sentences
 from edge_agent.cli.options import Config, Json, StateDir
-from edge_agent.cli.words import readable
+from edge_agent.cli.words import duration, readable
 from edge_agent.control.caller import reach
 from edge_agent.control.job_admin import JobAdmin
 from edge_agent.control.messages import Ask, CancelJob, JobLine, ListJobs, PruneJobs, Reply, RetryJob, ShowJob
@@ -179,7 +179,7 @@ def _table(lines: tuple[JobLine, ...]) -> Table:
             Text(
                 f"{line.state}: {line.code}" if line.code else line.state, style=_STYLES.get(JobState(line.state), "")
             ),
-            _span(line.age_s),
+            duration(line.age_s),
             *more,
         )
     return shown
@@ -202,7 +202,7 @@ def _facts(line: JobLine, request: Mapping[str, JsonValue] | None, result: Resul
     row("attempt", line.attempt)
     row("accepted", _ago(line.age_s))
     row("ended", _ago(line.ended_s))
-    row("to live", None if line.left_s is None else _span(max(0.0, line.left_s)))
+    row("to live", None if line.left_s is None else duration(max(0.0, line.left_s)))
     if request is not None:
         plain = {name: value for name, value in request.items() if name in PLAIN and value is not None}
         row("asked for", ", ".join(f"{name} {value}" for name, value in plain.items()))
@@ -232,12 +232,5 @@ def _print_text(reply: Reply) -> None:
         console.print(Text(readable(reply.result.text)))
 
 
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def _ago(seconds: float | None) -> str:
-    return "" if seconds is None else f"{_span(seconds)} ago"
+    return "" if seconds is None else f"{duration(seconds)} ago"

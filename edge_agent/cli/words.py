@@ -56,6 +56,14 @@ def span(seconds: float | None) -> str:
     return f"{seconds:.0f}s"
 
 
+def duration(seconds: float) -> str:
+    """Write a time in full: two digits, and the unit as people know it."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}" if seconds >= 10 * length else f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def size(size_bytes: float | None) -> str:
     """Write an amount of memory."""
     if size_bytes is None:

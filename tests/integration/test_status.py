@@ -165,7 +165,7 @@ def test_everything_that_is_known_is_shown_and_fits(width):
         "8.3 W (machine), 0.7 J a token",
         "in use, 41 %",
         "gives way",
-        "25 % 950 MHz",
+        "25 % busy, 950 MHz",
         "phi-3.5-mini",
         "810 ms",
         "42 %",
