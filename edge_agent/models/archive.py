@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from edge_agent.base.durable import sync
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import backend_of, marks
 from edge_agent.models import manifest as manifests
-from edge_agent.models.build_store import BuildStore, in_words, sync, writing
+from edge_agent.models.build_store import BuildStore, in_words, writing
 from edge_agent.models.catalogue import Variant
 from edge_agent.models.listing import PLAIN, WantedFile
 from edge_agent.models.manifest import (

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.base.durable import sync
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.models import manifest as manifests
 from edge_agent.models.manifest import MANIFEST, Manifest, sha256_of
@@ -275,15 +276,6 @@ def writing(folder: Path, *, advice: str = "run this as the agent's user or set 
             Code.MODEL_MISSING,
             f"{folder} cannot be written: {error.strerror}; {advice}",
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder on the disk, not only in memory."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def in_words(size_bytes: int) -> str:

@@ -6,8 +6,6 @@ It is a memory aid: what of it cannot be read is as if it were not there, and me
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -16,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from edge_agent.base import durable
 from edge_agent.base.errors import SettingsError
 from edge_agent.base.log import get_logger
 from edge_agent.engine.registry import backends
@@ -107,33 +106,13 @@ def keep(folder: Path, kept: StoredMeasurement) -> Path:
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(path, text)
+        durable.write(path, text)
     except OSError as error:
         raise SettingsError(
             f"models.dir: {path} cannot be written: {error.strerror}; run as the agent's user, or name a folder of "
             "yours with --config"
         ) from error
     return path
-
-
-def write(path: Path, text: str) -> None:
-    """Write, sync, rename, sync the folder: a cut of power leaves the old file or the new one. Raises OSError."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor has no path
-            file.write(text)
-            file.flush()
-            os.fchmod(descriptor, 0o644)  # mkstemp lets its owner in only; the agent may be another user
-            os.fsync(descriptor)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def fingerprint(machine: Machine) -> str:

@@ -1,10 +1,9 @@
 """The models that are pinned, on disk: an administrator's word outlives the agent."""
 
-import contextlib
-import os
 from collections.abc import Collection
 from pathlib import Path
 
+from edge_agent.base import durable
 from edge_agent.base.errors import Code, EdgeAgentError
 
 
@@ -23,20 +22,8 @@ class Pins:
 
     def write(self, names: Collection[str]) -> None:
         """Keep these names, over a cut of power too. Raises EdgeAgentError STORAGE_FULL; then the old ones stay."""
-        new = self._file.with_suffix(".new")
         try:
-            with new.open("w", encoding="utf-8") as file:
-                file.writelines(f"{name}\n" for name in sorted(names))
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._file)
-            folder = os.open(self._file.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            durable.write(self._file, "".join(f"{name}\n" for name in sorted(names)))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink()
             sentence = f"the pin cannot be kept ({error.strerror}); free space on the device"
             raise EdgeAgentError(Code.STORAGE_FULL, sentence) from None

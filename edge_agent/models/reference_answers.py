@@ -13,12 +13,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from edge_agent.base import durable
 from edge_agent.base.errors import SettingsError
 from edge_agent.base.log import get_logger
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.messages import Canary
 from edge_agent.models.catalogue import Family
-from edge_agent.models.measurements import identity, installed_libraries, write
+from edge_agent.models.measurements import identity, installed_libraries
 
 QUESTION = "canary.json"
 FIRST_WORDS_FILE = "heard.json"
@@ -85,7 +86,7 @@ class ReferenceAnswers:
             others = [each for each in self._read() if (each.build, each.prompt) != (new.build, new.prompt)]
             entries = [each.model_dump() for each in (*others, new)[-ENTRIES_MAX:]]
             try:
-                write(self._path, json.dumps({"said": entries}, ensure_ascii=False, indent=1))
+                durable.write(self._path, json.dumps({"said": entries}, ensure_ascii=False, indent=1))
             except OSError as error:
                 log.warning("reference.unwritten", file=str(self._path), reason=error.strerror)
 

@@ -12,6 +12,7 @@ import re
 import secrets
 from pathlib import Path
 
+from edge_agent.base import durable
 from edge_agent.base.log import get_logger
 
 BYTES = 16
@@ -50,12 +51,8 @@ def kept(file: Path) -> str:
 
 
 def _made(file: Path) -> str:
-    secret, beside = new(), file.with_name(f"{file.name}.new")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as opened:
-        opened.write(secret + "\n")
-        opened.flush()
-        os.fsync(opened.fileno())
-    beside.replace(file)
+    secret = new()
+    durable.write(file, secret + "\n", mode=0o600)
     return secret
 
 

@@ -212,7 +212,7 @@ def test_pins_are_kept_on_disk_and_withdrawn_when_there_is_no_room(floor):
 
 
 def test_a_pin_that_cannot_be_written_is_refused(floor, tmp_path):
-    (tmp_path / "pinned.new").mkdir()
+    (tmp_path / "pinned").mkdir()
     with pytest.raises(EdgeAgentError) as refused:
         floor.give("pin")
     assert refused.value.code is Code.STORAGE_FULL
