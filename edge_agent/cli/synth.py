@@ -50,20 +50,32 @@ def synth(
     """Write a model that one of the backends loads, with random, scripted or trained weights."""
     started_s = time.monotonic()
     try:
+        from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
+
+        kind = models.Backend(backend)
         if size is SynthSize.DEMO:
             _refuse(say=say is not None, seed=seed != 0, layers=layers is not None, block_size=block_size != 32)
-            _build_demo(out, backend=backend, vision=vision)
+            models.build_demo(out, backend=kind, vision=vision)
         else:
-            _build(
-                out,
-                backend=backend,
-                size=size,
-                vision=vision,
-                say=say,
-                seed=seed,
-                layers=layers,
-                block_size=block_size,
-            )
+            shapes = {
+                (SynthSize.TINY, False): models.TINY,
+                (SynthSize.TINY, True): models.TINY_VISION,
+                (SynthSize.FULL, False): models.FULL,
+                (SynthSize.FULL, True): models.FULL_VISION,
+            }
+            shape = shapes[size, vision]
+            shape = shape if layers is None else replace(shape, layers=layers)
+            with Progress(transient=True) as bar:
+                task = bar.add_task("layers", total=shape.layers)
+                models.build_text(
+                    out,
+                    backend=kind,
+                    shape=shape,
+                    say=say,
+                    seed=seed,
+                    block_size=block_size,
+                    progress=lambda done, _total: bar.update(task, completed=done),
+                )
     except (FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     except (ImportError, OSError) as error:
@@ -75,46 +87,6 @@ def synth(
 def _refuse(**given: bool) -> None:
     for option in (name for name, is_given in given.items() if is_given):
         raise typer.BadParameter(f"--{option.replace('_', '-')} has no meaning for the trained demo model")
-
-
-def _build_demo(out: Path, *, backend: SynthBackend, vision: bool) -> None:
-    from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
-
-    models.build_demo(out, backend=models.Backend(backend), vision=vision)
-
-
-def _build(
-    out: Path,
-    *,
-    backend: SynthBackend,
-    size: SynthSize,
-    vision: bool,
-    say: str | None,
-    seed: int,
-    layers: int | None,
-    block_size: int,
-) -> None:
-    from edge_agent import synth as models  # noqa: PLC0415 - other verbs live without numpy
-
-    shapes = {
-        (SynthSize.TINY, False): models.TINY,
-        (SynthSize.TINY, True): models.TINY_VISION,
-        (SynthSize.FULL, False): models.FULL,
-        (SynthSize.FULL, True): models.FULL_VISION,
-    }
-    shape = shapes[size, vision]
-    shape = replace(shape, layers=shape.layers if layers is None else layers)
-    with Progress(transient=True) as bar:
-        task = bar.add_task("layers", total=shape.layers)
-        models.build_text(
-            out,
-            backend=models.Backend(backend),
-            shape=shape,
-            say=say,
-            seed=seed,
-            block_size=block_size,
-            progress=lambda done, _total: bar.update(task, completed=done),
-        )
 
 
 def _table(out: Path, *, elapsed_s: float) -> Table:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 
 from edge_agent.synth import tokenizer
@@ -82,8 +83,7 @@ def write_model(
     """Write everything but tokenizer.json and its companions, which lie in the folder already."""
     if block_size not in {16, 32, 64, 128, 256}:
         raise ValueError("block_size must be a power of 2 from 16 to 256: the kernels know no other")
-    # Each library is imported for its own models only: a machine may have but one of them.
-    _WRITERS[Backend(backend)]()(
+    _writer(Backend(backend))(
         folder,
         shape=shape,
         weights=weights,
@@ -93,17 +93,19 @@ def write_model(
     )
 
 
-def _onnx_writer() -> Callable[..., None]:
-    """Return what writes for onnxruntime-genai."""
-    from edge_agent.synth.onnx_folder import write_onnx  # noqa: PLC0415
+_WRITERS: Mapping[Backend, tuple[str, str]] = {
+    Backend.ONNX: ("onnx_folder", "write_onnx"),
+    Backend.OPENVINO: ("openvino_folder", "write_openvino"),
+    Backend.LLAMACPP: ("gguf_folder", "write_gguf"),
+    Backend.TRANSFORMERS: ("transformers_folder", "write_transformers"),
+}
+"""Module and function that write for each library; imported for its own models only, for a machine may have but one."""
 
-    return write_onnx
 
-
-def _openvino_writer() -> Callable[..., None]:
-    """Return what writes for openvino-genai."""
+def _writer(backend: Backend) -> Callable[..., None]:
+    module, function = _WRITERS[backend]
     try:
-        from edge_agent.synth.openvino_folder import write_openvino  # noqa: PLC0415
+        writer: Callable[..., None] = getattr(import_module(f"edge_agent.synth.{module}"), function)
     except ModuleNotFoundError as missing:
         if missing.name not in {"openvino", "openvino_tokenizers"}:
             raise
@@ -111,26 +113,4 @@ def _openvino_writer() -> Callable[..., None]:
             "openvino-genai is not installed; install it with: pip install 'edge-slm-agent[openvino]' "
             "(from a checkout: pip install '.[openvino]')"
         ) from missing
-    return write_openvino
-
-
-def _gguf_writer() -> Callable[..., None]:
-    """Return what writes for llama.cpp."""
-    from edge_agent.synth.gguf_folder import write_gguf  # noqa: PLC0415
-
-    return write_gguf
-
-
-def _transformers_writer() -> Callable[..., None]:
-    """Return what writes in Hugging Face's own layout."""
-    from edge_agent.synth.transformers_folder import write_transformers  # noqa: PLC0415
-
-    return write_transformers
-
-
-_WRITERS: Mapping[Backend, Callable[[], Callable[..., None]]] = {
-    Backend.ONNX: _onnx_writer,
-    Backend.OPENVINO: _openvino_writer,
-    Backend.LLAMACPP: _gguf_writer,
-    Backend.TRANSFORMERS: _transformers_writer,
-}
+    return writer
