@@ -159,8 +159,8 @@ def _browse(monitor: Monitor, asking: Asking, at: Browsing, head: str) -> None:
                 before, at = at, at.press(key, found, page=page(size.height, at.place))
                 if (before.sort, before.words, before.reverse) != (at.sort, at.words, at.reverse):
                     found = rows(monitor.roster, now_s, sort=at.sort, words=at.words, reverse=at.reverse)
-                if at.ask is not None:
-                    asking.ask(at.ask.agent, at.ask.prompt)
+                if at.ask and at.chosen:
+                    asking.ask(at.chosen, at.ask)
                     at = at.sent()
             at = at.settle(found)
             text, top = screen(_scene(monitor, asking, at, found, head, now_s), at, size.width, size.height)

@@ -24,18 +24,10 @@ class Screen(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class PromptDraft:
-    """A test prompt that shall be sent."""
-
-    agent: str
-    prompt: str
-
-
-@dataclass(frozen=True, slots=True)
 class Browsing:
     """Where somebody is. `chosen` is an agent's name, so that it stays chosen when others move; `top` the first line.
 
-    `ask` is set by the key that sends a prompt, `over` by the one that leaves.
+    `ask` is the test prompt for the chosen one, set by the key that sends it; `over` is set by the one that leaves.
     """
 
     place: Screen = Screen.LIST
@@ -45,7 +37,7 @@ class Browsing:
     words: str = ""
     typed: str = ""
     top: int = 0
-    ask: PromptDraft | None = None
+    ask: str = ""
     over: bool = False
 
     def settle(self, rows: Sequence[AgentRow]) -> "Browsing":
@@ -60,7 +52,7 @@ class Browsing:
 
     def sent(self) -> "Browsing":
         """The prompt was sent."""
-        return replace(self, ask=None)
+        return replace(self, ask="")
 
     def index(self, rows: Sequence[AgentRow]) -> int:
         """Return where the chosen one stands; 0 when it is not among the rows."""
@@ -120,8 +112,7 @@ class Browsing:
             case "escape":
                 return replace(self, place=Screen.DETAIL, typed="")
             case "enter":
-                asked = PromptDraft(self.chosen, self.typed.strip()) if self.chosen and self.typed.strip() else None
-                return replace(self, place=Screen.DETAIL, typed="", ask=asked)
+                return replace(self, place=Screen.DETAIL, typed="", ask=self.typed.strip())
             case _:
                 return replace(self, typed=_typed(self.typed, key, PROMPT_MAX))
 

@@ -8,7 +8,7 @@ from edge_agent.cli import fleet_list
 from edge_agent.cli.fleet_screen import Scene, page, screen
 from edge_agent.cli.keyboard import keys
 from edge_agent.cli.words import curve, fit, span
-from edge_agent.fleet.browsing import PROMPT_MAX, WORDS_MAX, Browsing, PromptDraft, Screen
+from edge_agent.fleet.browsing import PROMPT_MAX, WORDS_MAX, Browsing, Screen
 from edge_agent.fleet.rows import SortOrder, rows
 from edge_agent.protocol.payloads import AcceleratorReading, ServedModel
 
@@ -212,14 +212,14 @@ def test_a_test_prompt_is_typed_and_sent_to_the_chosen_agent():
     chosen = viewer.at.chosen
     assert f"ask {chosen}: q?" in viewer.press("q", "?")[1]
     viewer.press("enter")
-    assert viewer.at.ask == PromptDraft(chosen, "q?")
+    assert (viewer.at.chosen, viewer.at.ask) == (chosen, "q?")
     assert viewer.at.place is Screen.DETAIL
 
 
 def test_a_prompt_that_is_empty_or_called_off_is_not_sent():
     viewer = Viewer(band_of(3), 80)
     viewer.press("t", " ", "enter", "t", "x", "escape")
-    assert viewer.at.ask is None
+    assert viewer.at.ask == ""
     viewer.press("t", "up", "home", *("x" * (PROMPT_MAX + 9)))
     assert viewer.at.typed == "x" * PROMPT_MAX
 
