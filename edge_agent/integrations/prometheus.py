@@ -65,6 +65,14 @@ _ENGINE = (
     ("generate_per_second", "engine_output_tokens_per_second", "Tokens generated in a second, running mean."),
 )
 
+_ACCELERATOR = (
+    ("busy_percent", "accelerator_busy_ratio", 0.01, "Share of time an accelerator worked."),
+    ("clock_mhz", "accelerator_clock_hertz", 1e6, "Its clock."),
+    ("memory_used_bytes", "accelerator_memory_used_bytes", 1.0, "Its own memory in use."),
+    ("celsius", "accelerator_temperature_celsius", 1.0, "Its hottest sensor."),
+    ("power_watts", "accelerator_power_watts", 1.0, "What it draws."),
+)
+
 _MODEL_COUNTERS: tuple[tuple[str, str, Callable[[ModelCounts], int]], ...] = (
     ("prompt_tokens", "Tokens of the prompts of ended jobs.", lambda counts: counts.prompt_tokens),
     ("cached_prompt_tokens", "Those that were not computed anew.", lambda counts: counts.cached_tokens),
@@ -173,17 +181,10 @@ def _told(telemetry: Telemetry) -> Iterator[Any]:
     yield _counter("lifetime_jobs", "Jobs since the queue was made.", {(s,): n for s, n in lifetime.items()}, "state")
     yield _counter("lifetime_output_tokens", "Tokens since then.", _one(tokens))
     yield from _heat_and_power(telemetry)
-    accelerators = telemetry.accelerators or ()
-    busy = {(a.name,): a.busy_percent / 100 for a in accelerators if a.busy_percent is not None}
-    yield _gauge("accelerator_busy_ratio", "Share of time an accelerator worked.", busy, "accelerator")
-    clocks = {(a.name,): a.clock_mhz * 1e6 for a in accelerators if a.clock_mhz is not None}
-    yield _gauge("accelerator_clock_hertz", "Its clock.", clocks, "accelerator")
-    used = {(a.name,): a.memory_used_bytes for a in accelerators if a.memory_used_bytes is not None}
-    yield _gauge("accelerator_memory_used_bytes", "Its own memory in use.", used, "accelerator")
-    heat = {(a.name,): a.celsius for a in accelerators if a.celsius is not None}
-    yield _gauge("accelerator_temperature_celsius", "Its hottest sensor.", heat, "accelerator")
-    drawn = {(a.name,): a.power_watts for a in accelerators if a.power_watts is not None}
-    yield _gauge("accelerator_power_watts", "What it draws.", drawn, "accelerator")
+    accelerators = {each.name: dict(each) for each in telemetry.accelerators or ()}
+    for field, name, per, text in _ACCELERATOR:
+        known = {(each,): values[field] * per for each, values in accelerators.items() if values[field] is not None}
+        yield _gauge(name, text, known, "accelerator")
     yield from _engines(telemetry.engines)
 
 
