@@ -56,13 +56,7 @@ def birth_certificate(
             granted_cores=machine.cpu.granted_cores,
             memory_bytes=machine.memory.total_bytes,
             accelerators=tuple(
-                AcceleratorInfo(
-                    kind=each.kind,
-                    vendor=each.vendor,
-                    name=each.name,
-                    usable=each.usable,
-                    memory_bytes=each.memory_bytes,
-                )
+                AcceleratorInfo(**{name: getattr(each, name) for name in AcceleratorInfo.model_fields})
                 for each in machine.accelerators
             ),
         ),
@@ -147,16 +141,7 @@ def _model_decision(
             )
             for each in (decision.rejected if decision else ())
         ),
-        set_aside=tuple(
-            SetAsideInfo(
-                variant=each.variant,
-                backend=each.backend,
-                device=each.device,
-                reason=each.reason,
-                wait_s=each.wait_s,
-            )
-            for each in set_aside
-        ),
+        set_aside=tuple(SetAsideInfo(**asdict(each)) for each in set_aside),
         reference=None if compared is None else ReferenceInfo(**asdict(compared)),
     )
 

@@ -69,33 +69,23 @@ class Simulation:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._stop = threading.Event()
-        self.agents = [
-            self._simulated_agent(access, root, name, make, period_s, token_s, random.Random(f"{seed} {name}"))  # noqa: S311 - dice, no secrets
-            for name, make in zip(agents, makes(len(agents)), strict=True)
-        ]
-
-    def _simulated_agent(
-        self,
-        access: Access,
-        root: str,
-        name: str,
-        make: Make,
-        period_s: float,
-        token_s: float | None,
-        chance: random.Random,
-    ) -> SimulatedAgent:
-        pretence = SimulatedMachine(make, chance)
-        speed = pretence.tokens_per_s
-        return SimulatedAgent(
-            replace(access, client_id=name, clean_start=True, session_expiry_s=SESSION_S),
-            root=root,
-            pretence=pretence,
-            period_s=period_s,
-            token_s=token_s if token_s is not None else (1 / speed if speed else 0.0),
-            do=self._do,
-            chance=chance,
-            now_s=self._now_s,
-        )
+        self.agents = []
+        for name, make in zip(agents, makes(len(agents)), strict=True):
+            chance = random.Random(f"{seed} {name}")  # noqa: S311 - dice, no secrets
+            pretence = SimulatedMachine(make, chance)
+            speed = pretence.tokens_per_s
+            self.agents.append(
+                SimulatedAgent(
+                    replace(access, client_id=name, clean_start=True, session_expiry_s=SESSION_S),
+                    root=root,
+                    pretence=pretence,
+                    period_s=period_s,
+                    token_s=token_s if token_s is not None else (1 / speed if speed else 0.0),
+                    do=self._do,
+                    chance=chance,
+                    now_s=now_s,
+                )
+            )
 
     @property
     def connected(self) -> int:
