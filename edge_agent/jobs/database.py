@@ -11,7 +11,7 @@ from typing import Any
 
 from edge_agent.jobs.job import Job, JobState, sources
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCRIPTS = resources.files(__package__)
 """Where `schema.sql`, `queries.sql` and, one per later version, `migrate_VERSION.sql` lie."""
 

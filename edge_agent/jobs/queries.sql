@@ -15,14 +15,29 @@ VALUES (:client, :job_id, :digest, :model, :pool, :state, 1, :max_attempts, :max
         :metadata, :finished_s, :unprepared, :source, :answer)
 RETURNING {job}
 
+-- name: first_plain
+SELECT rank, row, accepted_s FROM jobs
+ WHERE state = 'queued' AND not_before_s IS NULL AND model = :model AND expires_s > :now AND NOT unprepared
+   AND NOT alone AND row <= :last
+ ORDER BY rank, row LIMIT 1
+
+-- name: first_alone
+SELECT rank, row, accepted_s FROM jobs INDEXED BY jobs_alone
+ WHERE state = 'queued' AND not_before_s IS NULL AND model = :model AND expires_s > :now AND NOT unprepared
+   AND alone AND client IN (SELECT value FROM json_each(:clients))
+ ORDER BY rank, row LIMIT 1
+
+-- name: clients_alone
+SELECT DISTINCT client FROM jobs INDEXED BY jobs_alone
+ WHERE state = 'queued' AND not_before_s IS NULL AND model = :model AND expires_s > :now AND NOT unprepared AND alone
+
+-- name: last_row
+SELECT coalesce(max(row), 0) FROM jobs
+
 -- name: claim
 UPDATE jobs
    SET state = 'running', state_seq = state_seq + 1, attempt = attempt + 1, strikes = strikes + 1, claimed_s = :now
- WHERE row = (SELECT row FROM (SELECT row, alone FROM jobs
-                                WHERE state = 'queued' AND not_before_s IS NULL AND model = :model AND expires_s > :now
-                                      AND NOT unprepared
-                                ORDER BY rank, row LIMIT 1)
-               WHERE alone = 0 OR :idle)
+ WHERE row = :row
 RETURNING {job}
 
 -- name: requeue

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.backlog import Backlog, Ledger
+from edge_agent.jobs.claims import Claims
 from edge_agent.jobs.clock import Anchor, Clock
 from edge_agent.jobs.database import Database, translated
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
@@ -80,6 +81,7 @@ class Queue:
             raise
         self.clock = clock(Anchor(*row) if row else None)
         self.images = NeededImages(self._db, self.clock)
+        self._claims = Claims(self._db, self.clock, age_step_s=age_step_s)
         self.results = Results(self._db, self.clock)
         self.overview = Overview(self._db, self.clock, self._ledger)
         self.kept = Retention(self._db, allowance)
@@ -224,12 +226,11 @@ class Queue:
     # Running them
 
     def claim(self, model: str, *, idle: bool) -> Job | None:
-        """Give the first job of a model to an engine, or None.
+        """Give the next job of a model to an engine, or None; see claims.py.
 
-        A job that must run alone is given only to an idle engine; until then nobody overtakes it.
+        A job that must run alone is given only to an idle engine, and in turn with what others have waiting.
         """
-        claimed = self._db.change("claim", model=model, now=self.clock.now_s(), idle=idle)
-        return claimed[0] if claimed else None
+        return self._claims.claim(model, idle=idle)
 
     def end(self, job: Job, state: JobState, outcome: Outcome) -> Job | None:
         """End this attempt of a job with its result; None when something else ended or moved it first."""

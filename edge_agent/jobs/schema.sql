@@ -1,4 +1,4 @@
--- Version 3. One row is one accepted job; the row is the state machine.
+-- Version 4. One row is one accepted job; the row is the state machine.
 -- Times are seconds on the queue's own clock (see clock.py), which wall-clock changes do not move.
 
 CREATE TABLE jobs (
@@ -45,6 +45,7 @@ CREATE TABLE jobs (
 ) STRICT;
 
 CREATE INDEX jobs_queued   ON jobs (model, rank)    WHERE state = 'queued' AND not_before_s IS NULL;
+CREATE INDEX jobs_alone    ON jobs (model, rank)    WHERE state = 'queued' AND not_before_s IS NULL AND alone;
 CREATE INDEX jobs_held     ON jobs (not_before_s)   WHERE not_before_s IS NOT NULL;
 CREATE INDEX jobs_waiting  ON jobs (row)            WHERE state = 'queued';
 CREATE INDEX jobs_pooled   ON jobs (row)            WHERE pool IS NOT NULL AND finished_s IS NULL;

@@ -12,6 +12,9 @@ from edge_agent.jobs.job import Failure, Job, JobState, Outcome, PromptTokensDet
 from edge_agent.jobs.request import Request, stored
 from edge_agent.serving.chunks import ChunkStream
 
+ALONE_FIRST_S = 5.0
+"""A job that must run alone does so for twice as long in its second attempt, and twice as long again in each after."""
+
 
 def job_id(job: Job) -> JobId:
     """Return the engine's name for the present attempt at a job."""
@@ -24,6 +27,7 @@ class Attempt:
 
     `over`: the outcome is decided, but the engine has not let go of the job yet. `begun_lane_s`: the lane seconds its
     engine had worked when it began. `owner`: whose jobs alone may find again what is computed for it, see Generation.
+    `reserved`: no other may begin beside it.
     """
 
     job: Job
@@ -39,6 +43,7 @@ class Attempt:
     prompt_tokens: int = 0
     first_token_ms: float | None = None
     over: bool = False
+    reserved: bool = False
 
     @property
     def id(self) -> JobId:
@@ -71,6 +76,16 @@ class Attempt:
     def age_ms(self, now_s: float) -> float:
         """Return how long ago the job was accepted, on the queue's clock."""
         return (now_s - self.job.accepted_s) * 1000
+
+    def heard(self, now_s: float) -> bool:
+        """Take in that its engine works at it; return whether others may begin beside it from now on.
+
+        What ends engines or slows them down mostly does so soon, and others wait: a job that has run alone for long
+        goes on in company. One that ends its engine in spite of that has its next attempt to itself for longer.
+        """
+        opens = self.reserved and now_s - self.begun_s >= ALONE_FIRST_S * 2 ** (self.job.attempt - 1)
+        self.reserved = self.reserved and not opens
+        return opens
 
     def add(self, text: str, tokens: int, *, age_ms: float) -> None:
         """Take in what the engine generated, the job being so old."""

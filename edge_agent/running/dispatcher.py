@@ -290,6 +290,7 @@ class Dispatcher:
             load_ms=waited_s * 1000,
             begun_lane_s=lanes.lane_s,
             owner=job.client if self._apart else "",
+            reserved=job.alone,
         )
         try:
             start = Start(run.generation)
@@ -311,7 +312,9 @@ class Dispatcher:
         run = lanes.running.get(event.job_id)
         if run is None:
             return
-        lanes.count(self._now_s())
+        now_s = self._now_s()
+        lanes.count(now_s)
+        lanes.changed = run.heard(now_s) or lanes.changed
         match event:
             case Progress(_, unprocessed, _, _) if not run.tokens:  # later ones speak of a sequence computed anew
                 run.prompt_tokens = max(run.prompt_tokens, unprocessed)

@@ -35,8 +35,8 @@ class Occupancy:
 
     @property
     def reserved(self) -> bool:
-        """Whether a job runs that must run alone."""
-        return any(run.job.alone for run in self.running.values())
+        """Whether a job runs beside which no other may begin."""
+        return any(run.reserved for run in self.running.values())
 
     def count(self, now_s: float) -> None:
         """Add up the lane seconds; to be called before any job comes or goes."""

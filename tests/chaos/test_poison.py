@@ -1,5 +1,6 @@
 """A prompt that the engine cannot survive ends alone: it fails, its neighbours succeed, the agent stays at work."""
 
+import itertools
 import json
 import os
 
@@ -53,6 +54,24 @@ def test_a_poisonous_prompt_fails_alone_and_costs_its_neighbours_no_strike(agent
     assert set(strikes.values()) == {1}
     # Beside others it costs no strike until it is found out alone, which takes a second time.
     assert result.attempt == len(agent.said("engine.lost")) == max(2, max_attempts)
+
+
+def test_what_runs_alone_takes_turns_with_what_another_has_waiting(agent, broker):
+    """Of four that were in an engine when it died, none but the one that runs then goes before another's plain job."""
+    with requester(broker) as client, requester(broker, name="other") as other:
+        long = [client.submit(AGENT, prompt=f"Number {n}", max_tokens=1500) for n in range(3)]
+        wait_for(lambda: all(begun(handle) for handle in long), "all neighbours to run")
+        long.append(client.submit(AGENT, prompt="kill@decode", max_tokens=1000, max_attempts=2))
+        wait_for(lambda: [each for each in agent.said("job.started") if each["attempt"] > 1], "one to run alone")
+        for number in range(4):
+            assert other.submit(AGENT, prompt=f"Meanwhile {number}", max_tokens=3).result(PATIENCE_S).error is None
+        assert [handle.result(PATIENCE_S).state for handle in long] == ["succeeded"] * 3 + ["failed"]
+    assert agent.stop() == 0
+    said = sorted(agent.said("job.accepted") + agent.said("job.started"), key=lambda each: each["timestamp"])
+    for number, event in enumerate(said):
+        if (event["client"], event["event"]) == ("other", "job.accepted"):
+            later = list(itertools.takewhile(lambda each: each["client"] != "other", said[number + 1 :]))
+            assert len([each for each in later if each["event"] == "job.started"]) <= 1
 
 
 def test_a_poison_alone_makes_nobody_wait(agent, broker):

@@ -27,6 +27,7 @@ from edge_agent.jobs.job import Fallback, JobState, Outcome
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import RETRY_FIRST_S, Envelope
 from edge_agent.jobs.store import Store
+from edge_agent.running.attempt import ALONE_FIRST_S
 from edge_agent.running.dispatcher import PROGRESS_S, Dispatcher
 from edge_agent.running.occupancy import Occupancy
 
@@ -482,6 +483,30 @@ def test_jobs_of_a_lost_engine_run_again_each_alone(floor):
     floor.wait_started("1.2", "2.2")
     floor.say(finished("2.2"))
     assert floor.wait_state("b", JobState.SUCCEEDED).strikes == 1
+
+
+def test_a_job_that_has_run_alone_for_long_goes_on_in_company(floor):
+    """What ends engines mostly does so soon. Of one that hangs nothing is heard, and nobody is put beside it."""
+    begun = ["1.1", "2.1", "1.2"]
+    floor.accept("a", "b")
+    floor.wait_started(*begun[:2])
+    floor.dispatcher.lost("phi", ENGINE_DIED)
+    floor.wait_started(*begun)
+    floor.accept("waits")
+    for seconds, says in ((2 * ALONE_FIRST_S - 0.1, True), (0.2, False)):  # its second attempt: twice as long
+        floor.pass_s(seconds)
+        if says:
+            floor.say(Text(JobId("1.2"), "a", 1))
+        floor.quiet()
+        assert floor.engine.ids == begun
+    floor.say(Text(JobId("1.2"), "a", 1))
+    floor.wait_started(*begun, "3.1")
+    floor.dispatcher.lost("phi", ENGINE_DIED)  # nobody knows of which: its next attempt is its own for longer
+    floor.wait_started(*begun, "3.1", "1.3")
+    floor.pass_s(2 * ALONE_FIRST_S + 0.1)
+    floor.say(Text(JobId("1.3"), "a", 1))
+    floor.quiet()
+    assert len(floor.engine.ids) == 5
 
 
 def test_a_job_that_kills_its_engine_each_time_fails_in_the_end(floor):

@@ -134,16 +134,6 @@ def test_a_job_whose_time_has_passed_is_not_claimed(queue, machine):
     assert claimed_names(queue) == ["fresh"]
 
 
-def test_a_job_alone_waits_for_an_idle_engine_and_nobody_overtakes_it(queue):
-    accept(queue, "alone")
-    accept(queue, "other")
-    with queue.transaction():
-        queue.requeue(queue.claim("phi", idle=True), give_back=True, alone=True)
-    accept(queue, "later")
-    assert claim(queue, idle=False) is None
-    assert claim(queue, idle=True).job_id == "alone"
-
-
 def test_one_that_died_beside_another_already_decided_was_not_alone(queue):
     """The other may have been at fault: the strike is given back."""
     accept(queue, "innocent", max_attempts=1)
@@ -914,8 +904,8 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path, machine):
 
 def test_a_claim_among_many_waiting_jobs_reads_the_index_and_sorts_nothing(queue):
     """The plan of the hot statements: a search, no scan of the table, no temporary tree."""
-    for name in ("claim", "expiring", "owed", "find", "demand"):
-        names = ("model", "now", "idle", "limit", "client", "job_id")
+    for name in ("first_plain", "first_alone", "claim", "expiring", "owed", "find", "demand"):
+        names = ("model", "now", "row", "last", "clients", "limit", "client", "job_id")
         plan = queue._db.connection.execute("EXPLAIN QUERY PLAN " + SQL[name], dict.fromkeys(names, 1)).fetchall()
         steps = " / ".join(step[3] for step in plan)
         assert "SCAN jobs" not in steps, (name, steps)
