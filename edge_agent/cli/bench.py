@@ -14,15 +14,16 @@ import rich
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from edge_agent.base.errors import Code, EdgeAgentError, SettingsError
 from edge_agent.bench import calibrate
 from edge_agent.bench.bench import Bench, NothingSoundError, Report, Subject
 from edge_agent.bench.workload import Plan
 from edge_agent.cli import bench_subject
-from edge_agent.cli.bench_report import as_json, show, show_tried
+from edge_agent.cli.bench_report import as_json, drawing, show, show_tried
 from edge_agent.cli.bench_subject import BenchSize
-from edge_agent.cli.ending import sentences
+from edge_agent.cli.ending import errors, sentences
 from edge_agent.cli.options import Config, Json
 from edge_agent.engine import registry
 from edge_agent.engine.facts import THREADS, Axis
@@ -96,12 +97,17 @@ def bench(
         bool, typer.Option("--random-weights", help="Texts of this model have no meaning: judge no setting by them.")
     ] = False,
     json: Json = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the jobs at once into this .svg file.", dir_okay=False)
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the best settings for the agent's next load.")] = False,
     config: Config = None,
 ) -> None:
     """Measure how a model runs on this machine, and find the settings with which it answers fastest."""
     if (model is None) == (synthetic is None):
         raise typer.BadParameter("name either a model or --synthetic tiny or full")
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise typer.BadParameter("--plot draws an .svg file; browsers and office programs show it")
     if keep and (synthetic is not None or random_weights):
         raise typer.BadParameter("--keep is for models whose texts have a meaning to compare")
     plan = _plan(jobs, prompt_tokens, tokens=tokens, repeat=repeat)
@@ -127,6 +133,8 @@ def bench(
         if keep:
             report = replace(report, kept=_keep(report, machine, BuildStore.of(loaded).folder))
             bench_subject.remember(subject, loaded, report.heard)
+    if plot is not None:
+        _draw(report, plot)
     if json:
         rich.print_json(data=as_json(report))
     else:
@@ -188,6 +196,14 @@ def _keep(report: Report, machine: Machine, folder: Path) -> Path:
             options={name: value for name, value in report.spec.options.items() if place.options.get(name) != value},
         ),
     )
+
+
+def _draw(report: Report, path: Path) -> None:
+    try:
+        path.write_text(drawing(report), encoding="utf-8")
+    except OSError as error:
+        errors.print(Text(f"{path} cannot be written: {error.strerror}"))
+        raise typer.Exit(1) from error
 
 
 # What is asked for

@@ -1,8 +1,11 @@
 """What `edge-agent bench` found, for a person and for a program."""
 
+import io
+import re
 from dataclasses import asdict
 from typing import Any
 
+from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -122,6 +125,23 @@ def _together(report: Report) -> Table:
             cells += [number(row.median), str(len(row.values))]
         table.add_row(str(jobs), *cells)
     return table
+
+
+def drawing(report: Report) -> str:
+    """Return the tokens per second of jobs at once as an SVG document: two bars for each number of jobs."""
+    rows = [
+        (jobs, colour, "common beginning" if common else "nothing common", report.row(out_name(jobs, common=common)))
+        for jobs in report.plan.jobs
+        for common, colour in ((False, "blue"), (True, "yellow"))
+    ]
+    most = max((row.median or 0.0 for *_, row in rows), default=0.0)
+    table = Table("at once", "", "", "tokens/s out", box=None)
+    for jobs, colour, common, row in rows:
+        table.add_row(str(jobs), common, Bar(most, 0, row.median or 0.0, width=50, color=colour), number(row.median))
+    console = Console(record=True, file=io.StringIO(), width=100)
+    console.print(table)
+    drawn = console.export_svg(title=f"{report.subject.label}: {report.ready.library} on {report.ready.device}")
+    return re.sub(r"@font-face \{[^}]*\}", "", drawn)  # these name fonts on the internet; a drawing asks nobody
 
 
 def number(value: float | None) -> str:

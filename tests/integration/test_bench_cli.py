@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from xml.etree import ElementTree as ET
 
 import psutil
 import pytest
@@ -65,12 +66,15 @@ def test_every_row_has_figures_with_their_units_in_their_names(tmp_path, name):
 
 @pytest.mark.engine
 @pytest.mark.parametrize("columns", [80, 200])
-def test_a_person_can_read_it(tiny_model, columns):
-    """No line longer than the terminal."""
-    shown = bench(tiny_model, *QUICK, columns=columns)
+def test_a_person_can_read_it(tmp_path, tiny_model, columns):
+    """No line longer than the terminal; the drawing is one document that asks for nothing from elsewhere."""
+    plot = tmp_path / "jobs.svg"
+    shown = bench(tiny_model, *QUICK, "--plot", plot, columns=columns)
     assert max(map(len, shown.splitlines())) <= columns
     for label in (*LABELS.values(), "common beginning"):
         assert label in shown
+    assert ET.parse(plot).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert "url(http" not in plot.read_text().replace('"', "")
 
 
 def test_what_is_not_known_is_no_number():
@@ -141,6 +145,7 @@ def test_a_model_that_memory_does_not_hold_is_said_before_it_is_loaded(tmp_path,
         (("--synthetic", "tiny", "--threads", "many"), "write numbers like"),
         (("--synthetic", "tiny", "--prompt-tokens", "192"), "like 192+32"),
         (("--synthetic", "tiny", "--prompt-tokens", "99999+99999"), "at most"),
+        (("--synthetic", "tiny", "--plot", "a.png"), "draws an .svg"),
         (("--synthetic", "tiny", "--cache", "u3"), "--cache: write some of"),
         (("--synthetic", "tiny", "--keep"), "texts have a meaning"),
     ],
