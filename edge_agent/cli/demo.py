@@ -162,20 +162,17 @@ def _chat(client: EdgeClient) -> None:
 NEXT = """
 How to go on with a real model
 
-1. Get a build of Phi-3.5-mini for onnxruntime-genai: the folder
-   cpu_and_mobile/cpu-int4-awq-block-128-acc-level-4 of
-   microsoft/Phi-3.5-mini-instruct-onnx (2.8 GB).
+1. edge-agent explain phi-3.5-mini
+   says which build runs best here (some 2.5 GB), and why.
 2. Write edge-agent.toml (systemd/edge-agent.toml.example has every key):
 
    [agent]
    id = "edge-01"
-   state_dir = "/var/lib/edge-agent"
    [mqtt]
    host = "your-broker"
-   [[models.serve]]
-   name = "phi-3.5-mini"
-   path = "/models/phi-3.5-mini"
+   [models]
+   pull = "missing"
 
 3. edge-agent run --config edge-agent.toml
-   and from anywhere:
+   fetches that build and answers; from anywhere:
    edge-agent submit "Hello" --agent edge-01 --host your-broker"""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from edge_agent.base.errors import PassingError, SettingsError
@@ -39,6 +39,9 @@ Root = Annotated[str, StringConstraints(pattern=ROOT_PATTERN)]
 ADDRESS = re.compile(r"^(?P<host>\[(?P<bare>[0-9A-Fa-f:.]+)\]|[A-Za-z0-9._-]+)(:(?P<port>[1-9][0-9]{0,4}))?$")
 Address = Annotated[str, StringConstraints(pattern=ADDRESS.pattern)]
 """`host`, `host:port`, or `[IPv6 address]:port`."""
+
+Backend = Annotated[str, AfterValidator(lambda name: registry.checked(name, (*registry.names(), "auto")))]
+Device = Annotated[str, AfterValidator(lambda name: registry.checked(name, (*registry.devices(), "auto")))]
 
 
 def default_id() -> str:
@@ -132,8 +135,8 @@ class ServeSection(Section):
     path: Path | None = Field(
         None, description="folder of a build of your own, or a .gguf file, instead of the catalogue's"
     )
-    backend: str = Field("auto", description="library that runs it")
-    device: str = Field("auto", description="what it runs on; with `path`, auto is cpu")
+    backend: Backend = Field("auto", description="library that runs it")
+    device: Device = Field("auto", description="what it runs on; with `path`, auto is cpu")
     fallback: bool = Field(
         True,
         description="when a device fails, go on with the next candidate; with `path` that is the folder on the cpu",
@@ -170,16 +173,6 @@ class ServeSection(Section):
     openai: UpstreamSection | None = Field(
         None, description="table of a server that answers in the model's place, for jobs that name the model"
     )
-
-    @field_validator("backend")
-    @classmethod
-    def _backend_known(cls, name: str) -> str:
-        return registry.checked(name, (*registry.names(), "auto"))
-
-    @field_validator("device")
-    @classmethod
-    def _device_known(cls, name: str) -> str:
-        return registry.checked(name, (*registry.devices(), "auto"))
 
     @model_validator(mode="after")
     def _one_source(self) -> "ServeSection":
