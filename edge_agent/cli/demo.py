@@ -172,6 +172,8 @@ How to go on with a real model
    host = "your-broker"
    [models]
    pull = "missing"
+   [[models.serve]]
+   name = "phi-3.5-mini"
 
 3. edge-agent run --config edge-agent.toml
    fetches that build and answers; from anywhere:
