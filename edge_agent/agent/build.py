@@ -114,6 +114,7 @@ def _told(ground: Ground, queue: Queue) -> Told:
         queue,
         keep_finished_s=settings.queue.keep_finished_s,
         keep_finished_jobs=settings.queue.keep_finished_jobs,
+        sync=ground.spool.sync,
     )
     announcer = Announcer(
         topics, boot_id=ground.boot_id, tag=session.derived(ground.access.session, "tag")[:TAG_CHARACTERS]

@@ -3,10 +3,11 @@
 An image belongs to who sent its bytes. Another who sends the same has a file of their own: so nobody uses, counts,
 waits for or removes what is another's, and neither an answer nor its time tells what others have sent.
 
-`FOLDER/{owner}.{sha256}` is an image as it was sent, `FOLDER/{owner}.{sha256}.{parts}/{part}` a part of one that comes
-in parts, `FOLDER/prepared/{row}/` what was decoded for a job; `owner` is made of the client's name, `w` first for a
-watch and `r` for a requester. Belongs to the
-store's thread; what is here when a method returns is on the disk, so that a row may speak of it.
+`FOLDER/{owner}.{sha256}` is an image as it was sent, `FOLDER/{owner}.{sha256}.{parts}` what has come of one in so many
+parts, `FOLDER/prepared/{row}/` what was decoded for a job; `owner` is made of the client's name, `w` first for a
+watch and `r` for a requester. Belongs to the store's thread, which calls `sync` before it commits a row that speaks of
+what is here, and before anybody is told of it: so all that came together waits for the disk together. What all this
+takes is kept in running totals: a part costs the same however many there are.
 """
 
 import contextlib
@@ -14,18 +15,21 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.base import durable
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.images.part_file import PartFile
 from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.ids import watch_of
 
 PARTS_MAX = 4096
 """A photo of 16 MiB in parts of 4 KiB."""
 PART_BYTES = 4096
-"""What a part takes of a disk at least, and so of a quota: a block, however little is in it."""
+"""What parts of an image take of a disk at least, and so of a quota: a block, however little is in them."""
 PIECE_BYTES = 2**20
 PREPARED = "prepared"
 _NEW = ".new"
@@ -65,8 +69,8 @@ class Spool:
     """The images of one agent. `open` it before use.
 
     `quota_bytes` bounds what images and parts of all requesters take together, and apart from them those of all
-    watches; `requester_quota_bytes` what those that one needs do, `image_bytes` one of them. A part counts for
-    `part_bytes` at least.
+    watches; `requester_quota_bytes` what those that one needs do, `image_bytes` one of them. What came of an image in
+    parts counts for `part_bytes` at least.
     """
 
     def __init__(
@@ -84,7 +88,10 @@ class Spool:
         self._image_bytes = image_bytes
         self._part_bytes = part_bytes
         self._sizes: dict[str, int] = {}
-        self._parts: dict[tuple[str, int], dict[int, int]] = {}
+        self._parts: dict[tuple[str, int], PartFile] = {}
+        self._taken: Counter[str] = Counter()
+        """Bytes of the disk: of each kind, of each owner, and of each image."""
+        self._unsynced: dict[Path, PartFile | None] = {}
         self._shared: set[str] = set()
 
     def open(self) -> None:
@@ -100,31 +107,65 @@ class Spool:
                 if entry.name.endswith(_NEW):
                     entry.unlink()
                 elif _IMAGE.fullmatch(entry.name):
-                    self._sizes[entry.name] = entry.stat().st_size
+                    self._set_size(entry.name, entry.stat().st_size)
                 elif parts := _PARTS.fullmatch(entry.name):
                     self._recall_parts(entry, parts[1], int(parts[2]))
                 elif _SHARED.fullmatch(entry.name):
                     self._shared.add(entry.name)
 
-    def _recall_parts(self, folder: Path, name: str, parts: int) -> None:
-        for file in folder.iterdir():
-            if file.name.endswith(_NEW):
-                file.unlink()
-        ours = (file for file in folder.iterdir() if file.name.isdecimal())
-        self._parts[name, parts] = {int(file.name): file.stat().st_size for file in ours}
+    def _recall_parts(self, entry: Path, name: str, parts: int) -> None:
+        if entry.is_dir():  # of an earlier version: it begins anew
+            shutil.rmtree(entry, ignore_errors=True)
+            return
+        self._parts[name, parts] = PartFile(entry)
+        self._take(name, self._cost(self._parts[name, parts]))
 
     @property
     def used_bytes(self) -> int:
         """What images and parts take of the disk."""
-        return self._used_bytes("r") + self._used_bytes("w")
+        return self._taken["r"] + self._taken["w"]
 
-    def _used_bytes(self, kind: str) -> int:
-        images_bytes = sum(size for name, size in self._sizes.items() if name[0] == kind)
-        return images_bytes + sum(self._cost(sizes) for (name, _), sizes in self._parts.items() if name[0] == kind)
+    def spare(self, client: str, more_bytes: int) -> bool:
+        """Return whether so much more is within a requester's share, though all that lies here of theirs is needed."""
+        owner = _named(client, "").partition(".")[0]
+        return self._taken[owner] + more_bytes <= self._requester_quota_bytes
 
-    def _cost(self, sizes: Mapping[int, int]) -> int:
-        """Return what parts of such sizes, by number, take of a quota."""
-        return sum(max(size, self._part_bytes) for size in sizes.values())
+    def sync(self) -> None:
+        """Wait until the disk has all that was added. Raises OSError; parts it does not take are forgotten then."""
+        unsynced, self._unsynced = self._unsynced, {}
+        try:
+            for file, parts in unsynced.items():
+                if parts is None:
+                    durable.sync(file)
+                elif self._is_here(parts):
+                    before_bytes = self._cost(parts)
+                    try:
+                        parts.sync()
+                    finally:
+                        self._take(file.name.rpartition(".")[0], self._cost(parts) - before_bytes)
+        except OSError:
+            self._unsynced = unsynced
+            raise
+
+    def _is_here(self, parts: PartFile) -> bool:
+        name, _, number = parts.file.name.rpartition(".")
+        return self._parts.get((name, int(number))) is parts
+
+    def _take(self, name: str, more_bytes: int) -> None:
+        """Count what an image takes, or gives back."""
+        for each in (name[0], name.partition(".")[0], name):
+            self._taken[each] += more_bytes
+            if not self._taken[each]:
+                del self._taken[each]
+
+    def _set_size(self, name: str, size_bytes: int | None) -> None:
+        self._take(name, (size_bytes or 0) - self._sizes.pop(name, 0))
+        if size_bytes is not None:
+            self._sizes[name] = size_bytes
+
+    def _cost(self, parts: PartFile) -> int:
+        """Return what parts take of a quota."""
+        return max(parts.file_bytes, self._part_bytes) if len(parts) else 0
 
     def has(self, client: str, sha256: str) -> bool:
         """Return whether an image that this client sent is here, whole."""
@@ -184,8 +225,9 @@ class Spool:
         return sha256
 
     def _keep(self, new: Path, name: str, size_bytes: int) -> None:
-        _settle(new, self._folder / name)
-        self._sizes[name] = size_bytes
+        new.rename(self._folder / name)
+        self._unsynced[self._folder] = None
+        self._set_size(name, size_bytes)
 
     def add_part(self, sha256: str, *, part: int, parts: int, content: bytes, holder: Holder) -> bool:
         """Keep part 1 … `parts` of an image; return whether the image is here, whole, with it.
@@ -201,37 +243,33 @@ class Spool:
             self.add(content, holder)
             return True
         name = holder.named(sha256)
-        have = self._parts.get((name, parts), {})
-        after = {**have, part: len(content)}
-        more_bytes = self._cost(after) - self._cost(have)
-        self._make_room(sum(after.values()), holder, more_bytes=more_bytes)
-        self._check_share(more_bytes, holder)
-        folder = self._folder / f"{name}.{parts}"
+        have = self._parts.get((name, parts)) or PartFile(self._folder / f"{name}.{parts}")
+        longer_bytes, _ = have.growth_bytes(part, content)
+        before_bytes = self._cost(have)
+        after_bytes = max(have.file_bytes + have.growth_bytes(part, content)[1], self._part_bytes)
+        self._make_room(have.size_bytes + longer_bytes, holder, more_bytes=after_bytes - before_bytes)
+        self._check_share(after_bytes - before_bytes, holder)
         with _storing():
-            if not folder.exists():
-                folder.mkdir(mode=0o700)
-                _sync_folder(self._folder)
-            new = folder / f"{part}{_NEW}"
-            _write(new, [content])
-            _settle(new, folder / str(part))
-        have = self._parts.setdefault((name, parts), {})
-        have[part] = len(content)
+            if not len(have):
+                self._unsynced[self._folder] = None
+            have.add(part, content)
+        self._parts[name, parts] = have
+        self._unsynced[have.file] = have
+        self._take(name, self._cost(have) - before_bytes)
         return len(have) == parts and self._join(name, sha256, parts)
 
     def _join(self, name: str, sha256: str, parts: int) -> bool:
-        folder = self._folder / f"{name}.{parts}"
-        digest = hashlib.sha256()
-        new = self._folder / f"image{_NEW}"
-        pieces = (piece for part in range(1, parts + 1) for piece in _pieces(folder / str(part)))
+        have = self._parts[name, parts]
         with _storing():
-            written_bytes = _write(new, _hashed(pieces, digest))
-            right = digest.hexdigest() == sha256
-            if right:
-                self._keep(new, name, written_bytes)
-            else:
-                new.unlink()
+            digest = hashlib.sha256()
+            for piece in have.pieces():
+                digest.update(piece)
+            if digest.hexdigest() == sha256:
+                new = self._folder / f"image{_NEW}"
+                self._keep(new, name, _write(new, have.pieces()))
+                durable.sync(self._folder)  # before the parts go
             self._drop_parts(name, parts)
-        if not right:
+        if name not in self._sizes:
             raise EdgeAgentError(Code.BAD_IMAGE, "sha256: the parts together have another hash; send all of them again")
         return True
 
@@ -250,7 +288,7 @@ class Spool:
         names = {_named(client, sha256) for client, sha256 in needed}
         for name in self._sizes.keys() - names:
             (self._folder / name).unlink(missing_ok=True)
-            del self._sizes[name]
+            self._set_size(name, None)
         for name, parts in [each for each in self._parts if each[0] not in names]:
             self._drop_parts(name, parts)
         for folder in (self._folder / PREPARED).iterdir():
@@ -263,7 +301,7 @@ class Spool:
             shared, own = self._folder / sha256, self.path(client, sha256)
             if sha256 in self._shared and not own.exists():
                 os.link(shared, own)
-                self._sizes[own.name] = shared.stat().st_size
+                self._set_size(own.name, shared.stat().st_size)
         for name in self._shared:
             if "." in name:
                 shutil.rmtree(self._folder / name, ignore_errors=True)
@@ -272,13 +310,12 @@ class Spool:
         self._shared.clear()
 
     def _drop_parts(self, name: str, parts: int) -> None:
-        shutil.rmtree(self._folder / f"{name}.{parts}", ignore_errors=True)
-        del self._parts[name, parts]
+        gone = self._parts.pop((name, parts))
+        self._take(name, -self._cost(gone))
+        gone.file.unlink(missing_ok=True)
 
     def _check_share(self, more_bytes: int, holder: Holder) -> None:
-        names = {holder.named(each) for each in holder.hashes}
-        held_bytes = sum(self._sizes.get(each, 0) for each in names)
-        held_bytes += sum(self._cost(sizes) for (each, _), sizes in self._parts.items() if each in names)
+        held_bytes = sum(self._taken[holder.named(each)] for each in holder.hashes)
         most_bytes = holder.most_bytes or self._requester_quota_bytes
         if held_bytes + more_bytes > most_bytes:
             most = f"the images of your unfinished jobs may take {most_bytes} bytes here"
@@ -292,7 +329,7 @@ class Spool:
                 Code.PAYLOAD_TOO_LARGE, f"the image is over {self._image_bytes} bytes; send a smaller one"
             )
         more_bytes = size_bytes if more_bytes is None else more_bytes
-        if self._used_bytes(holder.named("")[0]) + more_bytes > self._quota_bytes:
+        if self._taken[holder.named("")[0]] + more_bytes > self._quota_bytes:
             raise EdgeAgentError(
                 Code.STORAGE_FULL, "the images of waiting jobs take all room there is for them", retry_after_s=30.0
             )
@@ -314,12 +351,6 @@ def _hashed(pieces: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]
         yield piece
 
 
-def _pieces(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        while piece := opened.read(PIECE_BYTES):
-            yield piece
-
-
 def _write(file: Path, pieces: Iterable[bytes]) -> int:
     """Write a file and wait until the disk has it; return its size. Of one that cannot be written nothing stays."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -332,17 +363,3 @@ def _write(file: Path, pieces: Iterable[bytes]) -> int:
         file.unlink(missing_ok=True)
         raise
     return size_bytes
-
-
-def _settle(new: Path, file: Path) -> None:
-    """Give a written file its name, for good."""
-    new.rename(file)
-    _sync_folder(file.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

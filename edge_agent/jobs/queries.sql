@@ -110,8 +110,12 @@ INSERT INTO images (job, sha256, here) VALUES (:row, :sha256, :here)
 SELECT sha256 FROM images WHERE job = :row AND NOT here
 
 -- name: asked_for
-SELECT max(jobs.state = 'waiting') FROM images JOIN jobs ON jobs.row = images.job
- WHERE images.sha256 = :sha256 AND jobs.client = :client AND jobs.finished_s IS NULL
+-- The first that waits is enough: it is asked with every part of an image.
+SELECT CASE WHEN EXISTS (SELECT 1 FROM images CROSS JOIN jobs ON jobs.row = images.job
+                          WHERE images.sha256 = :sha256 AND jobs.client = :client AND jobs.state = 'waiting') THEN 1
+            WHEN EXISTS (SELECT 1 FROM images CROSS JOIN jobs ON jobs.row = images.job
+                          WHERE images.sha256 = :sha256 AND jobs.client = :client AND jobs.finished_s IS NULL) THEN 0
+       END
 
 -- name: awaiting
 -- By way of the images, as held_images: + keeps the index of a client's jobs out.

@@ -57,6 +57,7 @@ class Store:
     """Owner of the queue.
 
     `on_changed` is told the rows that changed, after every commit that changed any or let some go on.
+    `sync` returns once the disk has what lies beside the queue and its rows speak of; it may raise OSError.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Store:
         *,
         keep_finished_s: float,
         keep_finished_jobs: int,
+        sync: Callable[[], None] = lambda: None,
         retry_s: float = RETRY_S,
         lock_s: float = LOCK_S,
         monotonic_s: Callable[[], float] = awake_s,
@@ -73,6 +75,7 @@ class Store:
         self.on_changed: Signal[Sequence[Job]] = Signal()
         self._keep_s = keep_finished_s
         self._keep_jobs = keep_finished_jobs
+        self._sync = sync
         self._retry_s = retry_s
         self._lock_s = lock_s
         self._monotonic_s = monotonic_s
@@ -214,6 +217,7 @@ class Store:
                     outcomes.append(error)
             released, next_release_s = self._queue.release()
             self._next_due_s = min(self._queue.expire() or math.inf, next_release_s or math.inf)
+            self._sync()
         self._recovered()
         self._ended += sum(job.state in TERMINAL for job in changes)
         for operation, outcome in zip(group, outcomes, strict=True):

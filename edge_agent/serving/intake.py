@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.signal import Signal
 from edge_agent.images.attachments import attach
-from edge_agent.images.spool import Holder, Spool
+from edge_agent.images.spool import PART_BYTES, Holder, Spool
 from edge_agent.jobs.backlog import Backlog
 from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState
@@ -202,7 +202,9 @@ class Intake:
             return _nothing
         try:
             self._check_disk(queue)
-            holder = Holder(client, queue.images.held(client), "messages")
+            # Most often there is, and nobody need ask what of it counts.
+            spare = self._spool.spare(client, len(piece.content) + PART_BYTES)
+            holder = Holder(client, set() if spare else queue.images.held(client), "messages")
             add = partial(self._spool.add_part, piece.sha256, part=piece.part, parts=piece.parts, holder=holder)
             if self._with_room(queue, partial(add, content=piece.content)):
                 queue.images.came(client, piece.sha256)

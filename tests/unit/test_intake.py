@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import json
+import os
 import tempfile
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.pace import JobWork, Pace, Took
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.retention import UNBOUNDED, Allowance, RetentionBounds
-from edge_agent.jobs.store import Store
+from edge_agent.jobs.store import GROUP_MAX, Store
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX, Inbound
 from edge_agent.protocol.topics import Topics
@@ -63,16 +65,6 @@ class Desk:
         self.machine = Time()
         self.queue = self.machine.queue(folder, allowance=allowance)
         self.ack = lambda mid: self.journal.append(("acked", mid))
-        self.store = Store(
-            self.queue,
-            keep_finished_s=86_400,
-            keep_finished_jobs=1000,
-            retry_s=0.01,
-        )
-        self.store.on_changed.connect(
-            lambda changes: self.journal.extend(("told", job.job_id, job.state) for job in changes)
-        )
-        self.pace = Pace()
         self.spool = Spool(
             folder / "images",
             quota_bytes=quota_bytes,
@@ -80,6 +72,17 @@ class Desk:
             image_bytes=8_000,
             part_bytes=1,
         )
+        self.store = Store(
+            self.queue,
+            keep_finished_s=86_400,
+            keep_finished_jobs=1000,
+            sync=self.spool.sync,
+            retry_s=0.01,
+        )
+        self.store.on_changed.connect(
+            lambda changes: self.journal.extend(("told", job.job_id, job.state) for job in changes)
+        )
+        self.pace = Pace()
         self.spool.open()
         self.intake = Intake(
             strangers=Strangers(lambda: 0.0),
@@ -711,6 +714,51 @@ def test_what_one_is_told_of_images_tells_nothing_of_what_another_has_sent(scrip
     alone = [(client, step) for client, step in script if client == "bob" or step[0] == "sweep"]
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         assert lived(Path(one), script) == lived(Path(two), alone)
+
+
+def uploads(desk, count):
+    """Receive parts of one byte of two images that `many` needs, as fast as they can be sent."""
+    for number in range(count):
+        user = {"sha256": f"{number % 2:064}", "part": str(1 + number // 2), "parts": "4096"}
+        desk.receive("image", b"x", client="many", user=user)
+
+
+def test_who_sends_an_image_in_a_thousand_parts_makes_the_disk_wait_a_few_times(seeing, monkeypatch):
+    """What another's job waits for behind them: the groups they are committed in, not each of them."""
+    for number in range(2):
+        seeing.take("job", about(named(f"{number:064}")) | {"job_id": f"job-{number}"}, client="many")
+    waits, fsync, entered, free = [], os.fsync, threading.Event(), threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (waits.append(descriptor), fsync(descriptor)))
+    seeing.store.do(lambda _queue: (entered.set(), free.wait(PATIENCE_S)))
+    assert entered.wait(PATIENCE_S)
+    uploads(seeing, 1000)
+    free.set()
+    assert seeing.submit("theirs")[-1] == ("told", "theirs", JobState.QUEUED)
+    groups = -(-1000 // GROUP_MAX)
+    assert len(waits) <= 1 + 2 * (groups + 1)  # the folder once, and both files with each group
+    assert sum(entry[0] == "acked" for entry in seeing.journal) == 2 + 1000 + 1
+
+
+@pytest.mark.parametrize("client", ["many", "somebody"])
+def test_a_part_costs_the_same_however_many_images_are_awaited(seeing, client):
+    """SQLite's own count of its steps: others' images, and one's own others, are not looked through."""
+
+    def steps():
+        counted = []
+        count = seeing.queue._db.connection.set_progress_handler
+        seeing.ask(lambda _queue: count(lambda: counted.append(1), 10))
+        uploads(seeing, 50)
+        seeing.ask(lambda _queue: count(None, 0))
+        return len(counted)
+
+    for number in range(2):
+        seeing.take("job", about(named(f"{number:064}")) | {"job_id": f"job-{number}"}, client="many")
+    few = steps()
+    for number in range(300):
+        job = about(named(f"{number + 10:064}"), named("0" * 64)) | {"job_id": f"more-{number}"}
+        seeing.receive("job", job, client=client)
+    flush(seeing.store)
+    assert steps() < 2 * few
 
 
 # Requesters

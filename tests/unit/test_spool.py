@@ -1,10 +1,20 @@
 """The spool: images by hash, in parts, under a quota, and gone when nobody needs them."""
 
+import contextlib
+import errno
 import hashlib
+import itertools
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.images.part_file import HEAD_BYTES, PartFile
 from edge_agent.images.spool import PART_BYTES, Holder, Spool
 
 PHOTO = bytes(range(256)) * 8
@@ -51,7 +61,7 @@ def test_parts_make_an_image_in_any_order_repeated_and_over_a_restart(spool, tmp
     for part in order[:-1]:
         assert not spool.add_part(SHA256, part=part, parts=3, content=pieces[part], holder=NEW)
     again = opened(tmp_path)
-    assert again.used_bytes == len(PHOTO) - len(pieces[order[-1]])
+    assert again.used_bytes == 2 * HEAD_BYTES + len(PHOTO) - len(pieces[order[-1]])
     assert again.add_part(SHA256, part=order[-1], parts=3, content=pieces[order[-1]], holder=NEW)
     assert again.path("me", SHA256).read_bytes() == PHOTO
     assert files(tmp_path) == [lying(SHA256)]
@@ -146,10 +156,13 @@ def test_parts_count_however_an_image_is_cut(tmp_path):
     """Sent as two parts, as three and as four, it is held three times; a part sent again is not."""
     spool = opened(tmp_path, requester_quota_bytes=3000)
     theirs = Holder("me", {SHA256}, "sha256")
+    assert spool.spare("me", 3000)
     for parts in (2, 3, 3):
         spool.add_part(SHA256, part=1, parts=parts, content=PHOTO[:1024], holder=theirs)
     with pytest.raises(EdgeAgentError, match=r"^sha256: the images of your unfinished jobs"):
         spool.add_part(SHA256, part=1, parts=4, content=PHOTO[:1024], holder=theirs)
+    assert not spool.spare("me", 1024)
+    assert spool.spare("you", 3000)
 
 
 def test_an_image_over_its_bound_is_refused_also_in_parts(spool, tmp_path):
@@ -185,7 +198,7 @@ def test_what_one_sends_and_lets_go_is_nothing_to_another(spool, tmp_path):
     assert not spool.add_part(SHA256, part=2, parts=2, content=PHOTO[9:], holder=Holder("other", set(), "image"))
     with pytest.raises(EdgeAgentError, match="is not the hash of the payload"):
         spool.add_part(SHA256, part=1, parts=1, content=b"guessed", holder=Holder("other", set(), "image"))
-    assert spool.used_bytes == 3 * len(PHOTO)
+    assert spool.used_bytes == 3 * len(PHOTO) + 2 * HEAD_BYTES
     spool.sweep({("you", SHA256)}, ())
     assert files(tmp_path) == [lying(SHA256, "you")]
     assert spool.path("you", SHA256).read_bytes() == PHOTO
@@ -209,13 +222,13 @@ def test_what_is_not_ours_is_left_alone(spool, tmp_path):
     (tmp_path / "images" / "lost+found").mkdir()
     (tmp_path / "images" / "note").write_text("mine")
     spool.add_part("0" * 64, part=1, parts=2, content=b"x", holder=NEW)
-    (tmp_path / "images" / f"{lying('0' * 64)}.2" / ".nfs0001").write_text("the file server's")
+    (tmp_path / "images" / ".nfs0001").write_text("the file server's")
     again = opened(tmp_path)
-    assert again.used_bytes == 1
+    assert again.used_bytes == HEAD_BYTES + 1
     again.prepared("note").mkdir()
     (again.prepared("note") / "mine").write_text("mine")
     again.sweep((), ())
-    assert files(tmp_path) == ["note", "prepared/note/mine"]
+    assert files(tmp_path) == [".nfs0001", "note", "prepared/note/mine"]
     assert again.used_bytes == 0
 
 
@@ -226,17 +239,157 @@ def test_a_disk_that_takes_nothing_is_told(spool, tmp_path):
     assert refused.value.code is Code.STORAGE_FULL
 
 
-@pytest.mark.parametrize("content", [b"", b"x"])
-def test_parts_with_next_to_nothing_in_them_count_as_what_the_disk_gives_them(tmp_path, content):
-    """Else one requester could fill a disk with files and take nothing of any quota."""
+def test_what_comes_of_an_image_in_parts_counts_as_what_the_disk_gives_it(tmp_path):
+    """Else one requester could fill a disk, and take nothing of any quota; what is sent again costs nothing."""
     bounds = {"quota_bytes": 40 * PART_BYTES, "image_bytes": 2**20, "part_bytes": PART_BYTES}
     spool = opened(tmp_path, requester_quota_bytes=10 * PART_BYTES, **bounds)
-    asked = [f"{number:064}" for number in range(9)]
+    asked = [f"{number:064}" for number in range(11)]
     holder = Holder("me", set(asked), "image")
-    for number in [*range(10), *range(10)]:  # what is sent again costs nothing
-        spool.add_part(asked[number % 9], part=1 + number % 10, parts=4096, content=content, holder=holder)
+    for number in [*range(10), *range(10)]:
+        spool.add_part(asked[number], part=1, parts=4096, content=b"x", holder=holder)
     with pytest.raises(EdgeAgentError) as refused:
-        spool.add_part(asked[0], part=99, parts=4096, content=content, holder=holder)
+        spool.add_part(asked[10], part=99, parts=4096, content=b"x", holder=holder)
     assert refused.value.code is Code.QUOTA_EXCEEDED
     again = opened(tmp_path, requester_quota_bytes=10 * PART_BYTES, **bounds)
     assert again.used_bytes == spool.used_bytes == 10 * PART_BYTES
+
+
+# What parts cost
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("part"),
+            st.sampled_from(["me", "you", "watch:yard"]),
+            st.integers(0, 2),
+            st.integers(1, 3),
+            st.integers(2, 3),
+            st.integers(0, 9),
+        ),
+        st.tuples(st.just("whole"), st.sampled_from(["me", "you"]), st.integers(0, 2)),
+        st.tuples(st.just("sweep"), st.sets(st.integers(0, 2))),
+        st.just(("sync",)),
+        st.just(("restart",)),
+    ),
+    max_size=40,
+)
+IMAGES = [PHOTO[:20], PHOTO[:27], PHOTO[:1]]
+NAMES = [hashlib.sha256(each).hexdigest() for each in IMAGES]
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_running_totals_are_what_lies_there(steps):
+    """Whatever comes, of any size, again, wrong, whole or in parts, is swept or found again at a start."""
+    with tempfile.TemporaryDirectory() as folder:
+        spool = opened(Path(folder))
+        for step, *of in steps:
+            if step == "part" and of[2] <= of[3]:
+                client, which, part, parts, size = of
+                content = IMAGES[which][part * 9 - 9 : part * 9] if size == 9 else bytes(size)
+                with contextlib.suppress(EdgeAgentError):
+                    holder = Holder(client, set(), "image")
+                    spool.add_part(NAMES[which], part=part, parts=parts, content=content, holder=holder)
+            elif step == "whole":
+                spool.add(IMAGES[of[1]], Holder(of[0], set(), "image"))
+            elif step == "sweep":
+                spool.sweep({(client, NAMES[each]) for client in ("me", "watch:yard") for each in of[0]}, ())
+            elif step == "sync":
+                spool.sync()
+            elif step == "restart":
+                spool = opened(Path(folder))
+            lying_bytes = Counter()
+            for file in (Path(folder) / "images").iterdir():
+                if file.is_file():
+                    size_bytes = file.stat().st_size
+                    for name in {file.name[0], file.name.split(".")[0], ".".join(file.name.split(".")[:2])}:
+                        lying_bytes[name] += size_bytes
+            assert spool._taken == lying_bytes
+
+
+def syncs(monkeypatch):
+    """Count how often the disk is waited for."""
+    done, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append(descriptor), fsync(descriptor)))
+    return done
+
+
+def test_however_many_parts_of_an_image_come_together_the_disk_is_waited_for_twice(tmp_path, monkeypatch):
+    """Once for the folder, as the first comes; each further group of them waits once."""
+    spool = opened(tmp_path, part_bytes=PART_BYTES)
+    done = syncs(monkeypatch)
+    for part in range(1, 1001):
+        spool.add_part(SHA256, part=part, parts=4096, content=b"x", holder=NEW)
+    assert done == []
+    spool.sync()
+    assert len(done) == 2
+    spool.sync()
+    assert len(done) == 2
+    spool.add_part(SHA256, part=1001, parts=4096, content=b"x", holder=NEW)
+    spool.sync()
+    assert len(done) == 3
+
+
+def test_parts_of_another_hash_cost_the_disk_no_wait(tmp_path, monkeypatch):
+    spool = opened(tmp_path)
+    done = syncs(monkeypatch)
+    for _ in range(5):
+        spool.add_part(SHA256, part=1, parts=2, content=b"x", holder=NEW)
+        with pytest.raises(EdgeAgentError, match="another hash"):
+            spool.add_part(SHA256, part=2, parts=2, content=b"y", holder=NEW)
+    assert done == []
+    spool.sync()
+    assert len(done) == 1  # the folder
+
+
+def test_what_the_disk_does_not_take_is_forgotten_and_what_it_has_stays(spool, tmp_path, monkeypatch):
+    """Parts of which nobody was told are sent again; those that were told are not."""
+    spool.add_part(SHA256, part=1, parts=3, content=PHOTO[:1000], holder=NEW)
+    spool.sync()
+    spool.add_part(SHA256, part=2, parts=3, content=PHOTO[1000:2000], holder=NEW)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", lambda _descriptor: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+        with pytest.raises(OSError, match="I/O error"):
+            spool.sync()
+    assert spool.used_bytes == HEAD_BYTES + 1000
+    for again in (spool, opened(tmp_path)):
+        again.sync()
+        assert not again.add_part(SHA256, part=3, parts=3, content=PHOTO[2000:], holder=NEW)
+    assert again.add_part(SHA256, part=2, parts=3, content=PHOTO[1000:2000], holder=NEW)
+    assert again.path("me", SHA256).read_bytes() == PHOTO
+
+
+@given(
+    st.dictionaries(st.integers(1, 9), st.binary(min_size=1, max_size=40), min_size=1), st.floats(0, 1), st.booleans()
+)
+def test_what_was_half_written_when_the_agent_died_is_cut_off(parts, cut, zeros):
+    """Whole parts before it stay, and the others may come again; a file system may leave zeros where nothing is yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "parts"
+        written = PartFile(file)
+        for part, content in parts.items():
+            written.add(part, content)
+        whole_bytes = file.stat().st_size
+        kept_bytes = int(cut * whole_bytes)
+        os.truncate(file, kept_bytes)
+        if zeros:
+            os.truncate(file, whole_bytes + 20)
+        ends = itertools.accumulate(HEAD_BYTES + len(content) for content in parts.values())
+        here = sum(end <= kept_bytes for end in ends)
+        again = PartFile(file)
+        assert len(again) in ({here, here + 1} if zeros else {here})
+        for part, content in [*parts.items()][here:]:
+            again.add(part, content)
+        assert b"".join(again.pieces()) == b"".join(parts[part] for part in sorted(parts))
+
+
+def test_parts_that_an_earlier_version_kept_begin_anew(tmp_path):
+    """They lay in a folder."""
+    folder = tmp_path / "images" / f"{lying(SHA256)}.2"
+    folder.mkdir(parents=True)
+    (folder / "1").write_bytes(PHOTO[:1000])
+    spool = opened(tmp_path)
+    assert spool.used_bytes == 0
+    assert not spool.add_part(SHA256, part=2, parts=2, content=PHOTO[1000:], holder=NEW)
+    assert spool.add_part(SHA256, part=1, parts=2, content=PHOTO[:1000], holder=NEW)

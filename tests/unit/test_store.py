@@ -1,6 +1,7 @@
 """The store's thread: one transaction for all that waits, and nothing said before it is on disk."""
 
 import contextlib
+import errno
 import os
 import resource
 import sqlite3
@@ -97,6 +98,32 @@ def test_an_outcome_is_durable_when_it_is_told(store, tmp_path, machine):
     store.put(Operation(store_job("job-1"), then))
     flush(store)
     assert seen == [JobState.QUEUED]
+
+
+def test_what_lies_beside_the_queue_is_on_the_disk_before_anything_is_told(queue):
+    """One wait for all that came together. A disk that does not take it refuses what can be; the rest waits for it."""
+    seen, refused, broken = [], [], []
+
+    def sync():
+        seen.append("sync")
+        if broken:
+            raise OSError(errno.EIO, "I/O error")
+
+    store = Store(queue, keep_finished_s=3600, keep_finished_jobs=100, sync=sync, retry_s=0.01)
+    store.on_changed.connect(seen.append)
+    for name in ("a", "b"):
+        store.put(Operation(store_job(name), lambda job: seen.append(job.job_id), refused.append))
+    store.start()
+    flush(store)
+    assert seen[:3] == ["sync", "a", "b"]
+    broken.append("disk")
+    store.put(Operation(store_job("may"), seen.append, refused.append))
+    wait_for(lambda: refused, "a refusal")
+    done = store.asked(store_job("must"))
+    broken.clear()
+    assert done.result(PATIENCE_S).job_id == "must"
+    assert store.ask(lambda queue: queue.recall("line-3", "may"), timeout_s=PATIENCE_S) is None
+    store.stop()
 
 
 def test_an_error_is_the_outcome_of_its_operation_alone(store):
