@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,17 @@ def wait_for(condition, what, timeout_s=PATIENCE_S):
         assert time.monotonic() < end_s, f"waited {timeout_s:.0f} s for {what}"
         pause.wait(0.01)
     return value
+
+
+@contextmanager
+def limited(kind, most):
+    """Have the kernel give this process no more of something."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
 
 
 QUIET = {"EDGE_AGENT_GOVERNOR__ENABLED": "false"}

@@ -34,6 +34,9 @@ PATIENCE_S = 5.0
 """From connection to question, and from answer to its last byte."""
 HURRY_S = 0.5
 """The same while all places are taken and others may wait for one."""
+PAUSE_S = 0.5
+"""So long nobody is let in after somebody could not be: without a descriptor for them they would be tried without end.
+"""
 STORE_S = 10.0
 """How long a full disk may keep a question; the asker is told then."""
 STEP_BYTES = 65_536
@@ -85,6 +88,7 @@ class ControlServer:
         self._waking, self._wakened = socket.socketpair()
         self._waking.setblocking(False)
         self._listener: socket.socket | None = None
+        self._deaf_until_s = 0.0
         self.beat = Heartbeat("control", now_s=now_s)
         self._thread = threading.Thread(target=self._run, name="control")
         self._state: Callable[[], Standing]
@@ -102,7 +106,6 @@ class ControlServer:
             return
         self._listener = listener
         self._selector.register(self._wakened, selectors.EVENT_READ)
-        self._selector.register(listener, selectors.EVENT_READ)
         self._thread.start()
 
     @staticmethod
@@ -131,6 +134,7 @@ class ControlServer:
         assert self._listener is not None  # noqa: S101 - start made it
         with self._wakened, self._listener, self._selector:
             while True:
+                self._heed(self._listener)
                 wait_s = self._wait_s()
                 self.beat(wait_s)
                 for key, _ in self._selector.select(wait_s):
@@ -149,12 +153,26 @@ class ControlServer:
 
     def _wait_s(self) -> float:
         now_s = self._now_s()
-        return max(0.0, min((caller.ends_s for caller in self._callers.values()), default=now_s + IDLE_S) - now_s)
+        ends = [caller.ends_s for caller in self._callers.values()]
+        if self._deaf_until_s > now_s:
+            ends.append(self._deaf_until_s)
+        return max(0.0, min(ends, default=now_s + IDLE_S) - now_s)
+
+    def _heed(self, listener: socket.socket) -> None:
+        """Listen to who wants to come in, or not, as there is a place for them."""
+        place = len(self._callers) < CONNECTIONS_MAX and self._now_s() >= self._deaf_until_s
+        if place and listener not in self._selector.get_map():
+            self._selector.register(listener, selectors.EVENT_READ)
+        elif not place and listener in self._selector.get_map():
+            self._selector.unregister(listener)
 
     def _welcome(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:  # it was gone before we looked, or there is no descriptor for it now
+        except (BlockingIOError, ConnectionAbortedError):  # it was gone before we looked
+            return
+        except OSError:  # there is no descriptor for it now
+            self._deaf_until_s = self._now_s() + PAUSE_S
             return
         uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1]
         if not allowed(uid, own_uid=os.geteuid()):
@@ -165,7 +183,6 @@ class ControlServer:
         self._callers[sock] = _Caller(self._now_s() + PATIENCE_S)
         self._selector.register(sock, selectors.EVENT_READ)
         if len(self._callers) == CONNECTIONS_MAX:
-            self._selector.unregister(listener)
             for each in self._callers.values():
                 each.ends_s = min(each.ends_s, self._now_s() + HURRY_S)
 
@@ -249,8 +266,6 @@ class ControlServer:
             self._hang_up(sock)
 
     def _hang_up(self, sock: socket.socket) -> None:
-        if len(self._callers) == CONNECTIONS_MAX and self._listener is not None:
-            self._selector.register(self._listener, selectors.EVENT_READ)
         del self._callers[sock]
         with contextlib.suppress(KeyError):  # one that waits for the store is not listened to
             self._selector.unregister(sock)

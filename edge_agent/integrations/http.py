@@ -80,6 +80,8 @@ class HttpServer:
             self.beat(POLL_S if self._server is not None else self._retry_s)
             if self._server is not None:
                 self._server.handle_request()
+                if self._server.full:
+                    self._stopping.wait(POLL_S)
                 self._server.cut(awake_s())
             elif not self._stopping.wait(self._retry_s):
                 self._server = self._listen()
@@ -111,9 +113,22 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._ends_s: dict[Any, float] = {}
+        self.full = False
+        """No descriptor was left for who wants to be let in: they would be tried without end."""
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            request = super().get_request()
+        except ConnectionAbortedError:  # it was gone before we looked
+            raise
+        except OSError:
+            self.full = True
+            raise
+        self.full = False
+        return request
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the library's signature
         """Make room for who comes: the oldest gives way. What is cut off and does not end bounds all of it."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import socket
 import sqlite3
 import stat
@@ -16,7 +17,7 @@ import pytest
 from fakes import PATIENCE_S, FullDisk, flush
 from hypothesis import given
 from hypothesis import strategies as st
-from running import wait_for
+from running import limited, wait_for
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.control import caller as caller_module
@@ -34,7 +35,7 @@ from edge_agent.control.messages import (
     Standing,
     decode_ask,
 )
-from edge_agent.control.server import CONNECTIONS_MAX, HURRY_S, NAME, ControlServer, allowed, beside
+from edge_agent.control.server import CONNECTIONS_MAX, HURRY_S, NAME, PAUSE_S, ControlServer, allowed, beside
 from edge_agent.jobs import database as database_module
 from edge_agent.jobs.job import JobState, Outcome
 from edge_agent.jobs.queue import Envelope, Queue
@@ -407,6 +408,24 @@ def test_who_is_silent_or_does_not_read_loses_their_place(tmp_path):
         assert json.loads(everything(asked))["state"]["health"] == "ready"
         for sock in (silent[0], *silent[2:]):
             assert everything(sock) == b""
+
+
+def test_who_cannot_be_let_in_for_want_of_descriptors_is_not_tried_without_end(tmp_path, monkeypatch):
+    """Once in a while; as soon as there is one they are heard."""
+    clock, tries, turns = [0.0], [], []
+    with Running(tmp_path, now_s=lambda: clock[0]) as agent:
+        welcome, heed = agent.server._welcome, agent.server._heed
+        monkeypatch.setattr(agent.server, "_welcome", lambda listener: (tries.append(1), welcome(listener)))
+        monkeypatch.setattr(agent.server, "_heed", lambda listener: (turns.append(1), heed(listener)))
+        asked = socket.socket(socket.AF_UNIX)
+        with beside(tmp_path) as address, limited(resource.RLIMIT_NOFILE, 3):
+            asked.connect(address)
+            asked.sendall(b'{"op":"state"}\n')
+            wait_for(lambda: tries, "somebody who cannot be let in", PATIENCE_S)
+            wait_for(lambda: len(turns) > 3, "the thread to go on", PATIENCE_S)
+            assert len(tries) == 1
+        clock[0] = PAUSE_S
+        assert json.loads(everything(asked))["state"]["health"] == "ready"
 
 
 def test_an_answer_nobody_reads_holds_nobody_up(running):

@@ -1,6 +1,7 @@
 """What Prometheus reads: every value of a telemetry under its name and unit, unknown ones not at all; the server."""
 
 import contextlib
+import resource
 import socket
 import threading
 import urllib.error
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families
-from running import wait_for
+from running import limited, wait_for
 
 from edge_agent.base.errors import Code
 from edge_agent.health.condition import Condition
@@ -250,6 +251,24 @@ def test_slow_connections_shut_nobody_out(said):
             slow.sendall(said)
             assert get(server, "/healthz")[0] == 200
         wait_for(lambda: len(server._server._ends_s) <= http.CONNECTIONS_MAX, "those that were cut off to end")
+
+
+def test_who_cannot_be_let_in_for_want_of_descriptors_is_not_tried_without_end(monkeypatch):
+    """As often as the server looks after its connections, and heard as soon as there is a descriptor."""
+    with listening(sources()) as server:
+        tries, get_request = [], server._server.get_request
+        monkeypatch.setattr(server._server, "get_request", lambda: (tries.append(1), get_request())[1])
+        waits, wait = [], server._stopping.wait
+        monkeypatch.setattr(server._stopping, "wait", lambda _pause_s: (waits.append(1), wait(0.1))[1])
+        asked = socket.socket()
+        with limited(resource.RLIMIT_NOFILE, 3):
+            asked.connect(("127.0.0.1", server.port))
+            asked.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            wait_for(lambda: len(tries) > 3, "somebody who cannot be let in")
+            assert len(waits) >= len(tries) - 1
+        asked.settimeout(10)
+        assert b"200" in asked.recv(100)
+        asked.close()
 
 
 def test_only_reading_is_possible():

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from fakes import PATIENCE_S, FullDisk, Time, accept, claim, find, flush, request
-from running import wait_for
+from running import limited, wait_for
 from structlog.testing import capture_logs
 
 import edge_agent.jobs.store as store_module
@@ -58,17 +58,6 @@ def lock(tmp_path, queue):
 @pytest.fixture
 def disk(queue, monkeypatch):
     return FullDisk(queue, monkeypatch)
-
-
-@contextlib.contextmanager
-def limited(kind, most):
-    """Have the kernel give this process no more of something."""
-    soft, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(kind, (soft, hard))
 
 
 def store_job(name):
