@@ -5,8 +5,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+AGENT = frozenset({"psutil", "prometheus_client", "PIL", "numpy", "huggingface_hub", "httpx2"})
+"""Modules that come with the extra `agent`, and so with every engine: who only asks agents has none of them."""
+
 
 def main() -> None:
+    """Run the command line. What the extras bring and is not installed is told in a sentence."""
+    try:
+        _main()
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in AGENT:
+            raise
+        sys.stderr.write(
+            f"edge-agent: {module} is not installed; what runs an agent comes with its engine: "
+            "pip install 'edge-slm-agent[cpu]' (or [cuda], [openvino], [llamacpp]; [agent] without an engine)\n"
+        )
+        sys.exit(2)
+
+
+def _main() -> None:
     """Run the command line; the daemon, when it is asked for plainly, without loading the rest of it."""
     if fault := unreadable(sys.argv[1:], os.environ):
         sys.stderr.write(f"edge-agent: {fault}\n")

@@ -12,7 +12,7 @@ import typer
 from edge_agent.protocol.acl import AgentRole, Fleet, render
 from edge_agent.protocol.filters import intersect
 from edge_agent.protocol.topics import CLIENT
-from edge_agent.settings import load as settings
+from edge_agent.settings.broker import MqttSection
 
 PANEL = "Users"
 RESERVED = {"ca": "the authority, whose key signs everybody's certificate", "broker": "the broker"}
@@ -64,7 +64,7 @@ def acl(
     be repeated.
     """
     try:
-        root = settings.MqttSection(root=root).root
+        root = MqttSection(root=root).root
     except ValueError:
         raise typer.BadParameter("one or two levels of A-Z a-z 0-9 _ . -", param_hint="--root") from None
     if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", broker):

@@ -18,7 +18,7 @@ from edge_agent.mqtt.access import Access, CredentialError, located
 from edge_agent.protocol.messages import faults
 from edge_agent.protocol.topics import CLIENT, NAME_RULE
 from edge_agent.settings import load as settings
-from edge_agent.settings.load import MqttSection
+from edge_agent.settings.broker import MqttSection
 
 PANEL = "Broker"
 

@@ -10,7 +10,8 @@ from rich.text import Text
 from edge_agent.base.errors import EdgeAgentError, SettingsError
 from edge_agent.cli.words import readable
 
-errors = Console(stderr=True, highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Where sentences go. Unbroken, so that a command in one can be copied whole."""
 
 
 @contextlib.contextmanager

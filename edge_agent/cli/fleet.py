@@ -25,7 +25,7 @@ from edge_agent.fleet.liveness import SILENCE_S
 from edge_agent.fleet.monitor import Monitor
 from edge_agent.fleet.roster import AGENTS_MAX
 from edge_agent.fleet.rows import AgentRow, SortOrder, row, rows
-from edge_agent.settings.load import MqttSection
+from edge_agent.settings.broker import MqttSection
 
 CONNECT_S = 10.0
 LOOK_S = 0.2

@@ -23,7 +23,7 @@ from edge_agent.models.build_store import BuildStore, in_words
 from edge_agent.models.catalogue import Catalogue, Variant
 from edge_agent.models.manifest import Manifest
 from edge_agent.settings import load as settings
-from edge_agent.settings.load import MqttSection
+from edge_agent.settings.broker import MqttSection
 
 models = typer.Typer(help="The builds on this device: what there is, and how they come and go.", no_args_is_help=True)
 orders.add_to(models)

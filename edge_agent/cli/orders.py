@@ -23,7 +23,7 @@ from edge_agent.control.caller import ask_agent
 from edge_agent.jobs.ids import job_id
 from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.settings import load as settings
-from edge_agent.settings.load import MqttSection
+from edge_agent.settings.broker import MqttSection
 
 CONNECT_S = 10.0
 LOOK_S = 0.3

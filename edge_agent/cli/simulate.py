@@ -10,7 +10,7 @@ from rich.text import Text
 from edge_agent.cli import broker_options as broker
 from edge_agent.cli.ending import errors
 from edge_agent.protocol.topics import CLIENT
-from edge_agent.settings.load import MqttSection
+from edge_agent.settings.broker import MqttSection
 from edge_agent.simulator.run import AGENTS_MAX, Simulation, names
 
 FOR_S_MAX = 86_400.0

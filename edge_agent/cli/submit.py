@@ -11,7 +11,7 @@ from edge_agent.cli import broker_options as broker
 from edge_agent.cli.ending import errors
 from edge_agent.cli.follow import follow
 from edge_agent.client.client import EdgeClient
-from edge_agent.settings.load import MqttSection
+from edge_agent.settings.broker import MqttSection
 
 CONNECT_S = 10.0
 

@@ -1,6 +1,5 @@
 """`edge-agent synth`: write a model of the Phi-3.5 architecture without a download."""
 
-import sys
 import time
 from dataclasses import replace
 from enum import StrEnum
@@ -12,6 +11,8 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+
+from edge_agent.cli.ending import errors
 
 
 class SynthSize(StrEnum):
@@ -78,8 +79,12 @@ def synth(
                 )
     except (FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
+    except ModuleNotFoundError as error:
+        lacking = f"{error.name} is not installed; install it with: pip install 'edge-slm-agent[synth]'"
+        errors.print(Text(lacking))
+        raise typer.Exit(1) from error
     except (ImportError, OSError) as error:
-        rich.print(Text(str(error)), file=sys.stderr)
+        errors.print(Text(str(error)))
         raise typer.Exit(1) from error
     rich.print(_table(out, elapsed_s=time.monotonic() - started_s))
 

@@ -1,5 +1,6 @@
 """EdgeClient: how a program sends jobs and follows them to their end, over reconnects and restarts on either side."""
 
+import asyncio
 import os
 import queue as stdlib_queue
 import re
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.client import upload
@@ -31,7 +32,7 @@ from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX, Inbound, faults
 from edge_agent.protocol.order_payloads import ModelOrder, OrderResult, OrderStatus
 from edge_agent.protocol.payloads import Chunk, Presence, Result, Status
 from edge_agent.protocol.topics import Topics, check_name
-from edge_agent.settings.load import ROOT_PATTERN
+from edge_agent.settings.broker import ROOT_PATTERN
 
 TICK_S = 0.5
 
@@ -56,16 +57,17 @@ _Note = Handle | OrderHandle | _RequestAnswered | _JobCancelled | _Connected | I
 
 
 class EdgeClient:
-    """A requester. One client may have many jobs open with many agents; use it as a context manager.
+    """A requester. One client may have many jobs open with many agents; use it in a `with` block, or `async with`.
 
     `name` is the requester's name in topics, the client id of `access` when absent; a broker with an ACL wants it to be
     the user name. With `access.session_expiry_s` the broker keeps what comes while the connection is down. For it to do
     so over restarts of the program too, give `session_file`: the part of the client id that nobody can guess is kept
-    there, made with mode 0600 when there is none; one program at a time may use it.
+    there, made with mode 0600 when there is none; one client at a time may use it.
     Without it keep `access.session` yourself, or let each EdgeClient have a session of its own.
 
-    Raises EdgeAgentError BAD_REQUEST when no requester can have the name (a-z 0-9 _ -, a letter or digit first, at most
-    63), OSError when the file cannot be read or made.
+    Raises EdgeAgentError BAD_REQUEST when `access` or `root` cannot be, or no requester can have the name (a-z 0-9 _ -,
+    a letter or digit first, at most 63), OSError when the file cannot be read or made. Entering the block raises
+    EdgeAgentError BAD_REQUEST when another client has the session file, or this one was opened before.
     """
 
     def __init__(
@@ -74,15 +76,18 @@ class EdgeClient:
         *,
         name: str | None = None,
         root: str = "edge/v1",
-        session_file: Path | None = None,
+        session_file: str | Path | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        if session_file is not None:
-            access = replace(access, session=session.kept(session_file))
-        self._client = name or access.client_id
+        access = _checked(access)
+        self._client = access.client_id if name is None else name
         check_name("name", self._client)
-        if not re.fullmatch(ROOT_PATTERN, root):
+        if not isinstance(root, str) or not re.fullmatch(ROOT_PATTERN, root):
             raise EdgeAgentError(Code.BAD_REQUEST, "root: one or two levels of A-Z a-z 0-9 _ . -, as in edge/v1")
+        self._session_file = None if session_file is None else Path(session_file)
+        if self._session_file is not None:
+            access = replace(access, session=session.kept(self._session_file))
+        self._claim: int | None = None
         self._root = root
         self._now_s = now_s
         self._notes: stdlib_queue.SimpleQueue[_Note | None] = stdlib_queue.SimpleQueue()
@@ -109,6 +114,10 @@ class EdgeClient:
         self._handing = threading.Lock()
 
     def __enter__(self) -> Self:
+        if self._thread.ident is not None:
+            raise EdgeAgentError(Code.BAD_REQUEST, "the client was opened before; make another one for another block")
+        if self._session_file is not None:
+            self._claim = _claim(self._session_file)
         self._open_in = os.getpid()
         self._link.start()
         self._thread.start()
@@ -120,9 +129,20 @@ class EdgeClient:
         self._notes.put(None)
         self._thread.join()
         self._link.stop()
+        if self._claim is not None:
+            os.close(self._claim)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)  # threads end, the broker is told
 
     def wait_connected(self, timeout_s: float) -> bool:
-        """Wait for the broker; return whether it is there."""
+        """Wait for the broker; return whether it is there. Raises EdgeAgentError SHUTTING_DOWN outside of the block."""
+        self._check_open()
         return self._link.wait_connected(timeout_s)
 
     @property
@@ -150,9 +170,10 @@ class EdgeClient:
             raise EdgeAgentError(Code.BAD_REQUEST, "agent: give either an agent or a pool, and one of them")
         check_name("agent" if pool is None else "pool", agent or pool or "")
         try:
-            contents = [upload.read(image) for image in images]
-            fields, uploads = upload.attach(request, contents, packet_bytes_max=self._link.packet_bytes_max)
-            parsed = Request.model_validate_json(to_json({"job_id": job_id()} | fields))
+            contents = upload.read(images)
+            told = from_json(to_json({"job_id": job_id()} | request))
+            fields, uploads = upload.attach(told, contents, packet_bytes_max=self._link.packet_bytes_max)
+            parsed = Request.model_validate_json(to_json(fields))
         except (ValidationError, PydanticSerializationError) as error:
             raise EdgeAgentError(Code.BAD_REQUEST, _fault(error, request)) from None
         payload = parsed.to_json().encode()
@@ -188,10 +209,13 @@ class EdgeClient:
     def _hand_over(self, handle: Handle | OrderHandle) -> None:
         """Give something to the client's thread. Raises EdgeAgentError SHUTTING_DOWN when that would never end it."""
         with self._handing:
-            if self._open_in != os.getpid():
-                sentence = "the client is not open in this process: use it inside its `with` block, one in each process"
-                raise EdgeAgentError(Code.SHUTTING_DOWN, sentence)
+            self._check_open()
             self._notes.put(handle)
+
+    def _check_open(self) -> None:
+        if self._open_in != os.getpid():
+            sentence = "the client is not open in this process: use it inside its `with` block, one in each process"
+            raise EdgeAgentError(Code.SHUTTING_DOWN, sentence)
 
     # The client's thread
 
@@ -277,6 +301,24 @@ class EdgeClient:
         sentence = "the client was closed before the end was known; ask again by the same id"
         self._jobs.close(EdgeAgentError(Code.SHUTTING_DOWN, sentence))
         self._orders.close(EdgeAgentError(Code.SHUTTING_DOWN, sentence))
+
+
+def _checked(access: object) -> Access:
+    """Return how the broker is reached. Raises EdgeAgentError BAD_REQUEST when nothing can be reached like that."""
+    if not isinstance(access, Access):
+        raise EdgeAgentError(Code.BAD_REQUEST, "access: must be an Access")
+    try:
+        return access.checked()
+    except ValidationError as error:
+        raise EdgeAgentError(Code.BAD_REQUEST, faults(error)) from None
+
+
+def _claim(session_file: Path) -> int:
+    try:
+        return session.claim(session_file)
+    except BlockingIOError:
+        sentence = "session_file: another client uses it; give each a file of its own, or none"
+        raise EdgeAgentError(Code.BAD_REQUEST, sentence) from None
 
 
 def _fault(error: ValidationError | PydanticSerializationError, fields: Mapping[str, Any]) -> str:

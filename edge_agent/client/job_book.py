@@ -246,7 +246,7 @@ class JobBook:
 
     def _refuse(self, handle: Handle, failure: Failure) -> None:
         self._close(handle)
-        handle.finish(None, JobRejectedError(failure.code, failure.message))
+        handle.finish(None, JobRejectedError(failure.code, failure.message, retry_after_s=failure.retry_after_s))
 
     def _close(self, handle: Handle) -> None:
         del self._open[_key(handle)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.protocol.messages import HEADER_BYTES, PAYLOAD_BYTES_MAX
 
 PART_BYTES_MAX = 512 * 1024
@@ -16,9 +17,20 @@ TOPIC_BYTES = 256
 """Room for the topic and an upload's user properties in a packet."""
 
 
-def read(image: bytes | str | Path) -> bytes:
-    """Return an image's bytes; a string is a path. Raises OSError."""
-    return image if isinstance(image, bytes) else Path(image).read_bytes()
+def read(images: object) -> list[bytes]:
+    """Return the bytes of images, each given as bytes or as a path. Raises EdgeAgentError BAD_REQUEST, OSError."""
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise EdgeAgentError(Code.BAD_REQUEST, "images: must be a list of bytes and paths, for a single one too")
+    return [_read(image, number) for number, image in enumerate(images)]
+
+
+def _read(image: object, number: int) -> bytes:
+    if not isinstance(image, bytes | str | Path) or "\0" in str(image):
+        raise EdgeAgentError(Code.BAD_REQUEST, f"images.{number}: must be bytes or a path")
+    content = image if isinstance(image, bytes) else Path(image).read_bytes()
+    if not content:
+        raise EdgeAgentError(Code.BAD_REQUEST, f"images.{number}: is empty")
+    return content
 
 
 def room_bytes(packet_bytes_max: int | None, *, most: int) -> int:
@@ -31,8 +43,8 @@ def attach(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the fields of a request with images added to its last message, and by hash those to be uploaded.
 
-    The smallest are sent inside as long as all of it fits. Fields that are no request stay as they are: who reads them
-    says what is wrong.
+    `fields` are as JSON has them. The smallest images are sent inside as long as all of it fits. Fields that are no
+    request stay as they are: who reads them says what is wrong.
     """
     messages = fields.get("messages") or [{"role": "user", "content": fields.get("prompt")}]
     if not contents or not isinstance(messages, list) or not isinstance(messages[-1], dict):

@@ -26,8 +26,6 @@ from edge_agent.images.part_file import PartFile
 from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.ids import watch_of
 
-PARTS_MAX = 4096
-"""A photo of 16 MiB in parts of 4 KiB."""
 PART_BYTES = 4096
 """What parts of an image take of a disk at least, and so of a quota: a block, however little is in them."""
 PIECE_BYTES = 2**20

@@ -1,5 +1,6 @@
 """Fetching a build: the parent's end of the child that talks with the hub, and what the two say to each other."""
 
+import importlib.util
 import os
 import select
 import signal
@@ -130,6 +131,9 @@ def fetch(
     """
     if (here := present(store, variant)) is not None:
         return here
+    if importlib.util.find_spec("huggingface_hub") is None:
+        lacking = "huggingface_hub is not installed; install it with: pip install 'edge-slm-agent[agent]'"
+        raise EdgeAgentError(Code.MODEL_MISSING, lacking)
     order = FetchOrder(store.folder.absolute(), store.quota_bytes, store.margin_bytes, variant, hub)
     command = [sys.executable, "-m", "edge_agent.models.hub", "--parent", str(os.getpid())]
     environ = os.environ | QUIET | {"HF_ENDPOINT": hub.url}

@@ -5,12 +5,14 @@ Files are read anew for every connection, so that a renewed certificate or passw
 
 import os
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from edge_agent.mqtt import session
-from edge_agent.settings.load import MqttSection
+from edge_agent.settings.broker import MqttSection
 
 RECEIVE_MAX = 256
 """Unacknowledged QoS 1 messages the broker may send us: what one commit takes in, and the bound on what we hold."""
@@ -18,6 +20,22 @@ PASSWORD_BYTES_MAX = 65_535
 """What fits into a CONNECT packet (MQTT 5, section 1.5.6)."""
 CREDENTIALS = "$CREDENTIALS_DIRECTORY"
 """The folder in which systemd gives a unit its credentials; it may begin the name of any file here."""
+
+Text = Annotated[str, Field(max_length=16_000)]
+"""What MQTT has room for, whatever characters it is of (section 1.5.4)."""
+
+
+def _nameable(file: Path) -> Path:
+    try:
+        named = os.fsencode(file)
+    except UnicodeEncodeError:
+        named = b"\0"
+    if b"\0" in named:
+        raise ValueError("no file can have this name")
+    return file
+
+
+File = Annotated[Path, AfterValidator(_nameable)]
 
 Files = tuple[tuple[int, ...] | None, ...]
 """Which files were there, each with device, inode, size and time; None for one that was not."""
@@ -41,25 +59,25 @@ class Access:
     websocket_path: where in `websockets` transport the broker answers.
     """
 
-    host: str
-    port: int
-    client_id: str
-    session: str = field(default_factory=session.new, kw_only=True, repr=False)
-    username: str | None = None
-    password: str | None = None
-    password_file: Path | None = None
+    host: Annotated[str, Field(min_length=1, max_length=253)]
+    port: Annotated[int, Field(ge=1, le=65_535)]
+    client_id: Text
+    session: Text = field(default_factory=session.new, kw_only=True, repr=False)
+    username: Text | None = None
+    password: Text | None = None
+    password_file: File | None = None
     fallbacks: tuple[tuple[str, int], ...] = ()
     transport: Literal["tcp", "websockets"] = "tcp"
-    websocket_path: str = "/mqtt"
+    websocket_path: Annotated[str, Field(pattern=r"^/[!-~]{0,255}$")] = "/mqtt"
     tls: bool = False
-    tls_ca_file: Path | None = None
-    tls_cert_file: Path | None = None
-    tls_key_file: Path | None = None
-    keepalive_s: int = 20
-    session_expiry_s: int = 0
+    tls_ca_file: File | None = None
+    tls_cert_file: File | None = None
+    tls_key_file: File | None = None
+    keepalive_s: Annotated[int, Field(ge=1, le=65_535)] = 20
+    session_expiry_s: Annotated[int, Field(ge=0, le=0xFFFF_FFFF)] = 0
     clean_start: bool = False
-    receive_max: int = RECEIVE_MAX
-    receive_bytes_max: int = 8 * 2**20
+    receive_max: Annotated[int, Field(ge=1, le=65_535)] = RECEIVE_MAX
+    receive_bytes_max: Annotated[int, Field(ge=1024, le=2**28 - 1)] = 8 * 2**20
 
     @classmethod
     def of(cls, section: MqttSection, *, client_id: str, **changes: Any) -> Self:
@@ -90,6 +108,11 @@ class Access:
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Where to try, in order."""
         return ((self.host, self.port), *self.fallbacks)
+
+    def checked(self) -> "Access":
+        """Return it with every field of its type and within its bounds, for programs. Raises ValidationError."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return TypeAdapter(Access).validate_python(given)
 
     def check(self) -> None:
         """Read every file once. Raises CredentialError."""

@@ -5,6 +5,7 @@ he could empty a session, or throw its owner off. Of an id with 128 random bits 
 """
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import os
@@ -48,6 +49,20 @@ def kept(file: Path) -> str:
         log.warning("session.unreadable", file=str(file), next="another one is made")
         return _made(file)
     return found.strip()
+
+
+def claim(file: Path) -> int:
+    """Return a descriptor that keeps a file of `kept` for whoever holds it open, until it is closed.
+
+    Two with one client id would throw each other off for ever. Raises BlockingIOError when somebody holds it, OSError.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _made(file: Path) -> str:

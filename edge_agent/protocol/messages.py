@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.images.spool import PARTS_MAX
 from edge_agent.jobs.request import BRANCH_LIST, BRANCH_OBJECT, BRANCH_TEXT, Request
 from edge_agent.protocol.order_payloads import ModelOrder
 from edge_agent.protocol.payloads import JobRef
@@ -19,6 +18,8 @@ PAYLOAD_BYTES_MAX = 128 * 1024
 """Hosted brokers allow this much; images travel apart."""
 CORRELATION_BYTES_MAX = 64
 TRACEPARENT_BYTES_MAX = 128
+PARTS_MAX = 4096
+"""A photo of 16 MiB in parts of 4 KiB."""
 UNREADABLE = "unreadable"
 """The job id under which a request is answered whose own cannot be read."""
 HEADER_BYTES = 512

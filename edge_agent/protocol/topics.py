@@ -26,9 +26,9 @@ def answerable(client: str) -> bool:
     return 0 < len(client.encode()) <= LEVEL_BYTES_MAX and "/" not in client and publishable(client)
 
 
-def check_name(field: str, name: str) -> None:
+def check_name(field: str, name: object) -> None:
     """Raise EdgeAgentError BAD_REQUEST when nobody can have this name."""
-    if not CLIENT.match(name):
+    if not isinstance(name, str) or not CLIENT.match(name):
         raise EdgeAgentError(Code.BAD_REQUEST, f"{field}: {NAME_RULE}")
 
 

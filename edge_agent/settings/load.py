@@ -13,16 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from edge_agent.base.errors import PassingError, SettingsError
 from edge_agent.base.log import Format, Level
 from edge_agent.engine import registry
+from edge_agent.settings.broker import DAY_S, ROOT_PATTERN, MqttSection, Root, Section
 from edge_agent.settings.upstream import UpstreamSection
 from edge_agent.settings.watch import WatchSection
-
-DAY_S = 86_400
 
 ENV_PREFIX = "EDGE_AGENT_"
 ENV_CONFIG = "EDGE_AGENT_CONFIG"
@@ -32,14 +31,6 @@ ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 """An agent's or a client's name; it stands in topics."""
 
-ROOT_PATTERN = r"^[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64})?$"
-Root = Annotated[str, StringConstraints(pattern=ROOT_PATTERN)]
-"""The first one or two levels of every topic; more would pass the 7 slashes hosted brokers allow."""
-
-ADDRESS = re.compile(r"^(?P<host>\[(?P<bare>[0-9A-Fa-f:.]+)\]|[A-Za-z0-9._-]+)(:(?P<port>[1-9][0-9]{0,4}))?$")
-Address = Annotated[str, StringConstraints(pattern=ADDRESS.pattern)]
-"""`host`, `host:port`, or `[IPv6 address]:port`."""
-
 Backend = Annotated[str, AfterValidator(lambda name: registry.checked(name, (*registry.names(), "auto")))]
 Device = Annotated[str, AfterValidator(lambda name: registry.checked(name, (*registry.devices(), "auto")))]
 
@@ -48,12 +39,6 @@ def default_id() -> str:
     """Return the host's name as an agent id: lower case, other characters as `-`."""
     name = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().split(".")[0].lower()).strip("-_")
     return name[:63] or "edge-agent"
-
-
-class Section(BaseModel):
-    """A table of the settings file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class AgentSection(Section):
@@ -76,50 +61,6 @@ class AgentSection(Section):
     pools: tuple[Id, ...] = Field(
         (), max_length=8, description="pools whose jobs it takes too, while it is well and has a free lane soon"
     )
-
-
-class MqttSection(Section):
-    """The broker."""
-
-    host: str = Field("127.0.0.1", min_length=1, description="name or address of the broker")
-    port: int = Field(1883, ge=1, le=65535, description="its port; 8883 is usual with TLS, 443 with WebSockets")
-    fallback_hosts: tuple[Address, ...] = Field(
-        (),
-        max_length=8,
-        description="further addresses, `host` or `host:port`, tried in order when those before do not answer",
-    )
-    transport: Literal["tcp", "websockets"] = Field("tcp", description="what MQTT travels in: tcp or websockets")
-    websocket_path: str = Field("/mqtt", pattern=r"^/[!-~]{0,255}$", description="where the broker takes WebSockets")
-    username: str | None = Field(None, description="MQTT user name; with an ACL it must equal the agent's id")
-    password_file: Path | None = Field(
-        None,
-        description="file with the password, on one line; read anew for every connection, as are the tls files",
-    )
-    root: Root = Field("edge/v1", description="first one or two levels of every topic")
-    tls: bool = Field(False, description="speak TLS; implied by the other tls settings")
-    tls_ca_file: Path | None = Field(
-        None, description="certificates that may sign the broker's; the system's when unset"
-    )
-    tls_cert_file: Path | None = Field(None, description="our certificate, for brokers that ask for one")
-    tls_key_file: Path | None = Field(None, description="the key of our certificate")
-    keepalive_s: int = Field(20, ge=5, le=3600, description="silence after which the broker counts us as gone")
-    session_expiry_s: int = Field(
-        7 * DAY_S,
-        ge=DAY_S,
-        le=0xFFFFFFFE,
-        description="how long the broker keeps jobs for us while we are away",
-    )
-
-    @property
-    def fallbacks(self) -> tuple[tuple[str, int], ...]:
-        """The further addresses as host and port, `port` where none is given."""
-        found = [match for each in self.fallback_hosts if (match := ADDRESS.match(each))]
-        return tuple((match["bare"] or match["host"], int(match["port"] or self.port)) for match in found)
-
-    @property
-    def uses_tls(self) -> bool:
-        """Whether the connection is encrypted."""
-        return self.tls or any((self.tls_ca_file, self.tls_cert_file, self.tls_key_file))
 
 
 class ServeSection(Section):

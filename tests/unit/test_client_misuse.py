@@ -1,7 +1,9 @@
 """What a program does wrong with EdgeClient is said to it at once, in an error of ours; nobody waits for ever."""
 
+import dataclasses
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from fakes import PATIENCE_S
@@ -9,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.client.client import EdgeClient
-from edge_agent.mqtt.access import Access
+from edge_agent.client import Access, EdgeClient
+from edge_agent.client.awaited import Awaited
+from edge_agent.jobs.request import Message
 from edge_agent.protocol.filters import FILTER_CHARACTERS_MAX, publishable
 from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX
 from edge_agent.protocol.topics import Topics
@@ -78,12 +81,110 @@ def test_a_job_that_no_agent_takes_for_its_size_is_not_sent(client):
     assert refusal(lambda: client.submit("edge-01", prompt="x" * PAYLOAD_BYTES_MAX)).code is Code.PAYLOAD_TOO_LARGE
 
 
+ODD_VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    70_000,
+    2**40,
+    0.5,
+    float("nan"),
+    "",
+    "\ud800",
+    "a\0b",
+    "ü",
+    "x" * 70_000,
+    b"",
+    b"\xff",
+]
+ODD_VALUES += [[], [5], [b""], ["a\0b"], {}, object(), "/nowhere"]
+ODD = pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: ascii(value)[:12])
+
+
+def fault(act):
+    """Return what an act is refused with, None when it is not; anything but an error of ours fails the test."""
+    try:
+        act()
+    except EdgeAgentError as error:
+        return error
+    return None
+
+
+@ODD
+@pytest.mark.parametrize("field", [each.name for each in dataclasses.fields(Access)])
+def test_an_access_that_cannot_be_is_refused_and_any_other_can_be_started(field, value):
+    """What paho cannot send ended its thread, and nobody was told."""
+    access = dataclasses.replace(NOBODY, **{field: value})
+
+    def start():
+        EdgeClient(access, name="me")._link._aim()
+
+    error = fault(start)
+    assert error is None or (error.code is Code.BAD_REQUEST and error.message.startswith(field))
+
+
+@ODD
+@pytest.mark.parametrize("argument", ["access", "name", "root"])
+def test_what_a_client_cannot_be_made_of_is_refused(argument, value):
+    error = fault(lambda: EdgeClient(**{"access": NOBODY} | {argument: value}))
+    assert error is None or (error.code is Code.BAD_REQUEST and error.message.startswith(f"{argument}: "))
+    assert error is not None or (argument, value) in {("name", None), ("root", "a")}
+
+
+@ODD
+@pytest.mark.parametrize("argument", ["agent", "pool", "images", "prompt", "messages", "ttl_s", "priority", "promt"])
+def test_what_no_job_can_have_is_refused(client, argument, value):
+    with suppress(FileNotFoundError):
+        error = fault(lambda: client.submit(**{"agent": "edge-01", "prompt": "x"} | {argument: value}))
+        assert error is None or error.code is Code.BAD_REQUEST
+
+
+@pytest.mark.parametrize("images", ["photo.jpg", b"\xff\xd8", 5, [b""], [5], ["a\0b"]])
+def test_images_that_are_no_list_of_images_are_refused(client, images):
+    """The letters of a path were taken for paths; what is empty no agent takes."""
+    assert refusal(lambda: client.submit("edge-01", prompt="x", images=images)).message.startswith("images")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        lambda: [{"role": "user", "content": "x"}],
+        lambda: ({"role": "user", "content": "x"},),
+        lambda: (message for message in [{"role": "user", "content": "x"}]),
+        lambda: [Message(role="user", content="x")],
+    ],
+    ids=["list", "tuple", "generator", "model"],
+)
+def test_images_are_sent_however_messages_are_given(client, messages):
+    """They were left out beside what was no list of dicts."""
+    assert len(client.submit("edge-01", messages=messages(), images=[PICTURE]).request.images) == 1
+
+
+def test_a_session_belongs_to_one_client_at_a_time(tmp_path):
+    file = str(tmp_path / "session")
+    first, second = EdgeClient(NOBODY, session_file=file), EdgeClient(NOBODY, session_file=file)
+    with first:
+        assert "another client uses it" in refusal(second.__enter__).message
+    with second:
+        second.submit("edge-01", prompt="x")
+    assert refusal(second.__enter__).code is Code.BAD_REQUEST
+
+
+def test_a_refusal_tells_when_to_try_again_and_updates_end_more_than_once():
+    handle = Awaited("job")
+    handle.finish(None, EdgeAgentError(Code.QUEUE_FULL, "full", retry_after_s=5.0))
+    for _ in range(2):
+        assert refusal(lambda: list(handle.updates(timeout_s=PATIENCE_S))).retry_after_s == 5.0
+
+
 def test_outside_of_its_block_nothing_is_taken_that_would_be_waited_for_in_vain():
     client = EdgeClient(NOBODY)
 
     def refuses():
         assert refusal(lambda: client.submit("edge-01", prompt="x")).code is Code.SHUTTING_DOWN
         assert refusal(lambda: client.admin("edge-01", "load", "phi")).code is Code.SHUTTING_DOWN
+        assert refusal(lambda: client.wait_connected(PATIENCE_S)).code is Code.SHUTTING_DOWN
 
     refuses()
     with client:

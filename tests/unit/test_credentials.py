@@ -7,7 +7,7 @@ import pytest
 from authority import Authority
 
 from edge_agent.mqtt.access import Access, CredentialError
-from edge_agent.settings.load import MqttSection
+from edge_agent.settings.broker import MqttSection
 
 
 def access(**fields):

@@ -1,13 +1,18 @@
 """Who may know whom: imports point downward, and heavy libraries stay in the processes they are for."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import paho.mqtt.client
 import pytest
+
+from edge_agent.mqtt.sockets import Paho
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +31,7 @@ LAYERS = (
     ("engine.child", "engine.devices"),
     ("engine.hosting",),
     ("models",),
-    ("health", "client"),
+    ("health", "client", "mqtt.client"),
     ("serving", "watch"),
     ("running", "control", "integrations"),
     ("agent",),
@@ -38,10 +43,9 @@ LAYERS = (
 """The folders of edge_agent from the bottom up: a module imports from its own layer and from those below.
 
 Some modules stand apart from their folders. `service.notify` needs nothing and everybody may tell the service manager.
-What is known of
-backends without loading any (`engine.registry`, each folder's `facts`) needs no more, and the settings ask it.
-`engine.child` is the engines' program, and so above all that it loads; the rest of its folder is what every backend
-stands on.
+What is known of backends without loading any (`engine.registry`, each folder's `facts`) needs no more, and the settings
+ask it. `engine.child` is the engines' program, and so above all that it loads, as is `engine.devices`; the rest of its
+folder is what every backend stands on. `mqtt.client` is where programs of version 0.1.0 look for the client.
 """
 
 APART = ("hardware", "edge_agent.synth", "edge_agent.mqtt.private_broker")
@@ -164,12 +168,41 @@ def test_engine_libraries_are_known_to_their_backends_folder_alone():
     assert finders <= {"edge_agent.engine.child"}
 
 
-@pytest.mark.parametrize("entry", ["edge_agent.agent.lifecycle", "edge_agent.models.fetch", "edge_agent.client.client"])
+@pytest.mark.parametrize("entry", ["edge_agent.agent.lifecycle", "edge_agent.models.fetch", "edge_agent.client"])
 def test_a_long_living_parent_loads_nothing_heavy(entry):
     """It keeps the agent small, and native code out of the process that holds the queue and the connection."""
     program = f"import sys, {entry}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
+
+
+BASE = ("edge_agent.client", *(f"edge_agent.cli.{verb}" for verb in ("submit", "acl", "fleet", "jobs", "status")))
+"""What works where the base distribution alone is installed."""
+
+
+@pytest.mark.parametrize("entry", BASE)
+def test_what_a_requester_uses_stands_on_the_base_distribution(entry):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in project["dependencies"]}
+    ours, todo = set(), [entry]
+    while todo:
+        ours.add(name := todo.pop())
+        todo += (GRAPH[name] & FILES.keys()) - ours
+    used = {each.partition(".")[0] for name in ours for each in GRAPH[name]}
+    theirs = used - sys.stdlib_module_names - {"edge_agent", "hardware", "pydantic_core"}
+    assert {"paho_mqtt" if each == "paho" else each for each in theirs} <= named
+
+
+def test_what_programs_import_opens_no_database_and_reads_no_settings():
+    program = "import sys, edge_agent.client; print(*sorted({'sqlite3', 'pydantic_settings'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Paho) if name.startswith("_") and not name.endswith("__")])
+def test_what_is_overridden_of_paho_is_there(name):
+    """Its private methods may change with any minor version: pyproject.toml names those that were seen."""
+    assert not callable(vars(Paho)[name]) or callable(getattr(paho.mqtt.client.Client, name))
 
 
 def test_a_verb_loads_no_other(tmp_path):
