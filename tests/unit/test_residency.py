@@ -67,6 +67,11 @@ VISION_WAITS = {"text": STAY, "vision": (REST, "waits for its turn after text")}
         # not longer than it pays
         ([loaded("text", idle_s=0.9 * LINGER_LOADS, load_s=1.0), away("vision", rank=1.0)], 2 * GIB, VISION_WAITS),
         ([loaded("text", idle_s=1.1 * LINGER_LOADS, load_s=1.0), away("vision", rank=1.0)], 2 * GIB, TEXT_GOES),
+        (
+            [loaded("text", idle_s=1.9 * LINGER_LOADS, load_s=1.0), away("vision", rank=1.0, load_s=1.0)],
+            2 * GIB,
+            VISION_WAITS,
+        ),
         ([loaded("text", **WORK), away("vision", rank=1.0, waited_s=TURN_S - 1)], 2 * GIB, VISION_WAITS),
         ([loaded("text", **WORK), away("vision", rank=1.0, waited_s=TURN_S)], 2 * GIB, TEXT_GOES),
         ([loaded("text", rank=5.0), away("vision", rank=1.0, waited_s=TURN_S - 1)], 2 * GIB, VISION_WAITS),
@@ -78,6 +83,7 @@ VISION_WAITS = {"text": STAY, "vision": (REST, "waits for its turn after text")}
         # who would soon be done may finish
         ([loaded("text", **WORK | {"job_s": 0.99 * MORE_S / 9}), away("vision", **LATE)], 2 * GIB, VISION_WAITS),
         ([loaded("text", **WORK | {"job_s": 1.01 * MORE_S / 9}), away("vision", **LATE)], 2 * GIB, TEXT_GOES),
+        ([loaded("text", **WORK | {"waiting": 1, "job_s": MORE_S}), away("vision", **LATE)], 2 * GIB, VISION_WAITS),
         ([loaded("text", **WORK | {"waiting": 0}), away("vision", **LATE)], 2 * GIB, VISION_WAITS),
         (
             [loaded("text", **WORK | {"waiting": 0}), away("vision", rank=1.0, waited_s=TURN_S + 1.01 * MORE_S)],
@@ -179,6 +185,22 @@ def test_a_model_nobody_knows_the_needs_of_fits_and_leaves_no_room():
     pinned, unknown = loaded("pinned", pinned=True), loaded("unknown", needs_bytes=None)
     barred = fates(pinned, unknown, away("vision", rank=1.0), free=3 * GIB - 1)["vision"]
     assert barred == (Fate.BARRED, "no room beside pinned, pinned there")
+    assert fates(pinned, unknown, away("vision", rank=1.0), free=3 * GIB)["vision"] == LOAD
+
+
+def test_what_does_not_fit_at_all_leaves_no_room_and_owes_none():
+    """Beside it comes who needs nothing that is known of, and nobody who needs a byte."""
+    huge, unknown = away("huge", rank=1.0, needs_bytes=99 * GIB), away("unknown", rank=2.0, needs_bytes=None)
+    one = away("one", rank=3.0, needs_bytes=1)
+    after = (REST, "waits for its turn after huge")
+    assert fates(huge, unknown, one, free=9 * GIB) == {
+        "huge": LOAD,
+        "unknown": LOAD,
+        "one": (REST, "waits for its turn after huge and unknown"),
+    }
+    found = fates(loaded("text"), huge, unknown, one, free=9 * GIB)
+    assert (found["huge"], found["unknown"]) == ((REST, "waits until text is gone"), LOAD)
+    assert fates(loaded("text"), huge, one, free=9 * GIB)["one"] == after
 
 
 @pytest.mark.parametrize(("more_bytes", "barred"), [(0, False), (1, True)])
@@ -227,6 +249,8 @@ def test_who_is_loaded_first():
     at_once = fates(away("ranked", rank=1.0, waited_s=5.0), away("asked", asked=True), free=3 * GIB)
     assert at_once["asked"] == LOAD
     assert fates(away("ranked", rank=0.0), away("rest"), free=3 * GIB)["ranked"] == LOAD
+    before = away("before", rank=-2 * TURN_S, waited_s=TURN_S - 1)
+    assert fates(before, away("late", rank=1.0, waited_s=TURN_S), free=3 * GIB)["late"] == LOAD
 
 
 @dataclass
