@@ -1,6 +1,7 @@
 """`edge-agent explain`: what would run here, or on another machine, and why nothing else does."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,16 +13,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edge_agent.base.errors import EdgeAgentError
 from edge_agent.cli.ending import sentences
 from edge_agent.cli.options import Config
 from edge_agent.health.birth import decision_report
 from edge_agent.images.decoder_process import bound_bytes
 from edge_agent.models import catalogue, runtimes
 from edge_agent.models.build_store import BuildStore
-from edge_agent.models.choose import choose
+from edge_agent.models.choose import Measurement, choose, free_bytes
+from edge_agent.models.load import prepare
 from edge_agent.models.measurements import installed_libraries, measured
+from edge_agent.models.memory import needed, read_build, reserved, with_settings
+from edge_agent.models.places import placed
 from edge_agent.models.provision import here, wanted
-from edge_agent.protocol.payloads import CandidateInfo, ModelDecision
+from edge_agent.protocol.payloads import CandidateInfo, ModelDecision, RejectedInfo
 from edge_agent.settings import load as settings
 from hardware.machine import Machine
 from hardware.probe import probe
@@ -60,7 +65,7 @@ def explain(
     """Show which build of a model runs here, what else could, and why the rest cannot."""
     with sentences():
         loaded = settings.load(config)
-        serves = [serve for serve in loaded.models.serve if serve.chosen]
+        serves = list(loaded.models.serve)
         if model is not None:
             serves = [settings.ServeSection(name="model", model=model)]
         given = {"context_tokens": context, "parallel": parallel}
@@ -82,10 +87,11 @@ def explain(
                 measured=seen,
             )
             for serve in serves
+            if serve.chosen
         }
-    if model is None:
-        serves += [serve for serve in loaded.models.serve if serve.openai is not None]
     report = decision_report(serves, decisions, agent=loaded.agent.id, boot_id="")
+    folders = {serve.name: _of_folder(serve, serve.path, there, seen) for serve in serves if serve.path is not None}
+    report = report.model_copy(update={"models": tuple(folders.get(each.name, each) for each in report.models)})
     if json:
         rich.print_json(report.model_dump_json(exclude_none=True))
         return
@@ -95,6 +101,48 @@ def explain(
         show(each, Console())
     if not all(each.candidates for each in report.models):
         raise typer.Exit(1)
+
+
+def _of_folder(
+    serve: settings.ServeSection, path: Path, there: Machine, seen: Mapping[tuple[str, str], Measurement]
+) -> ModelDecision:
+    """Return how a folder of the user's own would be loaded here, or why not."""
+    decision = ModelDecision(
+        name=serve.name, path_given=True, context_tokens=serve.context_tokens, parallel=serve.parallel
+    )
+    try:
+        place = placed(serve, path, seen)
+        spec, _ = prepare(place, serve, there)
+    except EdgeAgentError as error:
+        turned_down = RejectedInfo(variant=path.name, backend=serve.backend, device=serve.device, reason=error.message)
+        return decision.model_copy(update={"rejected": (turned_down,)})
+    build, notes = read_build(path, spec.backend), []
+    asked = serve.context_tokens
+    if build is not None and build.context is not None and build.context.tokens < asked:
+        asked = build.context.tokens
+        notes.append(f"this build takes {asked} tokens of context: {build.context.why}".removesuffix(": "))
+    tokens, lanes, needed_bytes = spec.context_tokens, spec.parallel, 0
+    if tokens < asked:
+        notes.append(f"memory holds {tokens} of {asked} tokens of context")
+    if lanes < serve.parallel:
+        notes.append(f"memory holds {lanes} of {serve.parallel} lanes")
+    if build is not None:
+        need = needed(with_settings(build, spec.options), device=spec.device, context_tokens=tokens, parallel=lanes)
+        needed_bytes = reserved(need.bytes)
+    candidate = CandidateInfo(
+        variant=path.name,
+        backend=spec.backend,
+        installed=True,
+        device=spec.device,
+        context_tokens=tokens,
+        parallel=lanes,
+        needed_bytes=needed_bytes,
+        free_bytes=free_bytes(there.memory),
+        measured=False,
+        options=spec.options,
+        notes=tuple(notes),
+    )
+    return decision.model_copy(update={"candidates": (candidate,)})
 
 
 def _machine(root: Path | None, memory: str | None) -> Machine:
@@ -119,7 +167,7 @@ def show(decision: ModelDecision, console: Console) -> None:
                 console.print(Text(f"{place}. {remarks}"))
         console.print("memory: needed of free, GiB; tokens/s of one answer, * expected of the memory's speed\n")
     else:
-        console.print(Text(f"{decision.wanted}: nothing fits ({asked})\n", style="bold"))
+        console.print(Text(f"{decision.wanted or decision.name}: nothing fits ({asked})\n", style="bold"))
     if decision.rejected:
         table = _table("turned down")
         table.add_column("build", no_wrap=True)

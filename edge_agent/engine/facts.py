@@ -7,7 +7,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from edge_agent.engine.context import ContextBound, original_tokens
 from hardware.machine import Accelerator, Kind, Machine, Vendor
 
 MIB = 2**20
@@ -21,7 +23,8 @@ class Build:
 
     kv_values_per_token: keys and values of one token over all layers. original_context_tokens: where longrope changes
     its factors, None for plain rope. hidden_size: width of a token inside the model, where it sees images.
-    kv_bytes_per_value: of the cache, where a setting says so; None: see Rates.
+    kv_bytes_per_value: of the cache, where a setting says so; None: see Rates. context: the longest text that the
+    backend computes right; None where nobody looked.
     """
 
     backend: str
@@ -31,6 +34,7 @@ class Build:
     original_context_tokens: int | None = None
     hidden_size: int | None = None
     kv_bytes_per_value: float | None = None
+    context: ContextBound | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,21 +147,25 @@ class BackendFacts:
     kv_bytes: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_config(folder: Path, backend: str, *, weights: str) -> Build:
+def read_config(
+    folder: Path, backend: str, *, weights: str, context: Callable[[Mapping[str, Any]], ContextBound]
+) -> Build:
     """Return the numbers of a folder with a config.json of Hugging Face's; `weights` stands in the names of its files.
 
-    Raises OSError, ValueError, KeyError or TypeError when it has none.
+    `context` bounds the text by what stands there. Raises OSError, ValueError, KeyError or TypeError when it has none.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     heads = int(config["num_attention_heads"])
-    values = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * config["hidden_size"] // heads
+    head_size = config.get("head_dim") or config["hidden_size"] // heads
+    values = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_size
     return Build(
         backend=backend,
         weight_bytes=size_bytes(folder, weights),
         kv_values_per_token=values,
         heads=heads,
-        original_context_tokens=config.get("original_max_position_embeddings"),
+        original_context_tokens=original_tokens(config),
         hidden_size=int(config["hidden_size"]) if config.get("model_type") == "phi3_v" else None,
+        context=context(config),
     )
 
 

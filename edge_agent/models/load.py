@@ -79,6 +79,8 @@ def prepare(
     free = free_bytes(machine.memory)
     if build is not None:
         build = with_settings(build, placed.options)
+        if build.context is not None:
+            context_tokens = min(context_tokens, build.context.tokens)
         room = Room(placed.device, None if free is None else free - reserved_bytes, own_bytes, placed.shares_memory)
         found = fit(build, room, context_tokens=context_tokens, parallel=parallel)
         if isinstance(found, Shortage):

@@ -251,7 +251,7 @@ class Subject:
 F32 = {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 SUBJECTS = {
     "onnx": Subject("onnx", "onnxruntime_genai", "cpu", BareOnnx, "onnx", 8192, sees=True),
-    # openvino-genai is kept to the original context, see openvino.known_context_tokens.
+    # openvino-genai is kept to the original context, see facts.openvino_context.
     "openvino": Subject("openvino", "openvino_genai", "openvino", BareOpenvino, "openvino", 4096, sees=True, exact=F32),
     # The backend for NPUs, on the processor: what the library is told of the device is the only difference.
     "openvino_npu": Subject(

@@ -62,3 +62,35 @@ def test_a_model_that_nobody_has_is_said_with_the_nearest(tmp_path):
 def test_amounts_are_written_as_people_do(amount, size_bytes):
     """Binary units, as memory is sold."""
     assert memory_bytes(amount) == size_bytes
+
+
+def test_folders_are_told_with_what_bounds_them(tmp_path):
+    """What is served of a folder of the user's own, why not more, and why one is no build."""
+    config = {
+        "max_position_embeddings": 131_072,
+        "rope_parameters": {"original_max_position_embeddings": 4096, "long_factor": [1.1], "short_factor": [1.0]},
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "hidden_size": 256,
+    }
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
+    for file in ("openvino_model.xml", "openvino_model.bin"):
+        (tmp_path / "mine" / file).touch()
+    settings = tmp_path / "edge-agent.toml"
+    tables = "".join(
+        f'[[models.serve]]\nname = "{name}"\npath = "{tmp_path / name}"\ncontext_tokens = 8192\n'
+        for name in ("mine", "none")
+    )
+    settings.write_text(f'[agent]\nstate_dir = "{tmp_path / "state"}"\n{tables}')
+    mine, none = json.loads(explain("--json", "--config", str(settings)))["models"]
+    (candidate,) = mine["candidates"]
+    assert (candidate["backend"], candidate["context_tokens"], candidate["installed"]) == ("openvino", 4096, True)
+    assert candidate["needed_bytes"] > 0
+    (note,) = candidate["notes"]
+    assert note.startswith("this build takes 4096 tokens of context: beyond 4096 tokens longrope")
+    (turned_down,) = none["rejected"]
+    assert "is not a folder" in turned_down["reason"]
+    shown = explain("--config", str(settings), returncode=1)
+    assert "mine: 8192 tokens of context" in shown
+    assert "none: nothing fits" in shown

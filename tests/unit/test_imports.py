@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 P = "edge_agent."
 LAYERS = (
     ("base", "service.notify"),
-    ("engine.facts", "engine.registry", "engine.batching.prefill", "engine.llamacpp.gguf"),
+    ("engine.context",),
+    ("engine.onnx.context", "engine.facts", "engine.registry", "engine.batching.prefill", "engine.llamacpp.gguf"),
     ("settings", "jobs"),
     ("images",),
     ("protocol",),

@@ -35,6 +35,7 @@ CONFIGS = {
         "genai_config.json": {
             "model": {
                 "type": "phi3",
+                "context_length": 131_072,
                 "decoder": {
                     "num_hidden_layers": 32,
                     "num_key_value_heads": 32,
@@ -50,7 +51,9 @@ CONFIGS = {
             "num_attention_heads": 32,
             "num_key_value_heads": 32,
             "hidden_size": 3072,
+            "max_position_embeddings": 131_072,
             "original_max_position_embeddings": 4096,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.1]},
         }
     },
 }
@@ -73,7 +76,8 @@ def need(build=FULL, **asked):
 def test_a_build_is_read_from_its_folder(tmp_path, backend):
     """Both kinds of folder tell the same numbers."""
     found = read_build(write_build(tmp_path, backend), backend)
-    assert found == Build(backend, 2645 * MIB, 196_608, 32, 4096)
+    assert replace(found, context=None) == Build(backend, 2645 * MIB, 196_608, 32, 4096)
+    assert found.context.tokens == {"onnx": 131_072, "openvino": 4096}[backend]
     assert read_build(tmp_path / "absent", backend) is None
 
 
@@ -269,7 +273,7 @@ def cards(tmp_path_factory):
 def test_what_models_hold_of_one_card_is_reckoned_together(tmp_path, cards, card, backend, device):
     """The second gets what is left there: fewer lanes, then less context; the third nothing, wherever there is room."""
     there, folder = cards[card], write_build(tmp_path, backend)
-    serve = ServeSection(name="phi", path=folder, context_tokens=8192, parallel=2)
+    serve = ServeSection(name="phi", path=folder, context_tokens=4096, parallel=2)
 
     def load(own_bytes, *beside):
         return prepare(Placed(folder, backend, device, own_bytes=own_bytes), serve, there, beside=beside)[0]
@@ -281,8 +285,8 @@ def test_what_models_hold_of_one_card_is_reckoned_together(tmp_path, cards, card
     own_bytes = int(1.7 * held(alone))
     first = load(own_bytes)
     second = load(own_bytes, first)
-    assert (first.context_tokens, first.parallel) == (8192, 2)
-    assert (second.context_tokens, second.parallel) < (8192, 2)
+    assert (first.context_tokens, first.parallel) == (4096, 2)
+    assert (second.context_tokens, second.parallel) < (4096, 2)
     assert held(first, second) <= own_bytes < held(first, first)
     with pytest.raises(EdgeAgentError, match=rf"of the {device}'s own are free; unload what is there") as full:
         load(own_bytes, first, second)

@@ -132,16 +132,6 @@ def test_a_device_it_cannot_use_is_refused(load, tiny_openvino):
     assert raised.value.code is Code.UNSUPPORTED
 
 
-def test_longrope_is_kept_to_its_original_context(load):
-    """Beyond it neighbours would change each other's text; plain rope has no such border."""
-    from edge_agent.engine.openvino.load import known_context_tokens
-
-    config = {"max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
-    assert known_context_tokens(config | {"rope_scaling": {"type": "longrope"}}) == 4096
-    assert known_context_tokens(config | {"rope_scaling": None}) == 131_072
-    assert known_context_tokens({"max_position_embeddings": 4096}) == 4096
-
-
 def test_nothing_is_reported_to_anybody(load, tiny_openvino):
     """The library's own reporter is not there for it, and all works without."""
     program = (

@@ -4,7 +4,7 @@ Only files of the folder are read, and no code in it is run.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from edge_agent.engine import foreign
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.lane_parts import Logits
+from edge_agent.engine.hf.facts import mlx_context
 from edge_agent.engine.hf.lane_by_lane import LaneByLane, lane_model, loading
 from edge_agent.engine.hf.prompt import read_config
 from edge_agent.engine.messages import ModelLimits
@@ -40,8 +41,9 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     mx.set_default_device(device)
     config = read_config(spec.path)
     with loading(spec.path), library():
-        model, _ = load_model(spec.path)
-    limits = ModelLimits(min(spec.context_tokens, _context_tokens(model, config)), spec.parallel)
+        model, _ = load_model(spec.path, model_config=_rope(config))
+    limits = ModelLimits(min(spec.context_tokens, mlx_context(config).tokens), spec.parallel)
+    _use_short_factors(model, config)
     return lane_model(
         spec,
         config,
@@ -52,21 +54,26 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     )
 
 
-def _context_tokens(model: Any, config: dict[str, Any]) -> int:
-    """Return the context that can be used, having mended longrope for it.
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what transformers 5 writes as `rope_parameters` in the spelling that the library reads."""
+    told = config.get("rope_parameters")
+    if not told:
+        return {}
+    kind = told.get("rope_type", "default")
+    scaling = {} if kind == "default" else {"rope_scaling": {"type": kind, **told}}
+    return scaling | {key: told[key] for key in ("rope_theta", "partial_rotary_factor") if key in told}
 
-    The library turns every sequence by the factors for long ones (SuScaledRoPE in mlx-lm 0.32), which is not what the
-    model was trained with. So a model with longrope is kept to its original context and given the short factors.
+
+def _use_short_factors(model: Any, config: Mapping[str, Any]) -> None:
+    """Turn a model with longrope by its short factors, which suit up to its original context.
+
+    The library turns every sequence by those for long ones (SuScaledRoPE in mlx-lm 0.32).
     """
-    most: int = config["max_position_embeddings"]
-    scaled = [each for each in model.modules() if isinstance(each, SuScaledRoPE)]
-    if not scaled:
-        return most
-    scaling = config["rope_scaling"]
-    for rope in scaled:
-        ratio = mx.array(scaling["short_factor"]) / mx.array(scaling["long_factor"])
-        rope._freqs = rope._freqs * ratio  # noqa: SLF001 - there is no other way in
-    return min(most, int(scaled[0].original_max_position_embeddings))
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for rope in model.modules():
+        if isinstance(rope, SuScaledRoPE):
+            ratio = mx.array(scaling["short_factor"]) / mx.array(scaling["long_factor"])
+            rope._freqs = rope._freqs * ratio  # noqa: SLF001 - there is no other way in
 
 
 class MlxDecoder(LaneByLane):

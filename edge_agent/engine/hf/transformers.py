@@ -19,7 +19,8 @@ from edge_agent.engine import foreign
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.lane_parts import Logits
-from edge_agent.engine.batching.prefill import LONGROPE_TOKENS
+from edge_agent.engine.context import original_tokens
+from edge_agent.engine.hf.facts import transformers_context
 from edge_agent.engine.hf.lane_by_lane import LaneByLane, lane_model, loading
 from edge_agent.engine.hf.prompt import read_config
 from edge_agent.engine.messages import ModelLimits
@@ -50,8 +51,8 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         model = AutoModelForCausalLM.from_pretrained(
             spec.path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype
         ).eval()
-    longrope = "longrope" in str(config.get("rope_scaling") or config.get("rope_parameters"))
-    limits = ModelLimits(min(spec.context_tokens, _context_tokens(config, longrope=longrope)), spec.parallel)
+    longrope = original_tokens(config) is not None
+    limits = ModelLimits(min(spec.context_tokens, transformers_context(config).tokens), spec.parallel)
     return lane_model(
         spec,
         config,
@@ -60,13 +61,6 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         library_name=f"transformers {transformers.__version__}",
         now_s=now_s,
     )
-
-
-def _context_tokens(config: dict[str, Any], *, longrope: bool) -> int:
-    """Return the context that can be used: all, but where longrope changes its factors elsewhere than we expect."""
-    most: int = config["max_position_embeddings"]
-    original = config.get("original_max_position_embeddings", most)
-    return min(most, original) if longrope and original != LONGROPE_TOKENS - 1 else most
 
 
 class TorchDecoder(LaneByLane):

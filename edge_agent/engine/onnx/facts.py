@@ -5,6 +5,7 @@ from pathlib import Path
 
 from edge_agent.engine.batching.prefill import LONGROPE_TOKENS
 from edge_agent.engine.facts import PLAIN, THREADS, UNMEASURED_GPU, Axis, BackendFacts, Build, DeviceFacts, size_bytes
+from edge_agent.engine.onnx.context import context
 from hardware.machine import Kind, Vendor
 
 
@@ -20,6 +21,7 @@ def _read(folder: Path) -> Build:
         # onnxruntime-genai switches factors for this type, at the length that all its models have in common
         original_context_tokens=LONGROPE_TOKENS - 1 if model["type"].startswith("phi3") else None,
         hidden_size=int(decoder["hidden_size"]) if "vision" in model else None,
+        context=context(folder, model),
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.context import ContextBound
+from edge_agent.engine.onnx.context import context
 
 _VISION_KIND = "phi3v"
 _LONGROPE_KINDS = ("phi3", _VISION_KIND)
@@ -29,7 +31,6 @@ class Layout:
 
     kind: str
     filename: str
-    context_tokens: int
     vocab_size: int
     layers: int
     kv_heads: int
@@ -38,6 +39,7 @@ class Layout:
     names: Mapping[str, str]
     embedding: GraphFile | None
     encoder: GraphFile | None
+    context: ContextBound
 
     @classmethod
     def read(cls, folder: Path) -> "Layout":
@@ -49,7 +51,6 @@ class Layout:
             layout = cls(
                 kind=str(model["type"]),
                 filename=str(decoder["filename"]),
-                context_tokens=int(model["context_length"]),
                 vocab_size=int(model["vocab_size"]),
                 layers=int(decoder["num_hidden_layers"]),
                 kv_heads=int(decoder["num_key_value_heads"]),
@@ -58,6 +59,7 @@ class Layout:
                 names=_names(decoder),
                 embedding=_part(model.get("embedding")),
                 encoder=_part(model.get("vision")),
+                context=context(folder, model),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EdgeAgentError(

@@ -39,7 +39,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     og.disable_telemetry_events()  # an edge agent phones nobody; the environment said so before the import already
     layout = Layout.read(spec.path)
     special_tokens = SpecialTokens.read(spec.path)
-    context_tokens = min(spec.context_tokens, layout.context_tokens)
+    context_tokens = min(spec.context_tokens, layout.context.tokens)
     parallel = spec.parallel if spec.device not in PLUGINS or PLUGINS[spec.device].divisible else 1
     limits = ModelLimits(context_tokens, parallel, 0 if layout.encoder is None else IMAGES_PER_PROMPT)
     try:

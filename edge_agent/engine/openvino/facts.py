@@ -2,12 +2,20 @@
 
 from functools import partial
 
+from edge_agent.engine import context
 from edge_agent.engine.facts import MIB, THREADS, UNMEASURED_GPU, Axis, BackendFacts, DeviceFacts, Rates, read_config
 from hardware.machine import Kind, Vendor
 
 GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 PRECISION = "INFERENCE_PRECISION_HINT"
 KV_PRECISION = "KV_CACHE_PRECISION"
+
+openvino_context = partial(context.bound, longrope=False, window=True)
+"""Beyond longrope's original context the exported graph turns *all* tokens of a step by the long factors.
+
+It goes by the greatest position among them: a neighbour's text would change when a long one joins, and keys computed
+before, in an earlier piece or found in the cache, were turned by the short ones.
+"""
 
 FACTS = BackendFacts(
     load="edge_agent.engine.openvino.load:load",
@@ -16,7 +24,7 @@ FACTS = BackendFacts(
     libraries=("openvino_genai", "openvino"),
     extra="openvino",
     marks=("openvino_language_model.xml", "openvino_model.xml"),
-    read=partial(read_config, backend="openvino", weights=".bin"),
+    read=partial(read_config, backend="openvino", weights=".bin", context=openvino_context),
     distributions=("openvino-genai", "openvino"),
     kv_option=KV_PRECISION,
     kv_bytes={"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.2, "u4": 0.7},  # with the scales per token and head

@@ -14,6 +14,7 @@ import openvino_genai as genai
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.backend import LoadedModel, ModelSpec
 from edge_agent.engine.messages import ModelLimits
+from edge_agent.engine.openvino.facts import openvino_context
 from edge_agent.engine.openvino.first import OpenvinoFirst
 from edge_agent.engine.openvino.guide import GuideTrial
 from edge_agent.engine.openvino.model import KeyValueCache, OpenvinoModel
@@ -163,23 +164,11 @@ def read_numbers(folder: Path) -> tuple[int, int]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return int(config["vocab_size"]), known_context_tokens(config)
+        return int(config["vocab_size"]), openvino_context(config).tokens
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EdgeAgentError(
             Code.MODEL_ERROR, f"config.json in {folder} cannot be read ({error!r}); fetch the model again"
         ) from error
-
-
-def known_context_tokens(config: Mapping[str, Any]) -> int:
-    """Return the context that a model's config.json allows here.
-
-    With longrope that is the original one. Beyond it the exported graph turns *all* tokens of a step by the long
-    factors, by the greatest position among them: a neighbour's text would change when a long one joins, and keys
-    computed before, in an earlier piece or found in the cache, were turned by the short ones.
-    """
-    most = int(config["max_position_embeddings"])
-    original = config.get("original_max_position_embeddings") if config.get("rope_scaling") else None
-    return min(most, int(original)) if original else most
 
 
 def _scheduler(limits: ModelLimits, cache: KeyValueCache, kind: type[OpenvinoModel]) -> Any:

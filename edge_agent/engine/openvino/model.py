@@ -225,7 +225,7 @@ class OpenvinoModel(PipelineModel):
             position=sequence.position,
             prompt_tokens=total,
             tokens_per_s=self._tokens_per_s,
-            longrope=False,  # no context goes beyond it, see openvino.known_context_tokens
+            longrope=False,  # no context goes beyond it, see facts.openvino_context
             alone=alone,
         )
         if end < total:
