@@ -119,6 +119,9 @@ def test_a_card_is_used_when_it_is_there_and_may_be_opened():
     decision = decide(machine(accelerators=(ARC,), bandwidth_gb_per_s=40), offered=offered)
     assert order(decision)[0] == ("openvino-fp16", "gpu")
     assert decision.candidates[0].free_bytes == 16 * GIB
+    assert {each.free_bytes for each in decision.candidates if each.device == "cpu"} == {
+        machine().memory.available_bytes
+    }
     small = replace(ARC, memory_bytes=6 * GIB)
     assert "6144 MiB of the gpu's own are free" in reason(
         decide(machine(accelerators=(small,)), offered=offered), "openvino-fp16", "gpu"
@@ -173,7 +176,7 @@ def test_a_device_file_that_is_closed_to_us_is_said_with_the_command():
         usable=False,
         mend="sudo usermod -aG render edge-agent",
     )
-    decision = decide(machine(accelerators=(closed,)))
+    decision = decide(machine(accelerators=(closed, replace(closed, node="/dev/accel/accel1"))))
     assert reason(decision, "openvino-npu-int4-cw", "npu") == (
         "the Intel NPU is there but /dev/accel/accel0 may not be opened; sudo usermod -aG render edge-agent"
     )
@@ -232,7 +235,65 @@ def test_what_the_catalogue_does_not_have_is_said_with_the_nearest():
 def test_of_builds_equally_fast_the_better_comes_first():
     """Also when the other is here already: it is fetched once and answers for years."""
     measured = {(f"{MINI}-{name}", "cpu"): Measurement(10.0) for name in ("onnx-cpu-int4", "openvino-int4")}
-    assert order(decide(measured=measured, installed={f"{MINI}-openvino-int4"}))[0] == ("onnx-cpu-int4", "cpu")
+    first, second, *_ = decide(measured=measured, installed={f"{MINI}-openvino-int4"}).candidates
+    assert [each.variant.name for each in (first, second)] == [f"{MINI}-onnx-cpu-int4", f"{MINI}-openvino-int4"]
+    assert (first.installed, second.installed) == (False, True)
+
+
+def twin(name, **changed):
+    (one,) = CATALOGUE.builds_of(f"{MINI}-onnx-cpu-int4")
+    return one.model_copy(update={"name": name} | changed)
+
+
+def decide_of(*variants, speeds=(), there=None, **more):
+    return choose(
+        WantedModel(MINI),
+        machine=there or machine(),
+        catalogue=CATALOGUE.model_copy(update={"variant": variants}),
+        runtimes=Runtimes(BOTH, {}),
+        measured={(each.name, "cpu"): Measurement(speed) for each, speed in zip(variants, speeds, strict=False)},
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("speeds", "installed", "behind"),
+    [
+        ((30.0, 25.0), (), "slower (25 after 30 tokens/s)"),
+        ((9.0, 8.0), (), "slower (8 after 9 tokens/s)"),
+        ((9.0, 9.0), ("one",), "equal, but not installed"),
+        ((9.0, 9.0), ("one", "two"), "equal"),
+        ((9.0, 9.0), (), "equal"),
+    ],
+)
+def test_builds_of_one_quality_differ_in_speed_then_in_being_there(speeds, installed, behind):
+    decision = decide_of(twin("one"), twin("two"), speeds=speeds, installed=installed)
+    assert [each.variant.name for each in decision.candidates] == ["one", "two"]
+    assert decision.candidates[1].behind == behind
+
+
+def test_among_slow_ones_quality_is_no_reason():
+    """The one before it is faster, that is all."""
+    worse = twin("worse", precision="int4", method="rtn")
+    best, second = decide_of(worse, twin("better"), speeds=(9.0, 8.0)).candidates
+    assert best.variant.quality < second.variant.quality
+    assert second.behind == "slower (8 after 9 tokens/s)"
+    best, second = decide_of(worse, twin("better", precision="int8", method=None), speeds=(9.0, 8.0)).candidates
+    assert (best.variant.name, second.behind) == ("worse", "slower (8 after 9 tokens/s)")
+    slower = decide_of(twin("better", precision="int8", method=None), worse, speeds=(9.0, 8.0)).candidates[1]
+    assert slower.behind == "slower (8 after 9 tokens/s)"
+
+
+@pytest.mark.parametrize(("note", "said"), [("", ""), ("for another program", ": for another program")])
+def test_a_backend_that_is_not_here_is_said_with_the_builds_note(note, said):
+    (turned_down,) = decide_of(twin("theirs", backend="theirs", devices=("cpu",), note=note)).rejected
+    assert turned_down.reason == f"this version has no theirs backend for cpu{said}"
+
+
+def test_a_build_with_less_context_than_is_wanted_says_so():
+    decision = decide(model=f"{MINI}-openvino-int4", context_tokens=8192)
+    assert decision.candidates[0].context_tokens == 4096
+    assert decision.candidates[0].notes == ("this build takes 4096 tokens of context",)
 
 
 def test_runtimes_presumed_of_a_machine_are_those_of_its_accelerators():

@@ -102,6 +102,14 @@ def test_a_large_image_in_base64_is_decoded_whole():
         assert judge({"image": "json.jpg"}, b'{"jpg": "%b"}' % text).image == LARGE
 
 
+@pytest.mark.parametrize(("head", "read"), [(127, True), (128, False)])
+def test_the_head_of_a_data_url_is_short(head, read):
+    """Its comma is looked for so far."""
+    url = b"data:" + b"x" * (head - 5) + b"," + BASE64
+    decision = judge({"image": "json.jpg"}, b'{"jpg": "%b"}' % url)
+    assert (decision.image == JPEG) if read else (decision == Drop(Reason.NO_IMAGE, "json.jpg"))
+
+
 @pytest.mark.parametrize("tail", [b"=AAA", b"!", b"A", b"AA=", b"\xc3\xa9"])
 def test_what_follows_the_end_of_base64_spoils_it(tail):
     """At the end of a slice, or anywhere."""
@@ -135,7 +143,9 @@ def test_the_field_that_lacks_is_named_as_the_rule_names_it():
         ({"json.t": {"above": 30}}, b'{"t": 30}', False),
         ({"json.t": {"above": 20, "below": 30}}, b'{"t": "25"}', True),
         ({"json.t": {"above": 20}}, b'{"t": "warm"}', False),
-        ({"json.t": {"above": 20}}, b'{"t": true}', False),
+        ({"json.t": {"above": 0}}, b'{"t": true}', False),
+        ({"json.t": {"above": 20}}, b'{"t": [31]}', False),
+        ({"json.t": {"above": 20}}, b'{"t": {"a": 31}}', False),
         ({"json.t": {"above": 20}}, b"{}", False),
         ({"payload": {"above": 30}}, b"31", True),
         ({"payload": {"other_than": ["unavailable", "unknown"]}}, b"on", True),
@@ -212,3 +222,29 @@ def test_any_number_of_topics_takes_a_bounded_memory():
     assert len(memory.taken_s) == len(memory.before) == TOPICS_REMEMBERED
     assert sum(map(len, memory.before.values())) == 32 * TOPICS_REMEMBERED
     assert max(map(len, [*memory.taken_s, *memory.before])) == 32
+
+
+def test_the_topic_that_was_silent_longest_is_forgotten_first():
+    memory, table = Memory(), {"prompt": "{{ payload }}", "every_s": 60}
+    for number in range(TOPICS_REMEMBERED):
+        judge(table, b"on", memory=memory, topic=f"a/{number}")
+    assert isinstance(judge(table, b"on", memory=memory, topic="a/0", now_s=60), Take)
+    judge(table, b"on", memory=memory, topic="a/new", now_s=61)
+    for topic, known in (("a/0", True), ("a/2", True), ("a/1", False)):
+        decision = judge(table, b"on", memory=memory, topic=topic, now_s=59.9)
+        assert (decision == Drop(Reason.EVERY)) is known
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+@pytest.mark.parametrize("image_sha256", [None, "0" * 64])
+def test_a_job_has_the_image_before_the_text_and_no_stream(system, image_sha256):
+    (rule,) = read({"system": system} if system else {})
+    request = rule.request(Take("What is it?", None, "a/b"), job_id="job-1", image_sha256=image_sha256)
+    *before, asked = request.messages
+    assert [(each.role, each.content) for each in before] == ([("system", system)] if system else [])
+    assert not request.stream
+    if image_sha256 is None:
+        assert asked.content == "What is it?"
+    else:
+        image, text = asked.content
+        assert (image.sha256, text.text) == (image_sha256, "What is it?")
