@@ -21,7 +21,7 @@ from edge_agent.control.messages import (
 )
 from edge_agent.jobs.job import TERMINAL, Job, JobState
 from edge_agent.jobs.queue import ROWS_AT_ONCE, Envelope, Queue
-from edge_agent.jobs.request import Request, stored
+from edge_agent.jobs.request import Request
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.order_payloads import ModelOrder
 from edge_agent.protocol.payloads import JobEvent, Result
@@ -83,7 +83,7 @@ class JobAdmin:
 
     def _show(self, queue: Queue, ask: ShowJob) -> Reply:
         job = self._one(queue, ask.job_id, ask.client)
-        request: dict[str, Any] | None = from_json(job.request, cache_strings="keys") if job.request else None
+        request: dict[str, Any] | None = from_json(job.request.text, cache_strings="keys") if job.request else None
         result = None
         if job.state in TERMINAL:
             result = Result.model_validate_json(self._speech.result(job, packet_bytes_max=None).payload)
@@ -109,7 +109,7 @@ class JobAdmin:
             raise EdgeAgentError(Code.BAD_REQUEST, f"job_id: has not ended, it is {job.state}; cancel it first")
         if job.request is None:
             raise EdgeAgentError(Code.UNSUPPORTED, "job_id: its prompt was erased (privacy.keep_text)")
-        request = stored(job.request)
+        request = job.asked
         if request.images:
             raise EdgeAgentError(
                 Code.UNSUPPORTED, "job_id: had images, which are not kept; let its client send it again"

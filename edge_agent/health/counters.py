@@ -153,9 +153,8 @@ class Counters:
         """Count the jobs that have ended of those that changed."""
         for job in jobs:
             if job.state in TERMINAL:
-                outcome = Outcome.model_validate_json(job.outcome or "{}")
                 with self._lock:
-                    self._models.setdefault(job.model, _ModelCounts()).add(job, outcome)
+                    self._models.setdefault(job.model, _ModelCounts()).add(job, job.outcome or Outcome())
 
     def heard(self, model: str, event: Event) -> None:
         """Count the tokens an engine generates, as they come; called by that engine's thread alone."""

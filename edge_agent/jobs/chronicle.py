@@ -17,7 +17,7 @@ def note(changes: Sequence[Job]) -> None:
         if job.state_seq == 1:
             log.info("job.accepted", job_id=job.job_id, client=job.client, model=job.model, row=job.row)
         if job.state in TERMINAL:
-            outcome = Outcome.model_validate_json(job.outcome or "{}")
+            outcome = job.outcome or Outcome()
             log.info(
                 "job.ended",
                 job_id=job.job_id,

@@ -5,11 +5,16 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edge_agent.jobs.job import Job, JobState, sources
+from pydantic import TypeAdapter
+from pydantic_core import from_json, to_json
+
+from edge_agent.jobs.job import Destination, Job, JobState, Outcome, Prepared, sources
+from edge_agent.jobs.request import StoredRequest
 
 SCHEMA_VERSION = 4
 SCRIPTS = resources.files(__package__)
@@ -116,15 +121,31 @@ def translated() -> Iterator[None]:
 
 def job_of(row: Sequence[Any]) -> Job:
     """Return the job of a row that has its columns."""
-    job = Job(*row)
-    return dataclasses.replace(
-        job,
-        state=JobState(job.state),
-        alone=bool(job.alone),
-        cancel_requested=bool(job.cancel_requested),
-        stream=bool(job.stream),
-        unprepared=bool(job.unprepared),
+    columns: Iterable[Any] = (
+        value if value is None or read is None else read(value) for read, value in zip(_READ, row, strict=True)
     )
+    return Job(*columns)
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "state": JobState,
+    "alone": bool,
+    "cancel_requested": bool,
+    "stream": bool,
+    "unprepared": bool,
+    "request": StoredRequest,
+    "outcome": Outcome.model_validate_json,
+    "metadata": partial(from_json, cache_strings="keys"),
+    "images": TypeAdapter(tuple[Prepared, ...]).validate_json,
+    "answer": Destination.model_validate_json,
+}
+_READ = tuple(_READERS.get(field.name) for field in dataclasses.fields(Job))
+"""What makes a job's field of its column, in their order; None for those that are the same."""
+
+
+def as_json(value: Any) -> str | None:
+    """Return what a column keeps of a value that Job has as a type."""
+    return None if value is None else to_json(value, exclude_none=True, by_alias=True).decode()
 
 
 class Database:

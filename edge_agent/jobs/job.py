@@ -1,12 +1,14 @@
 """What became of a request: the job's states as data, and its outcome."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from edge_agent.base.errors import POOL_RETRYABLE, RETRYABLE, Code, EdgeAgentError
+from edge_agent.jobs.request import Request, StoredRequest
 
 
 class JobState(StrEnum):
@@ -115,6 +117,14 @@ class ImageUse(Frozen):
     tokens: int
 
 
+class Prepared(Frozen):
+    """A decoded image of a job: the file of its RGB bytes, the file's hash in hex, and what it costs."""
+
+    path: str
+    sha256: str
+    use: ImageUse
+
+
 class Fallback(Frozen):
     """What would have answered, had it not failed before, and how it did."""
 
@@ -166,11 +176,10 @@ class Job:
     """An accepted request: one row of the queue.
 
     Times ending in `_s` are seconds on the queue's clock, which no change of the wall clock moves.
-    `request` and `outcome` are JSON; `request` is None once erased, `outcome` until the job has ended. `strikes`
-    counts claims that were not given back. `pool` is the pool it came through; until `not_before_s` nobody claims it.
-    A job with images or a guide is `unprepared` until they are decoded and it is tried; `images` tells of them then
-    (JSON, see prepared.py).
-    A watch's job has the topic it came from as `source`, and its Destination as JSON in `answer`.
+    `request` is None once erased, `outcome` until the job has ended. `strikes` counts claims that were not given back.
+    `pool` is the pool it came through; until `not_before_s` nobody claims it. A job with images or a guide is
+    `unprepared` until they are decoded and it is tried; `images` are there then. A watch's job has the topic it came
+    from as `source`, and in `answer` where its answer goes.
     """
 
     row: int
@@ -195,16 +204,26 @@ class Job:
     timeout_s: float
     claimed_s: float | None
     finished_s: float | None
-    request: str | None
+    request: StoredRequest | None
     request_bytes: int
-    outcome: str | None
+    outcome: Outcome | None
     correlation: bytes | None
     traceparent: str | None
-    metadata: str
+    metadata: Mapping[str, JsonValue]
     unprepared: bool
-    images: str | None
+    images: tuple[Prepared, ...] | None
     source: str | None
-    answer: str | None
+    answer: Destination | None
+
+    @property
+    def asked(self) -> Request:
+        """What was asked. Raises EdgeAgentError BAD_REQUEST, see StoredRequest, also when it is erased."""
+        return (self.request or StoredRequest("")).read()
+
+    @property
+    def error(self) -> Failure | None:
+        """Why it ended badly."""
+        return self.outcome.error if self.outcome else None
 
     @property
     def watched(self) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from pydantic_core import to_json
 
 from edge_agent.jobs.clock import Clock
-from edge_agent.jobs.database import Database
-from edge_agent.jobs.job import Job
+from edge_agent.jobs.database import Database, as_json
+from edge_agent.jobs.job import Job, Prepared
 
 
 class NeededImages:
@@ -54,9 +54,9 @@ class NeededImages:
         names = to_json(list(passed)).decode()
         return self._db.job("next_unprepared", model=model, now=self._clock.now_s(), ahead=ahead, passed=names)
 
-    def prepared(self, job: Job, images: str | None) -> bool:
+    def prepared(self, job: Job, images: tuple[Prepared, ...] | None) -> bool:
         """Let a job be claimed, its images decoded, its guide tried; return False when it has ended meanwhile."""
-        return self._db.row("prepared", row=job.row, images=images) is not None
+        return self._db.row("prepared", row=job.row, images=as_json(images)) is not None
 
     def needed(self) -> tuple[frozenset[tuple[str, str]], frozenset[int]]:
         """Return whose image of which hash is needed, and the rows of the jobs that need them; forget others."""

@@ -17,8 +17,8 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.backlog import Backlog, Ledger
 from edge_agent.jobs.claims import Claims
 from edge_agent.jobs.clock import Anchor, Clock
-from edge_agent.jobs.database import Database, translated
-from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, Timings, sources
+from edge_agent.jobs.database import Database, as_json, translated
+from edge_agent.jobs.job import TERMINAL, Destination, Failure, Job, JobState, Outcome, Timings, sources
 from edge_agent.jobs.leftovers import Leftovers
 from edge_agent.jobs.needed import NeededImages
 from edge_agent.jobs.overview import Overview
@@ -40,7 +40,7 @@ class Envelope:
     """What came with a request and goes back with every answer, and how long it may live (seconds).
 
     `pool` is the pool it was sent to; None when it was sent to this agent.
-    `source` and `answer`, for a watch's job only, are the topic it came from and its Destination as JSON.
+    `source` and `answer`, for a watch's job only, are the topic it came from and where its answer goes.
     """
 
     client: str
@@ -49,7 +49,7 @@ class Envelope:
     correlation: bytes | None = None
     traceparent: str | None = None
     source: str | None = None
-    answer: str | None = None
+    answer: Destination | None = None
 
 
 class Queue:
@@ -210,13 +210,13 @@ class Queue:
             finished_s=now_s if canceled else None,
             request=body,
             request_bytes=len(body.encode()),
-            outcome=_canceled(0.0).model_dump_json(exclude_none=True) if canceled else None,
+            outcome=as_json(_canceled(0.0)) if canceled else None,
             correlation=envelope.correlation,
             traceparent=envelope.traceparent,
             metadata=to_json(request.metadata).decode(),
             unprepared=bool(here) or (request.guided and not proven),
             source=envelope.source,
-            answer=envelope.answer,
+            answer=as_json(envelope.answer),
         )
         if not canceled:
             self._count(job, 1)
@@ -240,7 +240,7 @@ class Queue:
             attempt=job.attempt,
             state=state,
             sources=to_json(sources(state)).decode(),
-            outcome=outcome.model_dump_json(exclude_none=True),
+            outcome=as_json(outcome),
             now=self.clock.now_s(),
         )
         if not ended:

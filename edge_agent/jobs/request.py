@@ -224,18 +224,21 @@ class Request(Strict):
         return hashlib.sha256(self.model_dump_json().encode()).digest()
 
 
-def stored(text: str | None) -> Request:
-    """Return a request that was accepted before.
+@dataclass(frozen=True, slots=True)
+class StoredRequest:
+    """A request that was accepted before, as JSON until somebody needs it: it may be long, or of an earlier version."""
 
-    Raises EdgeAgentError BAD_REQUEST when that was by a version of the agent that took more.
-    """
-    try:
-        return Request.model_validate_json(text or "")
-    except ValidationError as error:
-        field = next((str(each["loc"][0]) for each in error.errors() if each["loc"]), "the job")
-        raise EdgeAgentError(
-            Code.BAD_REQUEST, f"{field}: is taken no more by this version of the agent; send the job anew"
-        ) from error
+    text: str
+
+    def read(self) -> Request:
+        """Return it. Raises EdgeAgentError BAD_REQUEST when a version of the agent accepted it that took more."""
+        try:
+            return Request.model_validate_json(self.text)
+        except ValidationError as error:
+            field = next((str(each["loc"][0]) for each in error.errors() if each["loc"]), "the job")
+            raise EdgeAgentError(
+                Code.BAD_REQUEST, f"{field}: is taken no more by this version of the agent; send the job anew"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

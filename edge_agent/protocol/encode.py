@@ -3,8 +3,6 @@
 from bisect import bisect_right
 from dataclasses import replace
 
-from pydantic_core import from_json
-
 from edge_agent import __version__
 from edge_agent.base.errors import EdgeAgentError
 from edge_agent.jobs.ids import watch_of
@@ -55,7 +53,7 @@ class Speech:
             eta_s=eta_s,
             tokens=tokens,
             missing=missing,
-            error=_outcome(job).error,
+            error=job.error,
         )
         return self._answer(job.client, job.job_id, "status", status, job.correlation, job.traceparent, STATUS_EXPIRY_S)
 
@@ -86,7 +84,7 @@ class Speech:
 
     def result(self, job: Job, *, packet_bytes_max: int | None) -> Publication:
         """Give the whole answer, cut to what the broker takes; a watch's goes where its rule says."""
-        publication, result = self._watched(job) if job.answer else self._asked(job)
+        publication, result = self._watched(job, job.answer) if job.answer else self._asked(job)
         if packet_bytes_max is None:
             return publication
         room = packet_bytes_max - len(publication.topic.encode()) - HEADER_BYTES
@@ -96,23 +94,22 @@ class Speech:
 
     def _asked(self, job: Job) -> tuple[Publication, Result]:
         result = Result(
-            **_outcome(job).model_dump(),
+            **(job.outcome or Outcome()).model_dump(),
             agent=self._agent,
             job_id=job.job_id,
             state=job.state,
             attempt=job.attempt,
             model=job.model,
             agent_version=__version__,
-            metadata=from_json(job.metadata, cache_strings="keys"),
+            metadata=job.metadata,
         )
         publication = self._answer(
             job.client, job.job_id, "result", result, job.correlation, job.traceparent, RESULT_EXPIRY_S
         )
         return publication, result
 
-    def _watched(self, job: Job) -> tuple[Publication, Answer | str]:
-        destination = Destination.model_validate_json(job.answer or "")
-        outcome = _outcome(job)
+    def _watched(self, job: Job, destination: Destination) -> tuple[Publication, Answer | str]:
+        outcome = job.outcome or Outcome()
         result: Answer | str = outcome.text.strip()
         if destination.format == "json":
             result = Answer(
@@ -138,7 +135,6 @@ class Speech:
 
     def event(self, job: Job) -> Publication:
         """Tell monitors of a job's state, without any text."""
-        error = _outcome(job).error
         event = JobEvent(
             agent=self._agent,
             client=job.client,
@@ -146,7 +142,7 @@ class Speech:
             state=job.state,
             state_seq=job.state_seq,
             attempt=job.attempt,
-            code=error.code if error else None,
+            code=job.error.code if job.error else None,
         )
         return Publication(self._topics.job_event(job.job_id), event.encode(), qos=0, expiry_s=STATUS_EXPIRY_S)
 
@@ -184,7 +180,3 @@ def _cut(result: Result | Answer, room: int) -> Result | Answer:
     if kept >= 0:
         return shortened(kept)
     return shortened(0).model_copy(update={"metadata": {}} if isinstance(result, Result) else {})
-
-
-def _outcome(job: Job) -> Outcome:
-    return Outcome.model_validate_json(job.outcome) if job.outcome else Outcome()

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from edge_agent.engine.hosting.prover import guide_of
 from edge_agent.engine.hosting.status import EngineStatus
 from edge_agent.engine.messages import Finished, FinishReason, Generation, Image, JobId, Turn
-from edge_agent.images.prepared import Prepared, decode
-from edge_agent.jobs.job import Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
-from edge_agent.jobs.request import Request, stored
+from edge_agent.jobs.job import Failure, Job, JobState, Outcome, Prepared, PromptTokensDetails, Timings, Usage
+from edge_agent.jobs.request import Request
 from edge_agent.serving.chunks import ChunkStream
 
 ALONE_FIRST_S = 5.0
@@ -53,12 +52,12 @@ class Attempt:
     @property
     def images(self) -> tuple[Prepared, ...]:
         """The images of the job, decoded."""
-        return decode(self.job.images)
+        return self.job.images or ()
 
     @property
     def generation(self) -> Generation:
         """What the engine is asked. Raises EdgeAgentError BAD_REQUEST when this version would not accept the job."""
-        request = stored(self.job.request)
+        request = self.job.asked
         return Generation(
             job_id=self.id,
             turns=_turns(request, self.images, self.owner),

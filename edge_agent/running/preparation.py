@@ -25,12 +25,11 @@ from edge_agent.engine.messages import ModelLimits
 from edge_agent.images.decoder_process import BadImageError, DecoderProcess, FullError
 from edge_agent.images.fair_share import Shares
 from edge_agent.images.phi_tiling import TILE_PIXELS, grid
-from edge_agent.images.prepared import Prepared, encode
 from edge_agent.images.spool import Spool
 from edge_agent.images.tile_budget import Wish, room_tokens, share
-from edge_agent.jobs.job import TERMINAL, Failure, ImageUse, Job
+from edge_agent.jobs.job import TERMINAL, Failure, ImageUse, Job, Prepared
 from edge_agent.jobs.queue import Queue
-from edge_agent.jobs.request import ImageHashPart, Request, stored
+from edge_agent.jobs.request import ImageHashPart, Request
 from edge_agent.jobs.store import Store
 
 AHEAD = 4
@@ -182,7 +181,7 @@ class Preparation:
         folder, engine = self._spool.prepared(job.row), self._engines.process(job.model)
         images = None
         try:
-            request = stored(job.request)
+            request = job.asked
             guide = guide_of(request, self._owner(job.client))
             if guide is not None and engine is None:
                 return False
@@ -190,7 +189,7 @@ class Preparation:
                 if guide is not None and engine is not None:
                     self._guides.prove(guide, engine)
                 if request.images:
-                    images = encode(self._develop(job.client, request, folder, limits))
+                    images = self._develop(job.client, request, folder, limits)
         except EdgeAgentError as error:
             self._ask(partial(Queue.give_up, job=job, failure=Failure.of(error)))
             return True

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pydantic_core import to_json
-
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.job import TERMINAL, Failure, Job, JobState, Outcome, PromptTokensDetails, Timings, Usage
 from edge_agent.jobs.request import Request
@@ -176,7 +174,7 @@ class SimulatedJobs:
         if state is JobState.RUNNING:
             job = replace(job, attempt=job.attempt + 1, claimed_s=work.claimed_s)
         if state in TERMINAL:
-            job = replace(job, outcome=self._outcome(work, state).model_dump_json(exclude_none=True))
+            job = replace(job, outcome=self._outcome(work, state))
             self.counts[state] += 1
             self.counts["completion_tokens"] += work.tokens
         work.job = job
@@ -250,7 +248,7 @@ def _job(request: Request, client: str, inbound: Inbound, now_s: float) -> Job:
         outcome=None,
         correlation=inbound.correlation,
         traceparent=inbound.traceparent,
-        metadata=to_json(request.metadata).decode(),
+        metadata=request.metadata,
         unprepared=False,
         images=None,
         source=None,

@@ -17,7 +17,7 @@ from edge_agent.base.log import get_logger
 from edge_agent.images.spool import Holder, Spool
 from edge_agent.jobs.database import StorageError
 from edge_agent.jobs.ids import watch_client, watch_of
-from edge_agent.jobs.job import TERMINAL, Destination, Job, JobState, Outcome
+from edge_agent.jobs.job import TERMINAL, Destination, Job, JobState
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Attached, Request
 from edge_agent.jobs.store import Operation, Store
@@ -143,7 +143,7 @@ class Watcher:
             with self._lock:
                 self._counts[job.client][how] += 1
                 count = self._counts[job.client][how]
-            error = Outcome.model_validate_json(job.outcome or "{}").error
+            error = job.error
             if how == "failed" and error is not None and _seldom(count):
                 log.warning(
                     "watch.failed", watch=watch_of(job.client), code=error.code, reason=error.message, count=count
@@ -193,7 +193,7 @@ class Watcher:
                 section.ttl_s if inbound.expiry_s is None else min(section.ttl_s, inbound.expiry_s),
                 traceparent=inbound.traceparent if traced else None,
                 source=inbound.topic,
-                answer=destination.model_dump_json(),
+                answer=destination,
             ),
             take.image,
         )

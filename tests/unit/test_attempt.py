@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from fakes import Time, accept
 
-from edge_agent.images.prepared import Prepared, encode
-from edge_agent.jobs.job import ImageUse
+from edge_agent.jobs.job import ImageUse, Prepared
 from edge_agent.running.attempt import Attempt
 
 SHA256 = "ab" * 32
@@ -14,7 +13,7 @@ SHA256 = "ab" * 32
 def test_an_image_has_a_name_that_only_its_owners_images_have(tmp_path):
     """An engine knows images it has seen by their names: by that of the bytes one client would find another's."""
     use = ImageUse(width=9, height=9, used_width=9, used_height=9, scaled=False, tiles=1, tokens=313)
-    images = encode((Prepared(path="/images/1", sha256=SHA256, use=use),))
+    images = (Prepared(path="/images/1", sha256=SHA256, use=use),)
     content = [{"type": "image_sha256", "sha256": SHA256}, {"type": "text", "text": "What is it?"}]
     messages = [{"role": "user", "content": content}]
     with Time().queue(tmp_path) as queue:

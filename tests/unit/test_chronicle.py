@@ -5,7 +5,7 @@ from fakes import ANSWER, ENGINE_DIED, Time, request
 from structlog.testing import capture_logs
 
 from edge_agent.jobs import chronicle
-from edge_agent.jobs.job import JobState
+from edge_agent.jobs.job import Destination, JobState
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.request import Attached
 
@@ -42,7 +42,7 @@ def canceled_before_it_came(queue, _machine):
 
 
 def superseded(queue, _machine):
-    accept(queue, source="a/b", answer="{}")
+    accept(queue, source="a/b", answer=Destination(topic="c", qos=0, retain=False, format="text"))
     queue.supersede("line-3", "a/b", keep=0)
 
 

@@ -187,8 +187,8 @@ def test_a_retry_is_a_new_job_and_the_first_keeps_its_one_result(running):
     assert reply.jobs[0].job_id == "again-1"
     (again,) = running.do(lambda queue: queue.overview.named("again-1"))
     assert (again.client, again.state) == ("line-3", JobState.QUEUED)
-    assert json.loads(again.metadata) == {"n": 1, "retry_of": "job-1"}
-    assert json.loads(again.request)["prompt"] == "a secret"
+    assert again.metadata == {"n": 1, "retry_of": "job-1"}
+    assert again.asked.prompt == "a secret"
     assert running.do(lambda queue: queue.overview.named("job-1")) == [first]
 
 

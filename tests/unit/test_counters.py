@@ -8,7 +8,7 @@ from fakes import ANSWER, Time, accept, claim
 from edge_agent.base.errors import Code
 from edge_agent.engine.messages import JobId, Progress, Text
 from edge_agent.health.counters import RECENT_JOBS, Counters
-from edge_agent.jobs.job import JobState, PromptTokensDetails, Timings, Usage
+from edge_agent.jobs.job import JobState, Outcome, PromptTokensDetails, Timings, Usage
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def ended(job, state=JobState.SUCCEEDED, *, first_ms=40.0, generate_ms=100.0, to
     )
     timings = Timings(first_token_ms=first_ms, generate_ms=generate_ms)
     outcome = ANSWER.model_copy(update={"usage": usage, "timings": timings})
-    return dataclasses.replace(job, state=state, outcome=outcome.model_dump_json(exclude_none=True))
+    return dataclasses.replace(job, state=state, outcome=outcome)
 
 
 def test_only_jobs_that_ended_are_counted_by_how(job):
@@ -48,7 +48,7 @@ def test_only_jobs_that_ended_are_counted_by_how(job):
 
 def test_a_job_that_ended_before_any_engine_had_it_has_no_times(job):
     counters = Counters(["phi"])
-    counters.changed([dataclasses.replace(job, state=JobState.EXPIRED, outcome='{"error": null}')])
+    counters.changed([dataclasses.replace(job, state=JobState.EXPIRED, outcome=Outcome())])
     counts = counters.counts().models["phi"]
     assert (counts.ended, counts.first_token_s.counts[-1], counts.output_token_s.counts[-1]) == ({"expired": 1}, 0, 0)
     assert (counts.first_token_p50_ms, counts.cached_share) == (None, None)

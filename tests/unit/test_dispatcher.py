@@ -23,7 +23,7 @@ from edge_agent.engine.messages import (
     TokenCounts,
 )
 from edge_agent.engine.phase import Phase
-from edge_agent.jobs.job import Fallback, JobState, Outcome
+from edge_agent.jobs.job import Fallback, JobState
 from edge_agent.jobs.pace import Pace
 from edge_agent.jobs.queue import RETRY_FIRST_S, Envelope
 from edge_agent.jobs.store import Store
@@ -224,7 +224,7 @@ def finished(job_id, reason=FinishReason.STOP):
 
 
 def outcome_of(job):
-    return Outcome.model_validate_json(job.outcome)
+    return job.outcome
 
 
 # Lanes

@@ -11,13 +11,13 @@ import pytest
 from fakes import Time, accept, claim, flush, request
 
 from edge_agent.jobs.cleaning import ERASED_S, TOLD_S, Cleaning
-from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.job import Destination, JobState, Outcome
 from edge_agent.jobs.leftovers import LOG_PAGES
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.store import Store
 
 SECRET = re.compile(rb"SECRET-(\d+)-")
-ANSWER = '{"topic": "answers", "qos": 0, "retain": false, "format": "text"}'
+ANSWER = Destination(topic="answers", qos=0, retain=False, format="text")
 
 
 @pytest.fixture

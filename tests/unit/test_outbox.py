@@ -10,7 +10,7 @@ import pytest
 from fakes import ANSWER, PATIENCE_S, FakeLink, Time, counts, flush, request
 from running import wait_for
 
-from edge_agent.jobs.job import Destination, JobState, Outcome
+from edge_agent.jobs.job import Destination, JobState
 from edge_agent.jobs.pace import JobWork, Pace, Took
 from edge_agent.jobs.queue import Envelope
 from edge_agent.jobs.store import Store
@@ -153,7 +153,7 @@ def said(number, qos=1):
 
 
 def text_of(sender, name):
-    return Outcome.model_validate_json(sender.ask(lambda queue: queue.recall("line-3", name)).outcome).text
+    return sender.ask(lambda queue: queue.recall("line-3", name)).outcome.text
 
 
 # Results
@@ -504,7 +504,7 @@ def test_closing_sends_the_rest(sender, stream):
 def watched(sender, *, qos=1, retain=False, form="json"):
     """Bring a watch's job from nothing to its end; return the row."""
     destination = Destination(topic="answers/door", qos=qos, retain=retain, format=form)
-    envelope = Envelope("watch:door", 600.0, source="sensors/door", answer=destination.model_dump_json())
+    envelope = Envelope("watch:door", 600.0, source="sensors/door", answer=destination)
 
     def act(queue):
         queue.accept(request("w-1"), envelope, model="phi")
@@ -557,7 +557,7 @@ def test_an_answer_is_cut_to_what_the_broker_takes(tmp_path):
     long = ANSWER.model_copy(update={"text": "ä" * 5000})
     with Sender(tmp_path) as sender:
         for form in ("text", "json"):
-            job = replace(watched(sender, form=form), outcome=long.model_dump_json(exclude_none=True))
+            job = replace(watched(sender, form=form), outcome=long)
             said = Speech(Topics("edge/v1", "edge-01")).result(job, packet_bytes_max=2048)
             assert len(said.payload) <= 2048
             text = said.payload.decode() if form == "text" else json.loads(said.payload)["text"]

@@ -13,7 +13,7 @@ from edge_agent.engine.messages import ModelLimits
 from edge_agent.images.decoder_process import IMAGE_S, BadImageError, DecodedImage, DecoderProcess, FullError
 from edge_agent.images.fair_share import FREE_S, Shares
 from edge_agent.images.spool import Holder, Spool
-from edge_agent.jobs.job import TERMINAL, Outcome
+from edge_agent.jobs.job import TERMINAL
 from edge_agent.jobs.store import Store
 from edge_agent.running import preparation as preparation_module
 from edge_agent.running.preparation import JOB_S, Preparation
@@ -174,7 +174,7 @@ def test_the_images_of_one_job_are_bounded_together(lab):
     job = lab.ask("one", *[SLOW] * 8)
     begun_s = lab.time.now_s()
     lab.run()
-    error = Outcome.model_validate_json(lab.ended[job.job_id].outcome).error
+    error = lab.ended[job.job_id].outcome.error
     assert (error.code, error.message[:38]) == (Code.BAD_IMAGE, "messages: the images take over 30 s to")
     assert lab.time.now_s() - begun_s < JOB_S + IMAGE_S
 
@@ -211,7 +211,7 @@ def test_hostile_guides_of_one_hold_up_anothers_once(lab):
     assert lab.court.asked == ["hostile 0", "yes", "no", "hostile 1", "hostile 2"]
     assert lab.room.looked == ["good-7", "bad-6"]
     assert list(lab.ended) == ["bad-1", "bad-2", "bad-3"]
-    assert Outcome.model_validate_json(lab.ended["bad-1"].outcome).error.code is Code.BAD_REQUEST
+    assert lab.ended["bad-1"].outcome.error.code is Code.BAD_REQUEST
 
 
 def test_a_guide_that_could_not_be_tried_waits_and_is_said(lab, monkeypatch):

@@ -250,15 +250,15 @@ def test_a_rejection_says_why_and_when_to_come_back(job):
 
 def test_monitors_are_told_the_code_and_never_any_text(job):
     failure = Failure.because(Code.MODEL_ERROR, MARK)
-    outcome = Outcome(text=MARK, error=failure).model_dump_json(exclude_none=True)
-    said = SPEECH.event(replace(job, state=JobState.FAILED, outcome=outcome, metadata=f'{{"a":"{MARK}"}}'))
+    outcome = Outcome(text=MARK, error=failure)
+    said = SPEECH.event(replace(job, state=JobState.FAILED, outcome=outcome, metadata={"a": MARK}))
     assert said.topic == "edge/v1/agents/edge-01/evt/jobs/job-1/status"
     assert (said.qos, json.loads(said.payload)["code"]) == (0, "model_error")
     assert MARK.encode() not in said.payload
 
 
 def ended(job, outcome=ANSWER, **fields):
-    return replace(job, state=JobState.SUCCEEDED, outcome=outcome.model_dump_json(exclude_none=True), **fields)
+    return replace(job, state=JobState.SUCCEEDED, outcome=outcome, **fields)
 
 
 def test_the_result_carries_everything(job):
@@ -284,7 +284,7 @@ def test_a_result_over_the_brokers_packet_size_is_cut_and_says_so(job, text, pac
 
 def test_a_result_that_would_not_fit_even_without_text_loses_its_metadata(job):
     """A packet over the broker's limit would end the connection again and again."""
-    metadata = json.dumps({"a": "x" * 4000})
+    metadata = {"a": "x" * 4000}
     said = SPEECH.result(ended(job, metadata=metadata), packet_bytes_max=2048)
     body = json.loads(said.payload)
     assert (body["text"], body["metadata"], body["text_truncated"]) == ("", {}, True)

@@ -102,7 +102,7 @@ def test_beyond_its_bytes_a_requester_loses_its_oldest_texts_and_no_job(make):
         job = queue.repeated(again, "line-3")
         assert job.state is JobState.SUCCEEDED
         (owed,) = queue.results.owed(9)
-    outcome = Outcome.model_validate_json(owed.job.outcome)
+    outcome = owed.job.outcome
     assert (outcome.text, outcome.text_truncated, outcome.finish_reason) == ("", True, "stop")
     with queue.transaction(), pytest.raises(EdgeAgentError, match="another request"):
         queue.repeated(request("a-00", prompt="y"), "line-3")

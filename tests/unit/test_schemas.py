@@ -81,8 +81,8 @@ def test_what_is_said_of_a_job_validates(job):
             "device": "cpu",
         }
     )
-    answered = replace(job, state=JobState.SUCCEEDED, outcome=full.model_dump_json(exclude_none=True))
-    failed = replace(job, state=JobState.FAILED, outcome=Outcome(error=ENGINE_DIED).model_dump_json(exclude_none=True))
+    answered = replace(job, state=JobState.SUCCEEDED, outcome=full)
+    failed = replace(job, state=JobState.FAILED, outcome=Outcome(error=ENGINE_DIED))
     refusal = EdgeAgentError(Code.QUEUE_FULL, "the queue is full", retry_after_s=3.0)
     check("status", SPEECH.status(job, position=1, eta_s=2.0, tokens=3).payload)
     check("status", SPEECH.rejection("line-3", "unreadable", refusal, Inbound("t", b"")).payload)

@@ -1,7 +1,6 @@
 """Watching: from messages to rows, the newest first, with nothing left of what was superseded."""
 
 import hashlib
-import json
 from functools import partial
 
 import pytest
@@ -87,7 +86,7 @@ class Tower:
     def waiting(self):
         """The prompts that wait, first to run first."""
         flush(self.store)
-        return [json.loads(job.request)["messages"][-1]["content"] for job in self.queue.overview.first("phi", 100)]
+        return [job.asked.messages[-1].content for job in self.queue.overview.first("phi", 100)]
 
     def reading(self, name="sensor"):
         flush(self.store)
@@ -109,7 +108,7 @@ def test_a_message_is_acknowledged_after_its_job_is_stored_and_so_is_one_that_ma
         assert (reading.taken, reading.dropped) == (1, {"when": 1})
         (job,) = tower.queue.overview.first("phi", 9)
         assert (job.client, job.source, job.stream) == ("watch:sensor", "a/b", False)
-        assert json.loads(job.answer)["topic"] == "edge/v1/agents/edge-01/watch/sensor"
+        assert job.answer.topic == "edge/v1/agents/edge-01/watch/sensor"
 
 
 def test_the_newest_takes_the_place_of_the_oldest_of_its_topic(tmp_path):
@@ -119,7 +118,8 @@ def test_the_newest_takes_the_place_of_the_oldest_of_its_topic(tmp_path):
             tower.see(f"a/{number % 2}", b"%d" % number)
         assert tower.waiting() == ["96", "97", "98", "99"]
         assert counts(tower.queue) == {"queued": 4}
-        assert tower.queue.backlog == Backlog(4, sum(len(job.request) for job in tower.queue.overview.first("phi", 9)))
+        waiting = tower.queue.overview.first("phi", 9)
+        assert tower.queue.backlog == Backlog(4, sum(len(job.request.text) for job in waiting))
         assert (tower.reading().taken, tower.reading().superseded) == (100, 96)
         assert {job.state for job in tower.told} == {JobState.QUEUED, JobState.CANCELED}
 
@@ -226,7 +226,7 @@ def test_answers_that_came_of_answers_end(tmp_path):
             tower.see("a/b", count.encode(), user={"edge-agent-hops": count})
         assert tower.waiting() == ["0", "3", "no number"]
         assert tower.reading().dropped == {"hops": 2}
-        assert [json.loads(job.answer)["hops"] for job in tower.queue.overview.first("phi", 9)] == [1, 4, 1]
+        assert [job.answer.hops for job in tower.queue.overview.first("phi", 9)] == [1, 4, 1]
         assert len(tower.link.acked) == 5
 
 
@@ -323,9 +323,9 @@ def test_images_of_superseded_jobs_leave_the_disk(tmp_path):
         flush(tower.store)
         assert (tower.reading().taken, tower.reading().dropped) == (100, {})
         (job,) = tower.queue.overview.first("phi", 9)
-        ((image, text),) = [json.loads(job.request)["messages"][-1]["content"]]
-        assert text == {"type": "text", "text": "What is this?"}
-        lying = tower.spool.path("watch:sensor", image["sha256"])
+        ((image, text),) = [job.asked.messages[-1].content]
+        assert text.text == "What is this?"
+        lying = tower.spool.path("watch:sensor", image.sha256)
         assert lying.read_bytes() == jpeg(99)
         assert [file for file in (tmp_path / "images").iterdir() if file.is_file()] == [lying]
 
