@@ -16,7 +16,7 @@ from pydantic_core import from_json, to_json
 from edge_agent.jobs.job import Destination, Job, JobState, Outcome, Prepared, sources
 from edge_agent.jobs.request import StoredRequest
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCRIPTS = resources.files(__package__)
 """Where `schema.sql`, `queries.sql` and, one per later version, `migrate_VERSION.sql` lie."""
 

@@ -194,7 +194,14 @@ SELECT {job} FROM jobs
 DELETE FROM jobs WHERE row = :row
 
 -- name: owed
-SELECT {job}, deliver_s, deliver_tries FROM jobs WHERE deliver_s <= :now ORDER BY deliver_s, row LIMIT :limit
+SELECT {job}, deliver_s, deliver_tries FROM jobs WHERE row = :row
+
+-- name: next_client_owed
+SELECT client FROM jobs INDEXED BY jobs_owed_of WHERE client > :after AND deliver_s <= :now ORDER BY client LIMIT 1
+
+-- name: owed_to
+SELECT row FROM jobs INDEXED BY jobs_owed_of WHERE client = :client AND deliver_s <= :now
+ ORDER BY deliver_s, row LIMIT :limit
 
 -- name: next_owed
 SELECT min(deliver_s) FROM jobs WHERE deliver_s > :now

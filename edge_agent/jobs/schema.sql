@@ -52,6 +52,7 @@ CREATE INDEX jobs_pooled   ON jobs (row)            WHERE pool IS NOT NULL AND f
 CREATE INDEX jobs_expiring ON jobs (expires_s)      WHERE state IN ('queued', 'waiting');
 CREATE INDEX jobs_running  ON jobs (row)            WHERE state = 'running';
 CREATE INDEX jobs_owed     ON jobs (deliver_s)      WHERE deliver_s IS NOT NULL;
+CREATE INDEX jobs_owed_of  ON jobs (client, deliver_s) WHERE deliver_s IS NOT NULL;
 CREATE INDEX jobs_watched  ON jobs (client, source) WHERE source IS NOT NULL;
 CREATE INDEX jobs_finished ON jobs (finished_s)     WHERE finished_s IS NOT NULL;
 CREATE INDEX jobs_kept ON jobs (client, request IS NULL, finished_s) WHERE finished_s IS NOT NULL AND deliver_s IS NULL;

@@ -350,5 +350,5 @@ class Outbox:
 
 def _due(queue: Queue, *, room: int, busy: frozenset[int]) -> _Due:
     """Return the results there is room for, and when to ask again: at once when there were more."""
-    results = [owed for owed in queue.results.owed(room + len(busy)) if owed.job.row not in busy]
+    results = queue.results.owed(room, busy=busy)
     return _Due(results, 0.0 if len(results) == room else queue.results.next_owed_s())

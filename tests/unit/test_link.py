@@ -17,6 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from running import wait_for
 
+from edge_agent.mqtt import flow
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.flow import HELD_BYTES_MAX, HELD_MAX, UNSENT_MAX, ReceivedBytes
 from edge_agent.mqtt.link import Callbacks, Link
@@ -460,18 +461,20 @@ def test_large_messages_that_wait_to_be_dealt_with_are_bounded(broker):
             slow.get()
 
 
-def test_small_messages_that_wait_to_be_dealt_with_are_bounded_too():
+def test_small_messages_that_wait_to_be_dealt_with_are_bounded_too(monkeypatch):
     """Whatever the broker makes of our Receive Maximum: the next is read when one of them is done."""
+    monkeypatch.setattr(flow, "HELD_S", 10 * PATIENCE_S)  # it is not its end that lets the reader go on
     held, done = ReceivedBytes(), threading.Event()
     for _ in range(HELD_MAX):
         held.add(1)
     reader = threading.Thread(target=lambda: (held.add(1), done.set()))
     reader.start()
     wait_for(lambda: held.count == HELD_MAX + 1, "the reader to be at it", PATIENCE_S)
-    assert not done.wait(0.3)  # shorter than HELD_S
+    assert not done.wait(0.3)
     held.let_go(1)
     assert done.wait(PATIENCE_S)
     reader.join()
+    assert held.count == HELD_MAX
 
 
 @given(

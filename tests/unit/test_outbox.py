@@ -73,12 +73,12 @@ class Sender:
     def accept(self, name):
         return self.ask(lambda queue: queue.accept(request(name), Envelope("line-3", 600.0), model="phi"))
 
-    def finish(self, *names):
+    def finish(self, *names, client="line-3"):
         """Bring jobs from nothing to a result, in one transaction."""
 
         def act(queue):
             for name in names:
-                queue.accept(request(name), Envelope("line-3", 600.0), model="phi")
+                queue.accept(request(name), Envelope(client, 600.0), model="phi")
                 queue.end(queue.claim("phi", idle=True), JobState.SUCCEEDED, ANSWER)
 
         self.ask(act)
@@ -123,6 +123,15 @@ class Sender:
         assert entered.wait(PATIENCE_S)
         yield
         left.set()
+
+    def pumped(self):
+        """Wait until all that there is room for is with the broker, and what is owed was asked for."""
+        self.outbox._inbox.put(outbox_module._Wake())
+        wait_for(self.outbox._inbox.empty, "the outbox to come to the last of it", PATIENCE_S)
+        flush(self.store)
+        wait_for(lambda: not self.outbox._asking, "the store's answer", PATIENCE_S)
+        self.outbox._inbox.put(outbox_module._Wake())
+        wait_for(self.outbox._inbox.empty, "the outbox to publish it", PATIENCE_S)
 
     def settle(self):
         """Wait until the store, the outbox, and the store again have nothing more to do."""
@@ -417,7 +426,7 @@ def test_who_has_thousands_of_refusals_to_hear_delays_nobody_else(sender):
     sender.link.connected = True
     sender.outbox.wake()
     for mid in range(1, 3 * IN_FLIGHT_MAX):  # answered one by one; those without an id here are of QoS 0
-        sender.link.wait_for(lambda mid=mid: len(sender.link.published) >= mid or sender.results(), "more to be said")
+        sender.pumped()
         if sender.results():
             break
         sender.outbox.answered(mid, PUBLISHED)
@@ -426,6 +435,54 @@ def test_who_has_thousands_of_refusals_to_hear_delays_nobody_else(sender):
     sender.answer_all()
     sender.settle()
     assert len([each for each in sender.link.published if "/mallory/" in each.topic]) == flood
+
+
+def test_no_result_goes_before_the_states_of_its_job(sender, monkeypatch):
+    """They are hurried on, and the result waits until the broker has answered something, asking nobody meanwhile."""
+    sender.link.connected = False
+    for number in range(2 * IN_FLIGHT_MAX):
+        sender.outbox.say(refusal("line-3", number))
+    sender.finish("a")
+    flush(sender.store)
+    wait_for(lambda: len(sender.outbox._waiting) == 2 * IN_FLIGHT_MAX + 6, "all to be lined up", PATIENCE_S)
+    sender.link.connected = True
+    sender.outbox.wake()
+    sender.pumped()
+    assert sender.results() == []
+    asked, do = [], sender.store.do
+    with monkeypatch.context() as watched:
+        watched.setattr(sender.store, "do", lambda act, then=None: (asked.append(then), do(act, then)))
+        sender.pumped()
+        assert [each for each in asked if each] == []
+    for mid in range(1, IN_FLIGHT_MAX):
+        sender.outbox.answered(mid, PUBLISHED)
+        sender.pumped()
+        if sender.results():
+            break
+    mine = [each.topic.rsplit("/", 1)[1] for each in sender.link.published if "/inbox/edge-01/a/" in each.topic]
+    assert mine == ["status", "status", "status", "result"]
+
+
+def test_results_owed_to_many_go_out_client_by_client(sender):
+    """As after a reconnect: those of who is owed hundreds before, and since longer, keep nobody else's back."""
+    sender.link.connected = False
+    sender.finish(*(f"many-{number}" for number in range(10 * IN_FLIGHT_MAX)), client="mallory")
+    sender.machine.pass_s(1)
+    for client in ("line-3", "line-4"):
+        sender.finish(f"{client}-1", f"{client}-2", client=client)
+    flush(sender.store)
+    wait_for(lambda: len(sender.outbox._waiting) == 6 * (10 * IN_FLIGHT_MAX + 4), "the states", PATIENCE_S)
+    while sender.outbox._waiting:
+        sender.outbox._waiting.next()
+    sender.link.connected = True
+    sender.outbox.wake()
+    sender.pumped()
+    heard = [each.split("-")[0] for each in sender.results()]
+    assert len(heard) == IN_FLIGHT_MAX
+    assert heard[:6].count("many") == 2
+    sender.answer_all()
+    sender.settle()
+    assert len(set(sender.results())) == 10 * IN_FLIGHT_MAX + 4
 
 
 def test_too_many_states_drop_those_of_who_has_most(sender, monkeypatch):

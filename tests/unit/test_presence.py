@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from fakes import PATIENCE_S
+from structlog.testing import capture_logs
 
 from edge_agent.base.signal import Signal
 from edge_agent.health.condition import Condition
@@ -13,6 +14,7 @@ from edge_agent.protocol.payloads import DecisionReport, Info, Limits, MachineIn
 from edge_agent.protocol.topics import Topics
 from edge_agent.serving.presence import ANOTHER, CLONE, CLONE_S, DUPLICATE_S, VANISHED, Announcer
 from edge_agent.serving.retained import MEND_S
+from edge_agent.serving.strangers import MOST
 
 TOPICS = Topics("edge/v1", "edge-01")
 
@@ -237,6 +239,18 @@ def test_what_somebody_else_says_on_a_topic_of_ours_is_overwritten(desk, topic, 
     echo(desk, begin + 1)
     desk.announcer.refresh(desk)
     assert len(desk.said) == begin + 2
+
+
+@pytest.mark.parametrize("topic", [*KEPT, TOPICS.event("presence")])
+def test_what_is_overwritten_without_end_fills_no_log(desk, topic):
+    desk.announcer.birth(1, desk)
+    echo(desk)
+    with capture_logs() as lines:
+        for number in range(10 * MOST):
+            begin = len(desk.said)
+            desk.announcer.seen(Inbound(topic, f"garbage {number}".encode(), retained=True), desk)
+            echo(desk, begin)
+    assert sum(each["event"] == "presence.overwritten" for each in lines) == MOST
 
 
 def test_what_the_broker_kept_of_an_earlier_connection_is_overwritten_by_the_birth_alone(desk):

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from fakes import ANSWER, ENGINE_DIED, Time, accept, claim, counts, find, request
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -1077,3 +1077,64 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=25),
+    st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), max_size=30),
+)
+def test_results_come_client_by_client_each_in_order_and_none_twice(ended, asks):
+    """From call to call nobody gets two while another is owed one, whatever of what was handed out is still busy."""
+    with TemporaryDirectory() as folder, Time().queue(Path(folder)) as queue:
+        with queue.transaction():
+            for number, (client, canceled) in enumerate(ended):
+                job = queue.accept(request(f"j-{number}"), Envelope(client, 600.0), model="phi")
+                if canceled:
+                    queue.cancel(client, job.job_id)
+                else:
+                    queue.end(queue.claim("phi", idle=True), JobState.SUCCEEDED, ANSWER)
+        told, busy, left = [], [], Counter(client for client, _ in ended)
+        for limit, answered in [*asks, *[(6, 6)] * len(ended)]:
+            with queue.transaction():
+                found = queue.results.owed(limit, busy=[owed.job.row for owed in busy])
+                assert len(found) == min(limit, left.total())
+                for owed in found:
+                    told.append((owed.job.client, int(owed.job.job_id[2:])))
+                    left[owed.job.client] -= 1
+                busy += found
+                for owed in busy[:answered]:
+                    queue.results.delivered(owed)
+                del busy[:answered]
+        for client in "abc":
+            of = [number for each, number in told if each == client]
+            assert of == [number for number, (each, _) in enumerate(ended) if each == client]
+        waiting, turns = Counter(client for client, _ in ended), Counter()
+        for client, _ in told:
+            turns[client] += 1
+            waiting[client] -= 1
+            assert all(turns[client] <= turns[other] + 1 for other in waiting if waiting[other])
+
+
+def test_what_is_owed_to_one_costs_another_nothing_to_find(queue):
+    """SQLite's own count of its steps, to find one result beside few and beside many of another's."""
+
+    def steps():
+        counted = []
+        queue._db.connection.set_progress_handler(lambda: counted.append(1), 10)
+        found = queue.results.owed(4)
+        queue._db.connection.set_progress_handler(None, 0)
+        assert {owed.job.client for owed in found} == {"line-3", "many"}
+        return len(counted)
+
+    def finish(client, *names):
+        with queue.transaction():
+            for name in names:
+                queue.accept(request(name), Envelope(client, 600.0), model="phi")
+                queue.end(queue.claim("phi", idle=True), JobState.SUCCEEDED, ANSWER)
+
+    finish("many", "a")
+    finish("line-3", "b")
+    few = steps()
+    finish("many", *(f"more-{number}" for number in range(500)))
+    assert steps() < 3 * few + 10

@@ -15,7 +15,7 @@ from edge_agent.mqtt.access import Access
 from edge_agent.protocol.filters import publishable
 from edge_agent.protocol.messages import loggable
 from edge_agent.protocol.topics import CLIENT, NAME_RULE, Topics, answerable
-from edge_agent.serving.strangers import EACH_S, MOST, REJECTIONS_MOST, WITHIN_S, Sparing, Strangers
+from edge_agent.serving.strangers import EACH_S, KEYS_MAX, MOST, REJECTIONS_MOST, WITHIN_S, Sparing, Strangers
 
 WRONG = ["Line-3", "line.3", "line 3", "zürich", "-line", "a" * 64, "line:3", "LINE", "line@plant", "日本"]
 UNANSWERABLE = ["", "a\nb", "\x1b[2J", "a" * 300, "￾"]
@@ -121,9 +121,20 @@ def test_every_line_is_said_or_counted(events):
         unsaid = sparing.due(key)
         if unsaid is not None:
             said[key] += 1 + unsaid
-    now_s[0] += WITHIN_S
+    now_s[0] += WITHIN_S + 1  # sums of floats are no exact times
     for key in {key for key, _ in events}:
         assert said[key] + sparing.due(key) == sum(each == key for each, _ in events)
+
+
+def test_who_makes_up_names_takes_no_more_memory_and_has_nobody_forgotten_who_is_loud():
+    sparing = Sparing(lambda: 0.0, most=1)
+    assert sparing.due("loud") == 0
+    for number in range(3 * KEYS_MAX):
+        assert sparing.due(str(number)) == 0
+        assert sparing.due("loud") is None
+    assert len(sparing._said) == KEYS_MAX
+    assert sparing.due("0") == 0  # forgotten
+    assert sparing._unsaid == {"loud": 3 * KEYS_MAX}
 
 
 def test_a_sentence_in_the_log_holds_no_word_of_the_sender(desk):
