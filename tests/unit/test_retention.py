@@ -260,7 +260,8 @@ def test_what_ended_in_an_earlier_version_is_counted(tmp_path, machine, make):
     for number in range(3):
         ended(queue, f"j-{number}", size=5000)
     accept(queue, "waits")
-    undo = "DROP TABLE kept; DROP INDEX jobs_kept; DROP INDEX jobs_alone; PRAGMA user_version = 2; "
+    undo = "DROP TABLE kept; DROP INDEX jobs_kept; DROP INDEX jobs_alone; DROP INDEX jobs_owed_of; "
+    undo += "PRAGMA user_version = 2; "
     undo += "".join(f"DROP TRIGGER kept_{name}; " for name in ("refused", "ended", "erased", "forgotten"))
     queue._db.connection.executescript(undo + "ALTER TABLE jobs DROP COLUMN held_bytes")
     queue.close()
