@@ -143,10 +143,21 @@ class AgentProcess:
     def __enter__(self):
         return self.start()
 
-    def __exit__(self, *_exception):
+    def __exit__(self, _kind, failure, _traceback):
+        if failure is not None:
+            self._explain()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(10)
+
+    def _explain(self):
+        """Print how a test that failed left it: its last lines, and where each of its threads stands."""
+        with suppress(subprocess.TimeoutExpired):
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGABRT)  # faulthandler's, see daemon.main
+                self.process.wait(10)
+        last = self.log.read_text(errors="replace").splitlines()[-120:]
+        sys.stderr.write("\n".join([f"--- {self.log}", *last, ""]))
 
 
 class Listener:

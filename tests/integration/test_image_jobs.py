@@ -127,13 +127,14 @@ def ended(handle):
 
 
 MAY_BE_SHOWN = images.odd() | images.cut()
-HOSTILE = {"empty": b"", "jpeg-500-scans": images.jpeg_of_scans(500)} | images.bad() | MAY_BE_SHOWN
+HOSTILE = {"jpeg-500-scans": images.jpeg_of_scans(500)} | images.bad() | MAY_BE_SHOWN
 WRONG_BUT_SHOWN = {
     "says PNG, is JPEG": ("image/png", images.encoded(drawn("circle", "red"), "JPEG")),
     "says JPEG, is PNG": ("image/jpeg", images.encoded(drawn("circle", "red"))),
     "says HTML, is PNG": ("text/html", images.encoded(drawn("circle", "red"))),
 }
 WRONG_TYPE = {
+    "says JPEG, is empty": ("image/jpeg", b""),
     "says JPEG, is text": ("image/jpeg", b"What is shown in this image?"),
     "says PNG, is SVG": ("image/png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
     "says PNG, is text after a PNG's head": ("image/png", b"\x89PNG\r\n\x1a\n" + b"text " * 99),
