@@ -10,10 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from edge_agent.jobs.job import Destination, Job, JobState, Outcome, Prepared, sources
+from edge_agent.base.errors import Code
+from edge_agent.jobs.job import Destination, Failure, Job, JobState, Outcome, Prepared, sources
 from edge_agent.jobs.request import StoredRequest
 
 SCHEMA_VERSION = 5
@@ -127,6 +128,22 @@ def job_of(row: Sequence[Any]) -> Job:
     return Job(*columns)
 
 
+def _kept(kind: Any, lost: Any) -> Callable[[str], Any]:
+    """Return what reads a value from JSON; `lost` stands for one that another version of the agent wrote otherwise."""
+    validate = TypeAdapter(kind).validate_json
+
+    def read(text: str) -> Any:
+        try:
+            return validate(text, extra="ignore")
+        except ValidationError:
+            return lost
+
+    return read
+
+
+_UNREADABLE = Failure.because(
+    Code.INTERNAL, "another version of the agent wrote the result, which this one cannot read"
+)
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "state": JobState,
     "alone": bool,
@@ -134,10 +151,10 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "stream": bool,
     "unprepared": bool,
     "request": StoredRequest,
-    "outcome": Outcome.model_validate_json,
+    "outcome": _kept(Outcome, Outcome(error=_UNREADABLE)),
     "metadata": partial(from_json, cache_strings="keys"),
-    "images": TypeAdapter(tuple[Prepared, ...]).validate_json,
-    "answer": Destination.model_validate_json,
+    "images": _kept(tuple[Prepared, ...], None),  # the next start decodes what an unfinished job needs
+    "answer": _kept(Destination, None),
 }
 _READ = tuple(_READERS.get(field.name) for field in dataclasses.fields(Job))
 """What makes a job's field of its column, in their order; None for those that are the same."""

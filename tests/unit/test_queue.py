@@ -30,6 +30,8 @@ from edge_agent.jobs.job import TERMINAL, TRANSITIONS, Failure, JobState, Outcom
 from edge_agent.jobs.overview import Demand
 from edge_agent.jobs.queue import CANCELS_MAX, RETRY_FIRST_S, RETRY_MOST_S, ROWS_AT_ONCE, Backlog, Envelope, Queue
 from edge_agent.jobs.results import RESULT_KEPT_S
+from edge_agent.protocol.encode import Speech
+from edge_agent.protocol.topics import Topics
 
 
 @pytest.fixture
@@ -753,6 +755,32 @@ def scripts(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "SCRIPTS", folder)
     monkeypatch.setattr(database, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
     return folder
+
+
+@pytest.mark.parametrize("column", ["request", "outcome", "images", "answer"])
+@pytest.mark.parametrize("written", ["{}", '{"text": "4", "went": 1}', "[]", '[{"path": 1}]', "null", '"text"'])
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED])
+def test_what_another_version_wrote_into_a_row_ends_no_agent(queue, column, written, state):
+    """A job that waits, runs or has ended is found, listed, claimed, ended and told, whatever its column looks like."""
+    job = prepare(queue, state)
+    queue._db.connection.execute(f"UPDATE jobs SET {column} = ?", (written,))
+    with queue.transaction():
+        queue.recover()
+    if state not in TERMINAL:
+        job = claim(queue)
+        end(queue, job)
+    speech = Speech(Topics("edge/v1", "edge-01"))
+    for seen in (find(queue), *queue.overview.newest(states=(), client=None, limit=9), owed(queue)[0].job):
+        assert (seen.job_id, seen.state) == (job.job_id, JobState.SUCCEEDED)
+        assert speech.status(seen).payload
+        assert speech.event(seen).payload
+        assert speech.result(seen, packet_bytes_max=None).payload
+
+
+def test_a_result_with_a_field_that_another_version_knew_keeps_the_rest(queue):
+    prepare(queue, JobState.SUCCEEDED)
+    queue._db.connection.execute("UPDATE jobs SET outcome = json_set(outcome, '$.mood', 'good')")
+    assert find(queue).outcome == ANSWER
 
 
 def test_an_older_schema_is_migrated_version_by_version(tmp_path, machine, queue, scripts):
