@@ -24,7 +24,6 @@ from edge_agent.jobs.queue import ROWS_AT_ONCE, Envelope, Queue
 from edge_agent.jobs.request import Request
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.order_payloads import ModelOrder
-from edge_agent.protocol.payloads import JobEvent, Result
 
 TEXTS = frozenset({"prompt", "messages", "stop", "metadata", "response_format"})
 """What of a request people wrote."""
@@ -84,9 +83,7 @@ class JobAdmin:
     def _show(self, queue: Queue, ask: ShowJob) -> Reply:
         job = self._one(queue, ask.job_id, ask.client)
         request: dict[str, Any] | None = from_json(job.request.text, cache_strings="keys") if job.request else None
-        result = None
-        if job.state in TERMINAL:
-            result = Result.model_validate_json(self._speech.result(job, packet_bytes_max=None).payload)
+        result = self._speech.result_of(job) if job.state in TERMINAL else None
         if not ask.text:
             request = request and {name: value for name, value in request.items() if name not in TEXTS}
             result = result and result.model_copy(update={"text": "", "metadata": {}})
@@ -130,11 +127,10 @@ class JobAdmin:
         return found[0]
 
     def _line(self, queue: Queue, job: Job) -> JobLine:
-        event = JobEvent.model_validate_json(self._speech.event(job).payload)
         now_s = queue.clock.now_s()
         ended = job.finished_s is not None
         return JobLine(
-            **event.model_dump(),
+            **self._speech.event_of(job).model_dump(),
             model=job.model,
             priority=job.priority,
             age_s=round(now_s - job.accepted_s, 1),

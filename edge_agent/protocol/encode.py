@@ -92,8 +92,9 @@ class Speech:
             return replace(publication, payload=result.encode()[: max(0, room)].decode(errors="ignore").encode())
         return replace(publication, payload=_cut(result, room).encode())
 
-    def _asked(self, job: Job) -> tuple[Publication, Result]:
-        result = Result(
+    def result_of(self, job: Job) -> Result:
+        """Return what came of a job that has ended, as its requester is told it."""
+        return Result(
             **(job.outcome or Outcome()).model_dump(),
             agent=self._agent,
             job_id=job.job_id,
@@ -103,6 +104,9 @@ class Speech:
             agent_version=__version__,
             metadata=job.metadata,
         )
+
+    def _asked(self, job: Job) -> tuple[Publication, Result]:
+        result = self.result_of(job)
         publication = self._answer(
             job.client, job.job_id, "result", result, job.correlation, job.traceparent, RESULT_EXPIRY_S
         )
@@ -134,8 +138,13 @@ class Speech:
         return publication, result
 
     def event(self, job: Job) -> Publication:
-        """Tell monitors of a job's state, without any text."""
-        event = JobEvent(
+        """Tell monitors of a job's state."""
+        payload = self.event_of(job).encode()
+        return Publication(self._topics.job_event(job.job_id), payload, qos=0, expiry_s=STATUS_EXPIRY_S)
+
+    def event_of(self, job: Job) -> JobEvent:
+        """Return what monitors are told of a job's state, without any text."""
+        return JobEvent(
             agent=self._agent,
             client=job.client,
             job_id=job.job_id,
@@ -144,7 +153,6 @@ class Speech:
             attempt=job.attempt,
             code=job.error.code if job.error else None,
         )
-        return Publication(self._topics.job_event(job.job_id), event.encode(), qos=0, expiry_s=STATUS_EXPIRY_S)
 
     def _answer(
         self,

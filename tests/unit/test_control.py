@@ -37,7 +37,8 @@ from edge_agent.control.messages import (
 )
 from edge_agent.control.server import CONNECTIONS_MAX, HURRY_S, NAME, PAUSE_S, ControlServer, allowed, beside
 from edge_agent.jobs import database as database_module
-from edge_agent.jobs.job import JobState, Outcome
+from edge_agent.jobs.ids import watch_client
+from edge_agent.jobs.job import Destination, JobState, Outcome
 from edge_agent.jobs.queue import Envelope, Queue
 from edge_agent.jobs.request import Request
 from edge_agent.jobs.state_dir import locked
@@ -157,6 +158,23 @@ def test_text_is_shown_only_when_it_is_asked_for(running):
     told = running.ask(ShowJob(job_id="job-1", text=True))
     assert told.request["prompt"] == "a secret"
     assert told.result.text == "an answer"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("ask", [ListJobs(), ShowJob(job_id="job-1", text=True), RetryJob(job_id="job-1")])
+def test_a_watchs_job_is_shown_as_any_other_whatever_its_answer_looks_like(running, form, ask):
+    """While the broker is away its answer waits, and the operator looks."""
+    answer = Destination(topic="answers/door", qos=1, retain=False, format=form)
+
+    def run(queue):
+        request = Request(job_id="job-1", prompt="Is the door open?")
+        watched = Envelope(watch_client("door"), 600.0, source="door/state", answer=answer)
+        end(queue, queue.accept(request, watched, model="tiny"), delivered=False)
+
+    running.do(run)
+    reply = running.ask(ask)
+    assert reply.error is None
+    assert reply.result is None or (reply.result.state, reply.result.text) == ("succeeded", "an answer")
 
 
 def test_a_job_id_of_several_clients_wants_the_client_too(running):
