@@ -8,7 +8,7 @@ import contextlib
 import queue as stdlib_queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 from edge_agent.base.awake import awake_s
 from edge_agent.base.errors import Code, EdgeAgentError
@@ -33,54 +33,6 @@ PROGRESS_S = 10.0
 """How often a running job repeats its state."""
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _EngineSaid:
-    model: str
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
-class _EngineUp:
-    model: str
-    load_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    model: str
-    failure: Failure
-    place: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Unloaded:
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Claimed:
-    model: str
-    jobs: Sequence[Job]
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """There may be jobs to claim."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    """Hand back what still runs and end."""
-
-
-_Note = _EngineSaid | _EngineUp | _Lost | _Unloaded | _Claimed | _Cancel | _Look | _Stop
 
 
 class Dispatcher:
@@ -115,7 +67,7 @@ class Dispatcher:
         self._endings = Endings(
             store=store, outbox=outbox, engines=engines, supervisor=supervisor, pace=pace, now_s=now_s
         )
-        self._notes: stdlib_queue.SimpleQueue[_Note] = stdlib_queue.SimpleQueue()
+        self._notes: stdlib_queue.SimpleQueue[Callable[[], None]] = stdlib_queue.SimpleQueue()
         self._draining = False
         self._idle = threading.Event()
         self._stopped = False
@@ -130,48 +82,47 @@ class Dispatcher:
     def drain(self, timeout_s: float) -> bool:
         """Claim no more; wait for what runs to finish; return whether all did."""
         self._draining = True
-        self._notes.put(_Look())
+        self.look()
         return self._idle.wait(timeout_s)
 
     def stop(self) -> None:
         """Put back what still runs, its strike returned, and end."""
-        self._notes.put(_Stop())
+        self._notes.put(self._end)
         self._thread.join()
         self._over.set()
-        self._give_back_claimed()
+        self._take_late()
 
-    def _give_back_claimed(self) -> None:
-        """Put back what the queue gave a dispatcher that had stopped."""
+    def _take_late(self) -> None:
+        """Take the notes that came too late: what the queue gave goes back, of the others nothing comes any more."""
         with contextlib.suppress(stdlib_queue.Empty):
             while True:
-                if isinstance(note := self._notes.get_nowait(), _Claimed):
-                    self._endings.give_back(note.jobs)
+                self._notes.get_nowait()()
 
     # Notes from other threads
 
     def said(self, model: str, event: Event) -> None:
         """An engine said something of a job."""
-        self._notes.put(_EngineSaid(model, event))
+        self._notes.put(partial(self._hear, model, event))
 
     def up(self, model: str, load_s: float) -> None:
         """An engine is ready; its start took so long."""
-        self._notes.put(_EngineUp(model, load_s))
+        self._notes.put(partial(self._take_up, model, load_s))
 
     def lost(self, model: str, failure: Failure, place: str | None = None) -> None:
         """An engine is gone, and with it the jobs in it; `place` was set aside for it, if there is another."""
-        self._notes.put(_Lost(model, failure, place))
+        self._notes.put(partial(self._endings.engine_lost, model, self._lanes[model], failure, place))
 
     def unloaded(self, model: str) -> None:
         """An engine goes through no fault of its own; the jobs in it go back to their place."""
-        self._notes.put(_Unloaded(model))
+        self._notes.put(partial(self._endings.put_back, self._lanes[model]))
 
     def cancel(self, job: Job) -> None:
         """A requester wants a running job to end."""
-        self._notes.put(_Cancel(job))
+        self._notes.put(partial(self._cancel, job))
 
     def look(self) -> None:
         """There may be something to claim."""
-        self._notes.put(_Look())
+        self._notes.put(self._look_anew)
 
     def running(self, model: str) -> int:
         """Return how many jobs an engine has; a reading for reports."""
@@ -184,11 +135,11 @@ class Dispatcher:
             patience_s = self._patience_s()
             self.beat(patience_s)
             try:
-                note: _Note = self._notes.get(timeout=patience_s)
+                note = self._notes.get(timeout=patience_s)
             except stdlib_queue.Empty:
-                note = _Look()
+                note = self._look_anew
             self.beat()
-            self._take(note)
+            note()
             self._watch_time()
             for model in self._lanes:
                 self._fill(model)
@@ -208,25 +159,9 @@ class Dispatcher:
         )
         return max(0.0, min(left_s, default=IDLE_S))
 
-    def _take(self, note: _Note) -> None:
-        match note:
-            case _EngineSaid(model, event):
-                self._hear(self._lanes[model], model, event)
-            case _EngineUp(model, load_s):
-                lanes = self._lanes[model]
-                lanes.ready_s, lanes.load_s, lanes.changed = self._store.now_s(), load_s, True
-            case _Lost(model, failure, place):
-                self._endings.engine_lost(model, self._lanes[model], failure, place)
-            case _Unloaded(model):
-                self._endings.put_back(self._lanes[model])
-            case _Claimed(model, jobs):
-                self._take_claimed(self._lanes[model], model, jobs)
-            case _Cancel(job):
-                self._cancel(job)
-            case _Look():
-                self._look_anew()
-            case _Stop():
-                self._end()
+    def _take_up(self, model: str, load_s: float) -> None:
+        lanes = self._lanes[model]
+        lanes.ready_s, lanes.load_s, lanes.changed = self._store.now_s(), load_s, True
 
     def _look_anew(self) -> None:
         for lanes in self._lanes.values():
@@ -260,14 +195,18 @@ class Dispatcher:
             return jobs
 
         def claimed(jobs: list[Job]) -> None:
-            self._notes.put(_Claimed(model, jobs))
+            self._notes.put(partial(self._take_claimed, model, jobs))
             if self._over.is_set():
-                self._give_back_claimed()
+                self._take_late()
 
         self._store.do(claim, claimed)
 
-    def _take_claimed(self, lanes: Occupancy, model: str, jobs: Sequence[Job]) -> None:
+    def _take_claimed(self, model: str, jobs: Sequence[Job]) -> None:
         """Begin what the queue gave; when that was nothing, it is not asked again before something has changed."""
+        if self._stopped:
+            self._endings.give_back(jobs)
+            return
+        lanes = self._lanes[model]
         for job in jobs:
             self._begin(lanes, model, job)
         lanes.claiming = False
@@ -308,7 +247,8 @@ class Dispatcher:
         process.start(start, kept_bytes=kept_bytes)
         log.info("job.started", job_id=job.job_id, client=job.client, row=job.row, attempt=job.attempt)
 
-    def _hear(self, lanes: Occupancy, model: str, event: Event) -> None:
+    def _hear(self, model: str, event: Event) -> None:
+        lanes = self._lanes[model]
         run = lanes.running.get(event.job_id)
         if run is None:
             return

@@ -7,7 +7,6 @@ in the queue's database and are fetched from there; nothing here needs to surviv
 import queue as stdlib_queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -45,40 +44,6 @@ POSITIONS_TOLD = 20
 log = get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class _Say:
-    publication: Publication
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    mid: int
-    reason: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Due:
-    results: list[Owed]
-    next_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Wake:
-    """The connection came back, results are owed, or chunks wait for their time."""
-
-    results: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Settle:
-    """Somebody waits until everything said so far was answered."""
-
-    done: threading.Event
-
-
-_Event = _Say | _Answered | _Due | _Wake | _Settle
-
-
 class Outbox:
     """Publishes for everybody. Every method but `start`, `settle` and `stop` returns at once, on any thread."""
 
@@ -102,7 +67,7 @@ class Outbox:
         self._engines = engines
         self._now_s = now_s
         self._chance = chance
-        self._inbox: stdlib_queue.SimpleQueue[_Event | None] = stdlib_queue.SimpleQueue()
+        self._inbox: stdlib_queue.SimpleQueue[Callable[[], None] | None] = stdlib_queue.SimpleQueue()
         self._waiting = Rota(speech.lane)
         self._in_flight: dict[int, Owed | None] = {}
         self._asking = False
@@ -127,7 +92,7 @@ class Outbox:
     def settle(self, timeout_s: float) -> bool:
         """Wait until everything said so far was answered by the broker; return whether it was."""
         done = threading.Event()
-        self._inbox.put(_Settle(done))
+        self._inbox.put(partial(self._settling.append, done))
         return wait_awake(done.wait, timeout_s)
 
     @property
@@ -144,15 +109,15 @@ class Outbox:
 
     def say(self, publication: Publication) -> None:
         """Publish a message; with QoS 1 until the broker answers or we stop."""
-        self._inbox.put(_Say(publication))
+        self._inbox.put(partial(self._line_up, publication))
 
     def wake(self) -> None:
         """Notice that the connection is back or that results are owed."""
-        self._inbox.put(_Wake(results=True))
+        self._inbox.put(self._ask_anew)
 
     def answered(self, mid: int, reason: int) -> None:
         """Take in the broker's answer to a message."""
-        self._inbox.put(_Answered(mid, reason))
+        self._inbox.put(partial(self._take_answer, mid, reason))
 
     def open(self, job: Job) -> ChunkStream:
         """Return the stream for one attempt at a job."""
@@ -166,7 +131,7 @@ class Outbox:
                 soonest = due_s < min(self._streams.values(), default=float("inf"))
                 self._streams.setdefault(stream, due_s)
             if soonest:
-                self._inbox.put(_Wake())
+                self._inbox.put(_nothing)
 
     def close(self, stream: ChunkStream) -> int:
         """Send the rest of a stream; return the number of its last chunk."""
@@ -217,13 +182,13 @@ class Outbox:
             patience_s = self._patience_s()
             self.beat(patience_s)
             try:
-                event = self._inbox.get(timeout=patience_s)
+                note = self._inbox.get(timeout=patience_s)
             except stdlib_queue.Empty:
-                event = _Wake()
+                note = _nothing
             self.beat()
-            if event is None:
+            if note is None:
                 break
-            self._take(event)
+            note()
             self._flush_due()
             self._pump()
             self._tell_settled()
@@ -242,22 +207,17 @@ class Outbox:
         """Return whether results could be published, were any due."""
         return self._link.connected and not self._asking and self._room() > 0
 
-    def _take(self, event: _Event) -> None:
-        match event:
-            case _Say(publication):
-                self.dropped += self._waiting.add(publication, most=WAITING_MAX)
-            case _Answered(mid, reason):
-                if mid in self._in_flight:
-                    self._conclude(self._in_flight.pop(mid), reason)
-                if self._overtaken:
-                    self._overtaken, self._next_owed_s = False, 0.0
-            case _Due(results, next_s):
-                self._publish_results(results, next_s)
-            case _Wake(results):
-                if results:
-                    self._next_owed_s = 0.0
-            case _Settle(done):
-                self._settling.append(done)
+    def _line_up(self, publication: Publication) -> None:
+        self.dropped += self._waiting.add(publication, most=WAITING_MAX)
+
+    def _ask_anew(self) -> None:
+        self._next_owed_s = 0.0
+
+    def _take_answer(self, mid: int, reason: int) -> None:
+        if mid in self._in_flight:
+            self._conclude(self._in_flight.pop(mid), reason)
+        if self._overtaken:
+            self._overtaken, self._next_owed_s = False, 0.0
 
     def _flush_due(self) -> None:
         now_s = self._now_s()
@@ -278,7 +238,16 @@ class Outbox:
         if self._may_ask() and self._next_owed_s <= self._store.now_s():
             self._asking = True
             self._next_owed_s = float("inf")  # until the answer, or until something happens meanwhile
-            self._store.do(partial(_due, room=self._room(), busy=self._rows_in_flight()), self._inbox.put)
+            self._ask(self._room(), self._rows_in_flight())
+
+    def _ask(self, room: int, busy: frozenset[int]) -> None:
+        """Ask for the results there is room for, and when to ask again: at once when there were more."""
+
+        def due(queue: Queue) -> tuple[list[Owed], float | None]:
+            results = queue.results.owed(room, busy=busy)
+            return results, 0.0 if len(results) == room else queue.results.next_owed_s()
+
+        self._store.do(due, lambda found: self._inbox.put(partial(self._publish_results, *found)))
 
     def _room_for_states(self) -> bool:
         states = sum(owed is None for owed in self._in_flight.values())
@@ -348,7 +317,5 @@ class Outbox:
             self._settling.clear()
 
 
-def _due(queue: Queue, *, room: int, busy: frozenset[int]) -> _Due:
-    """Return the results there is room for, and when to ask again: at once when there were more."""
-    results = queue.results.owed(room, busy=busy)
-    return _Due(results, 0.0 if len(results) == room else queue.results.next_owed_s())
+def _nothing() -> None:
+    """Stands for a note that asks for no more than a look at what is due."""

@@ -126,11 +126,11 @@ class Sender:
 
     def pumped(self):
         """Wait until all that there is room for is with the broker, and what is owed was asked for."""
-        self.outbox._inbox.put(outbox_module._Wake())
+        self.outbox._inbox.put(outbox_module._nothing)
         wait_for(self.outbox._inbox.empty, "the outbox to come to the last of it", PATIENCE_S)
         flush(self.store)
         wait_for(lambda: not self.outbox._asking, "the store's answer", PATIENCE_S)
-        self.outbox._inbox.put(outbox_module._Wake())
+        self.outbox._inbox.put(outbox_module._nothing)
         wait_for(self.outbox._inbox.empty, "the outbox to publish it", PATIENCE_S)
 
     def settle(self):
