@@ -51,7 +51,7 @@ class Agent:
     `root` is where the machine's own files (proc, sys, …) are read from.
 
     Threads: `main` (signals, engines, pools, watchdog), `store`, `dispatcher`, `images`, `outbox`, `reporter`,
-    `control`, `pulse`, two of `outlet`, paho's (two while in pools), two per engine.
+    `control` and one per caller, `pulse`, two of `outlet`, paho's (two while in pools), two per engine.
     """
 
     def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:

@@ -1,26 +1,21 @@
 """A small HTTP server for machines on this device: few connections, none for long, nothing but GET."""
 
 import socket
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-from edge_agent.base.awake import awake_s
 from edge_agent.base.heartbeat import Heartbeat
 from edge_agent.base.log import get_logger
+from edge_agent.base.small_server import SmallServer
 
 CONNECTIONS_MAX = 16
 """Connections at once; for a further one the oldest is cut off."""
-THREADS_MAX = 64
-"""Threads of connections at once, cut off or not: who comes then is closed unheard."""
 CONNECTION_S = 10.0
 """How long a connection may live, whatever is said on it."""
-POLL_S = 0.5
-"""How often that is looked after."""
 RETRY_S = 5.0
 """How often an address that could not be had is tried again."""
 
@@ -72,22 +67,18 @@ class HttpServer:
     def stop(self) -> None:
         """Answer no more; what is being answered is cut off."""
         self._stopping.set()
+        if self._server is not None:
+            self._server.wake()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self.beat(POLL_S if self._server is not None else self._retry_s)
-            if self._server is not None:
-                self._server.handle_request()
-                if self._server.full:
-                    self._stopping.wait(POLL_S)
-                self._server.cut(awake_s())
-            elif not self._stopping.wait(self._retry_s):
+        while self._server is None and not self._stopping.is_set():
+            self.beat(self._retry_s)
+            if not self._stopping.wait(self._retry_s):
                 self._server = self._listen()
         if self._server is not None:
-            self._server.server_close()
-            self._server.cut(float("inf"))
+            self._server.serve(self._stopping, self.beat)
         self.beat.over()
 
     def _listen(self) -> "_Server | None":
@@ -106,62 +97,15 @@ class HttpServer:
         return server
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    timeout = POLL_S
+class _Server(SmallServer, HTTPServer):
+    connections_max = CONNECTIONS_MAX
+    connection_s = CONNECTION_S
+    thread_name = "http-request"
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._ends_s: dict[Any, float] = {}
-        self.full = False
-        """No descriptor was left for who wants to be let in: they would be tried without end."""
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, handler)
-
-    def get_request(self) -> tuple[Any, Any]:
-        try:
-            request = super().get_request()
-        except ConnectionAbortedError:  # it was gone before we looked
-            raise
-        except OSError:
-            self.full = True
-            raise
-        self.full = False
-        return request
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the library's signature
-        """Make room for who comes: the oldest gives way. What is cut off and does not end bounds all of it."""
-        present = self._ends_s.copy()
-        waiting = [each for each, end_s in present.items() if end_s > 0]
-        if len(waiting) >= CONNECTIONS_MAX:
-            self._ends_s[waiting[0]] = 0.0
-            self.cut(0.0)
-        return len(present) < THREADS_MAX
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._ends_s[request] = awake_s() + CONNECTION_S
-        threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), name="http-request", daemon=True
-        ).start()
-
-    def shutdown_request(self, request: Any) -> None:
-        self._ends_s.pop(request, None)
-        super().shutdown_request(request)
-
-    def cut(self, now_s: float) -> None:
-        """End the connections whose time has passed; their threads see it as an end of what is said."""
-        for request in [each for each, end_s in self._ends_s.copy().items() if end_s <= now_s]:
-            try:
-                request.shutdown(socket.SHUT_RDWR)
-            except OSError:  # it has ended meanwhile
-                self._ends_s.pop(request, None)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
-        """Leave a broken connection to its end; any other fault is ours, and ends the agent as everywhere."""
-        error = sys.exception()
-        if error is not None and not isinstance(error, OSError):
-            raise error
 
 
 def _handler(routes: Routes) -> type[BaseHTTPRequestHandler]:

@@ -35,7 +35,7 @@ from edge_agent.control.messages import (
     Standing,
     decode_ask,
 )
-from edge_agent.control.server import CONNECTIONS_MAX, HURRY_S, NAME, PAUSE_S, ControlServer, allowed, beside
+from edge_agent.control.server import CONNECTIONS_MAX, NAME, ControlServer, allowed, beside
 from edge_agent.jobs import database as database_module
 from edge_agent.jobs.ids import watch_client
 from edge_agent.jobs.job import Destination, JobState, Outcome
@@ -84,12 +84,11 @@ def take(order):
 class Running:
     """A store and a control socket on it, as in a running agent."""
 
-    def __init__(self, folder, *, now_s=None):
+    def __init__(self, folder):
         self.folder, self.canceled = folder, []
         self.queue = Queue(folder / "queue.db")
         self.store = Store(self.queue, keep_finished_s=1e6, keep_finished_jobs=10**6)
-        clock = {} if now_s is None else {"now_s": now_s}
-        self.server = ControlServer(folder, store=self.store, desk=desk(self.canceled), order=take, **clock)
+        self.server = ControlServer(folder, store=self.store, desk=desk(self.canceled), order=take)
 
     def __enter__(self):
         self.store.start()
@@ -259,7 +258,7 @@ def test_who_waits_for_the_disk_keeps_nobody_else_waiting(running, monkeypatch):
     askers = [threading.Thread(target=lambda: answers.append(running.ask(ListJobs()))) for _ in range(3)]
     for asker in askers:
         asker.start()
-    wait_for(lambda: sum(1 for each in running.server._callers.values() if each.asked) == len(askers), "them to wait")
+    wait_for(lambda: len(running.server._server._ends_s) == len(askers) and running.store.trouble, "them to wait")
     assert running.ask(AskState()).state == STATE
     assert answers == []
     disk.full = False
@@ -410,40 +409,46 @@ def test_bytes_are_a_question_or_a_refusal(line):
         decode_ask(line)
 
 
-def test_who_is_silent_or_does_not_read_loses_their_place(tmp_path):
-    """All places taken by silent callers: they are hung up on soon, for others wait, and the next is heard."""
-    clock = [0.0]
-    with Running(tmp_path, now_s=lambda: clock[0]) as agent:
-        silent = [connect(tmp_path) for _ in range(CONNECTIONS_MAX)]
-        silent[0].sendall(b'{"op":')
-        wait_for(lambda: len(agent.server._callers) == CONNECTIONS_MAX, "the silent to be let in", PATIENCE_S)
-        # Who hangs up on what it has not read resets the connection, which is no orderly end.
-        wait_for(lambda: any(caller.heard for caller in agent.server._callers.values()), "it to be read", PATIENCE_S)
-        asked = connect(tmp_path)  # waits outside
-        asked.sendall(b'{"op":"state"}\n')
-        clock[0] = HURRY_S
-        silent[1].close()  # wakes the thread; the clock of this test does not
-        assert json.loads(everything(asked))["state"]["health"] == "ready"
-        for sock in (silent[0], *silent[2:]):
-            assert everything(sock) == b""
+def test_who_is_silent_or_does_not_read_loses_their_place(running):
+    """All places taken by silent callers: the next is heard, the oldest gives way, and the others have their time."""
+    silent = [connect(running.folder) for _ in range(CONNECTIONS_MAX)]
+    silent[0].sendall(b'{"op":')
+    wait_for(lambda: len(running.server._server._ends_s) == CONNECTIONS_MAX, "the silent to be let in", PATIENCE_S)
+    assert running.ask(AskState()).state == STATE
+    assert everything(silent[0]) == b""
+    running.server._server.cut(float("inf"))  # as when their time is over
+    for sock in silent[1:]:
+        assert everything(sock) == b""
 
 
-def test_who_cannot_be_let_in_for_want_of_descriptors_is_not_tried_without_end(tmp_path, monkeypatch):
+def test_who_waits_for_an_answer_does_not_give_way_to_the_silent(running, monkeypatch):
+    disk = FullDisk(running.queue, monkeypatch)
+    disk.full = True
+    waiting = connect(running.folder)
+    waiting.sendall(b'{"op":"list"}\n')
+    wait_for(lambda: running.store.trouble, "it to wait for the disk", PATIENCE_S)
+    silent = [connect(running.folder) for _ in range(2 * CONNECTIONS_MAX)]
+    assert everything(silent[0]) == b""
+    disk.full = False
+    assert json.loads(everything(waiting))["jobs"] == []
+    for sock in silent[1:]:
+        sock.close()
+
+
+def test_who_cannot_be_let_in_for_want_of_descriptors_is_not_tried_without_end(running, monkeypatch):
     """Once in a while; as soon as there is one they are heard."""
-    clock, tries, turns = [0.0], [], []
-    with Running(tmp_path, now_s=lambda: clock[0]) as agent:
-        welcome, heed = agent.server._welcome, agent.server._heed
-        monkeypatch.setattr(agent.server, "_welcome", lambda listener: (tries.append(1), welcome(listener)))
-        monkeypatch.setattr(agent.server, "_heed", lambda listener: (turns.append(1), heed(listener)))
-        asked = socket.socket(socket.AF_UNIX)
-        with beside(tmp_path) as address, limited(resource.RLIMIT_NOFILE, 3):
-            asked.connect(address)
-            asked.sendall(b'{"op":"state"}\n')
-            wait_for(lambda: tries, "somebody who cannot be let in", PATIENCE_S)
-            wait_for(lambda: len(turns) > 3, "the thread to go on", PATIENCE_S)
-            assert len(tries) == 1
-        clock[0] = PAUSE_S
-        assert json.loads(everything(asked))["state"]["health"] == "ready"
+    server = running.server._server
+    tries, get_request = [], server.get_request
+    monkeypatch.setattr(server, "get_request", lambda: (tries.append(1), get_request())[1])
+    waits, wait = [], running.server._stopping.wait
+    monkeypatch.setattr(running.server._stopping, "wait", lambda _pause_s: (waits.append(1), wait(0.1))[1])
+    asked = socket.socket(socket.AF_UNIX)
+    with beside(running.folder) as address, limited(resource.RLIMIT_NOFILE, 3):
+        asked.connect(address)
+        asked.sendall(b'{"op":"state"}\n')
+        wait_for(lambda: len(tries) > 3, "somebody who cannot be let in", PATIENCE_S)
+        assert len(waits) >= len(tries) - 1
+    assert json.loads(everything(asked))["state"]["health"] == "ready"
 
 
 def test_an_answer_nobody_reads_holds_nobody_up(running):

@@ -16,6 +16,7 @@ pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 from running import limited, wait_for
 
+from edge_agent.base import small_server
 from edge_agent.base.errors import Code
 from edge_agent.health.condition import Condition
 from edge_agent.health.counters import Counters
@@ -179,7 +180,7 @@ def test_counts_are_those_of_now():
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(http, "POLL_S", 0.01)
+    monkeypatch.setattr(small_server, "POLL_S", 0.01)
 
 
 @contextmanager
@@ -221,7 +222,7 @@ def test_health_and_readiness(made, path, status, body):
 
 def test_connections_are_few_and_end(monkeypatch):
     """Who says nothing, or a byte now and then, holds a connection no longer than anybody."""
-    monkeypatch.setattr(http, "CONNECTION_S", 60.0)
+    monkeypatch.setattr(http._Server, "connection_s", 60.0)
     with listening(sources()) as server:
         idle = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(2)]
         for each in idle:
