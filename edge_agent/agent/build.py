@@ -317,7 +317,7 @@ def _intake(running: Running, room: PoolRoom, strangers: Strangers) -> Intake:
         requesters=settings.requesters,
         store=running.store,
         outbox=running.outbox,
-        roster=running.engines,
+        engines=running.engines,
         pace=running.pace,
         free_bytes=lambda: free_bytes(settings.agent.state_dir),
         pool_full=room.full,

@@ -1,7 +1,7 @@
 """What became of a request: the job's states as data, and its outcome."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -186,34 +186,34 @@ class Job:
     client: str
     job_id: str
     model: str
-    pool: str | None
     state: JobState
     state_seq: int
-    attempt: int
-    strikes: int
     max_attempts: int
     max_tokens: int
-    alone: bool
-    cancel_requested: bool
     stream: bool
     priority: int
     rank: float
-    not_before_s: float | None
     accepted_s: float
     expires_s: float
     timeout_s: float
-    claimed_s: float | None
-    finished_s: float | None
-    request: StoredRequest | None
-    request_bytes: int
-    outcome: Outcome | None
-    correlation: bytes | None
-    traceparent: str | None
-    metadata: Mapping[str, JsonValue]
-    unprepared: bool
-    images: tuple[Prepared, ...] | None
-    source: str | None
-    answer: Destination | None
+    pool: str | None = None
+    attempt: int = 0
+    strikes: int = 0
+    alone: bool = False
+    cancel_requested: bool = False
+    not_before_s: float | None = None
+    claimed_s: float | None = None
+    finished_s: float | None = None
+    request: StoredRequest | None = None
+    request_bytes: int = 0
+    outcome: Outcome | None = None
+    correlation: bytes | None = None
+    traceparent: str | None = None
+    metadata: Mapping[str, JsonValue] = field(default_factory=dict)
+    unprepared: bool = False
+    images: tuple[Prepared, ...] | None = None
+    source: str | None = None
+    answer: Destination | None = None
 
     @property
     def asked(self) -> Request:

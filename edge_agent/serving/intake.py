@@ -6,10 +6,11 @@ but those whose author stands in no valid topic: there is nobody to answer.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.base.signal import Signal
+from edge_agent.engine.hosting.engines import Engines
 from edge_agent.images.attachments import attach
 from edge_agent.images.spool import PART_BYTES, Holder, Spool
 from edge_agent.jobs.backlog import Backlog
@@ -57,16 +58,6 @@ def _nothing() -> None:
     pass
 
 
-class ModelNames(Protocol):
-    """What models there are."""
-
-    def resolve(self, model: str, *, images: int = 0) -> str:
-        """Return the name of the model that a request with so many images means; `auto` is the first that takes them.
-
-        Raises EdgeAgentError when there is none.
-        """
-
-
 class Intake:
     """Takes in jobs, cancels and questions. `receive` may be called from the network thread.
 
@@ -86,7 +77,7 @@ class Intake:
         requesters: RequestersSection,
         store: Store,
         outbox: Outbox,
-        roster: ModelNames,
+        engines: Engines,
         pace: Pace,
         free_bytes: Callable[[], int],
         pool_full: Callable[[], bool] = lambda: False,
@@ -101,7 +92,7 @@ class Intake:
         self._store = store
         self._requesters = requesters
         self._outbox = outbox
-        self._roster = roster
+        self._engines = engines
         self._pace = pace
         self.on_cancel: Signal[Job] = Signal()
         self._free_bytes = free_bytes
@@ -240,7 +231,7 @@ class Intake:
         `client` is the requester whose share counts; None for a watch: those count apart, so that neither watches nor
         requesters take the others' room.
         """
-        model = self._roster.resolve(request.model, images=len(request.images))
+        model = self._engines.resolve(request.model, images=len(request.images))
         if request.ttl_s > self._settings.ttl_max_s:
             raise EdgeAgentError(Code.BAD_REQUEST, f"ttl_s: must be at most {self._settings.ttl_max_s}")
         self._find_room(queue, model, client)

@@ -260,7 +260,7 @@ def generation(number, body):
     if not {"max_tokens", "max_completion_tokens"} & body.keys():
         whole["max_tokens"] = TOKENS
     request = decode_request(json.dumps(whole).encode())
-    job = SimpleNamespace(row=number, attempt=1, request=request.to_json(), images=None)
+    job = SimpleNamespace(row=number, attempt=1, asked=request, images=None)
     return Attempt(job, stream=None, begun_s=0.0, deadline_s=0.0, progress_s=0.0, load_ms=0.0, owner="a").generation
 
 

@@ -347,7 +347,7 @@ def test_every_message_gets_one_acknowledgement_and_an_answer_without_its_values
         outbox=recorder,
         images=ImagesSection(),
         spool=spool,
-        roster=FakeRoster("phi", images=2),
+        engines=FakeRoster("phi", images=2),
         pace=Pace(),
         free_bytes=lambda: 2**40,
     )

@@ -94,7 +94,7 @@ class Desk:
             requesters=RequestersSection(**{k: v for k, v in settings.items() if k in RequestersSection.model_fields}),
             store=self.store,
             outbox=FakeOutbox(self.journal),
-            roster=roster or FakeRoster("phi"),
+            engines=roster or FakeRoster("phi"),
             pace=self.pace,
             free_bytes=free_bytes if callable(free_bytes) else lambda: free_bytes,
             pool_full=lambda: self.pool_full,

@@ -52,7 +52,7 @@ class Tower:
             store=self.store,
             requesters=RequestersSection(max_jobs=1),
             outbox=FakeOutbox([]),
-            roster=FakeRoster("phi", images=1),
+            engines=FakeRoster("phi", images=1),
             pace=Pace(),
             free_bytes=lambda: 10**9,
         )
