@@ -34,6 +34,7 @@ def frozen(processes):
 
 
 @pytest.mark.parametrize("who", ["all", "agent"] if "FREEZE_S" in os.environ else ["all"])
+@pytest.mark.timeout(120 + 3 * FREEZE_S)
 def test_a_freeze_costs_no_engine_and_no_job(broker, tiny_model, tmp_path, who):
     """A paused container, or SIGSTOP for the agent alone: its engine has told everything by then."""
     environ = faulty(FAULTS_BACKEND="metronome:load", METRONOME_S="0.05", FAULTS_SILENCE_S=str(SILENCE_S))

@@ -31,6 +31,7 @@ def deleted_files(process):
     return {name for name in names if name.endswith("(deleted)")}
 
 
+@pytest.mark.timeout(120 + 10 * LOADS)
 def test_after_each_unload_everything_is_back(broker, tmp_path, tiny_model):
     """A job loads the model, an order unloads it, as often as LOADS says."""
     daemon = AgentProcess(folder=tmp_path, broker=broker, models=[{"name": "tiny", "path": str(tiny_model)}])

@@ -101,6 +101,7 @@ def answer(handle):
     return result.state, result.error and result.error.code
 
 
+@pytest.mark.timeout(120 + 120 * ROUNDS)
 def test_hostile_guides_end_in_an_answer_or_a_refusal(broker, tmp_path, demo):
     """The engine stays, and another requester's jobs are answered meanwhile, one after the other."""
     with daemon(tmp_path, broker, demo) as agent, requester(broker, "mallory") as mallory, requester(broker) as bob:

@@ -489,6 +489,7 @@ IN_FLIGHT_BYTES = 64 * 2**10
 """What a kill may cost: bytes that the hub has sent and the kernel not yet handed over."""
 
 
+@pytest.mark.timeout(120 + 15 * KILLS)
 def test_a_pull_killed_again_and_again_completes_without_starting_over(store):
     """At moments drawn by chance: while it asks, hashes what is there, fetches, or puts the build in its place."""
     chance = random.Random(4)
