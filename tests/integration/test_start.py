@@ -28,6 +28,7 @@ def test_a_hang_up_lets_running_jobs_end(broker, tmp_path, tiny_model):
     models = [{"name": "t", "path": str(tiny_model)}]
     environ = faulty(FAULTS_BACKEND="metronome:load", METRONOME_S="0.05")
     running = AgentProcess(folder=tmp_path / "agent", broker=broker, models=models, environ=environ)
+    running.launcher = ("env", "--default-signal=HUP")  # the tests themselves may run under nohup
     with running as agent, requester(broker) as client:
         job = client.submit("edge-01", prompt="Tick.", max_tokens=20)
         agent.wait_said("job.started")
