@@ -79,8 +79,9 @@ class Guide:
 class Generation:
     """Everything an engine needs to answer one job.
 
-    `temperature` 0 means greedy; `top_k` 0 means no limit; `seed` None means a fresh one;
-    `stop` strings end the text before their first occurrence; with a `guide` only tokens are chosen that keep to it.
+    Without `template` the one turn's text is gone on with as it is. `temperature` 0 means greedy; `top_k` 0 means no
+    limit; `seed` None means a fresh one; `stop` strings end the text before their first occurrence; with a `guide` only
+    tokens are chosen that keep to it.
     What was computed for one `owner` serves no other: neither the time that an answer takes nor `cached_tokens` tells
     what others asked. All generations without one are of the same nobody.
     """
@@ -96,6 +97,7 @@ class Generation:
     stop: tuple[str, ...] = ()
     guide: Guide | None = None
     owner: str = ""
+    template: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _tokenizer_facts(folder: Path, shape: Shape) -> dict[str, gguf.Fact]:
         "tokenizer.ggml.eot_token_id": ids[END.text],
         "tokenizer.ggml.unknown_token_id": ids[config["unk_token"]],
         "tokenizer.ggml.padding_token_id": ids[config["pad_token"]],
-        "tokenizer.ggml.add_bos_token": False,  # with the chat template none is put before
+        "tokenizer.ggml.add_bos_token": config["add_bos_token"],
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.chat_template": config["chat_template"],
     }

@@ -209,10 +209,9 @@ def test_a_text_model_says_that_it_sees_nothing(model, sees, four, ask):
 @pytest.mark.parametrize("text", ["is the pump on?", "look at <|image_1|>", "two\n\nlines"])
 def test_without_an_image_it_is_the_text_model(seeing, model, ask, text):
     """Same weights, same text; words that would name an image name none."""
-    said = [drive(each, ask(text=text.replace("<|", "< |")))[0] for each in (seeing, model)]
+    said = [drive(each, ask(text=text))[0] for each in (seeing, model)]
     assert said[0].text == said[1].text
     assert said[0].end.usage.prompt_tokens == said[1].end.usage.prompt_tokens
-    assert text_of(seeing, ask(text=text)) == said[0].text
 
 
 def test_a_text_that_names_an_image_is_not_one(seeing, four, ask):

@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 from edge_agent.engine import backend
 from edge_agent.engine.backend import ModelSpec
+from edge_agent.engine.batching.lane_parts import Prompt
 from edge_agent.engine.batching.picture import Album
 from edge_agent.engine.messages import Generation, Progress, Turn
 from edge_agent.images.phi_tiling import TILE_PIXELS, grid
@@ -116,7 +117,7 @@ def test_pixels_and_places_are_those_of_the_librarys_processor(bare, model, gall
     picture = noise(size, smooth=size[0] % 2 == 0)
     inputs = bare.inputs("see?", picture)
     image = gallery.hang(picture, tiles=16)
-    prompt = model._prompts.encode((Turn("user", "see?", (image,)),))
+    prompt = Prompt.of(Generation("1.1", (Turn("user", "see?", (image,)),), 1), model._prompts)
     ids = inputs["input_ids"].as_numpy()[0]
     assert [max(token, -1) for token in prompt.tokens] == ids.tolist()
     (seen,) = prompt.pictures

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,10 +63,13 @@ def test_the_text_is_the_bare_librarys(openvino_genai, load, tiny_openvino_visio
     settings = folder / "preprocessor_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"num_crops": 1}))
     model = load(folder)
-    tokenizer = model._reader._tokenizer
-    model._reader._tokenizer = SimpleNamespace(
-        apply_chat_template=tokenizer.apply_chat_template, encode=lambda text, **_: tokenizer.encode(text)
-    )
+    maker = model._reader.maker
+
+    def begun(text, *, begin):
+        return maker.tokenizer.encode(text, begin=not begin)
+
+    words = SimpleNamespace(added=maker.tokenizer.added, encode=begun)
+    model._reader = replace(model._reader, maker=replace(maker, tokenizer=words))
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.enable_prefix_caching = False
     scheduler.max_num_batched_tokens = 4096
@@ -83,7 +87,7 @@ def test_the_text_is_the_bare_librarys(openvino_genai, load, tiny_openvino_visio
 
 def test_neighbouring_patches_are_one_token(model):
     """Two by two, line by line over all tiles of a row; a separator ends each line."""
-    eyes = model._reader._eyes
+    eyes = model._reader.eyes
     side, columns = 24, 2
     places = np.arange(2 * columns * side * side, dtype=np.float32).reshape(2 * columns, side, side)
     tiles = [np.repeat(each.reshape(1, -1, 1), 1024, axis=2) for each in places]
@@ -102,14 +106,14 @@ def test_an_image_has_the_tokens_that_its_tiles_say(model, gallery, size, tiles)
     """Known before anything is computed."""
     picture = Picture(gallery.hang(noise(size), tiles=tiles), 0)
     while picture.features is None:
-        model._reader._eyes.look(picture)
+        model._reader.eyes.look(picture)
     assert len(picture.features) == grid(*size, tiles=tiles).tokens == picture.end
 
 
 def test_a_step_looks_at_one_tile(model, gallery, ask):
     """Having said so before; so a cancel waits no longer, nor does a neighbour's token."""
-    looked, look = [], model._reader._eyes.look
-    model._reader._eyes.look = lambda picture: (looked.append(len(picture.tiles)), look(picture))
+    looked, look = [], model._reader.eyes.look
+    model._reader.eyes.look = lambda picture: (looked.append(len(picture.tiles)), look(picture))
     try:
         generation = ask(gallery.hang(noise((400, 400), 5), tiles=16))
         model.start(generation)
@@ -120,7 +124,7 @@ def test_a_step_looks_at_one_tile(model, gallery, ask):
             assert not list(events)
             assert looked == list(range(tile + 1))
     finally:
-        del model._reader._eyes.look
+        del model._reader.eyes.look
     list(model.cancel(generation.job_id))
 
 

@@ -1,6 +1,7 @@
 """What llama.cpp's backend refuses, and how its words agree with the other backends'; the rest is in the contract."""
 
 import importlib.util
+import json
 import os
 import random
 from pathlib import Path
@@ -73,28 +74,56 @@ def test_a_file_that_is_no_model_is_refused_with_what_the_library_says(load, fol
         assert refused(load, torn, r"torn\.gguf cannot be loaded: llama\.cpp said: \w+") is Code.MODEL_ERROR
 
 
-def test_a_chat_template_that_is_not_known_is_refused(load, folder, tmp_path):
-    """Otherwise conversations would reach the model in another's form."""
-    strange = tmp_path / "strange.gguf"
-    template = tokenizer.CHAT_TEMPLATE.encode()
-    strange.write_bytes(gguf_file(folder).read_bytes().replace(template, b"?" * len(template)))
-    assert refused(load, strange, "its chat template is missing, or none that llama.cpp knows") is Code.UNSUPPORTED
+def changed(folder, tmp_path, template):
+    """The file with another chat template, of the same length."""
+    there, file = tokenizer.CHAT_TEMPLATE.encode(), tmp_path / "changed.gguf"
+    file.write_bytes(
+        gguf_file(folder).read_bytes().replace(there, f"{template}{{#".encode().ljust(len(there) - 2) + b"#}")
+    )
+    return file
 
 
-def test_conversations_are_cut_into_the_same_tokens_as_by_onnxruntime(library, folder, tiny_model):
-    """Also where white space, bytes and what looks like a control token meet."""
-    import onnxruntime_genai as og
-
+def test_a_file_is_asked_by_its_own_template(library, folder, tmp_path):
+    """Whatever the library makes of templates that it guesses at; one that cannot be read is refused."""
     from edge_agent.engine.llamacpp.file import GgufFile
-    from edge_agent.engine.onnx.prompt import OnnxPrompts
-    from edge_agent.engine.text.prompt import SpecialTokens
 
-    ours = GgufFile(library.library(), gguf_file(folder))
-    theirs = OnnxPrompts(og.Tokenizer(str(tiny_model)), SpecialTokens.read(tiny_model), images_most=0)
+    changed(folder, tmp_path, "<|user|>{{ messages[0].content.replace('on', 'off') }}<|end|>{{ bos_token }}")
+    file = GgufFile(library.library(), tmp_path / "changed.gguf")
+    ((ids,), _) = file.prompts.make([Turn("user", "is it on?")])
+    words = file.prompts.tokenizer
+    assert ids == words.encode("<|user|>is it off?<|end|><s>", begin=False)
+    changed(folder, tmp_path, "{% if %}")
+    with pytest.raises(EdgeAgentError, match="chat template cannot be read") as raised:
+        GgufFile(library.library(), tmp_path / "changed.gguf")
+    assert raised.value.code is Code.MODEL_ERROR
+
+
+def test_a_file_without_a_template_goes_on_with_texts(library, folder, tmp_path):
+    from edge_agent.engine.llamacpp.file import GgufFile
+
+    file = tmp_path / "base.gguf"
+    file.write_bytes(gguf_file(folder).read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templato"))
+    prompts = GgufFile(library.library(), file).prompts
+    assert prompts.template is None
+    ((ids,), _) = prompts.make([Turn("user", "the pump is")], template=False)
+    assert ids == prompts.tokenizer.encode("the pump is", begin=True)
+
+
+def test_conversations_are_cut_into_the_same_tokens_as_a_folders(library, folder, tiny_model):
+    """Also where white space, bytes and what looks like a control token meet."""
+    from edge_agent.engine.llamacpp.file import GgufFile
+    from edge_agent.engine.text.prompt import PromptMaker
+
+    ours, theirs = GgufFile(library.library(), gguf_file(folder)), PromptMaker.read(tiny_model)
+    control = {each["id"] for each in json.loads((tiny_model / "tokenizer.json").read_text())["added_tokens"]}
     rng = random.Random(5)
     words = ["the ", "pump", " temperature", "word", "word1", "<|end|>", "<s>", "</s>", "<unk>", "<|assistant|>\n"]
     letters = "abcdefghijklmnopqrstuvwxyz      .,?!\n\t0123456789\u00fc\u00e9\u4e16\U0001f642<>|/"
     for _ in range(500):
         said = ["".join(rng.choices([*words, *letters], k=rng.randrange(40))) for _ in range(4)]
         turns = tuple(map(Turn, ("system", "user", "assistant", "user"), said))
-        assert ours.encode(turns).tokens == theirs.encode(turns).tokens
+        for template in (True, False):
+            asked = turns if template else turns[:1]
+            ((ids,), _), ((expected,), _) = (each.make(asked, template=template) for each in (ours.prompts, theirs))
+            assert ids == expected
+            assert template or not control & set(ids[1:])

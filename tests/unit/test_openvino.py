@@ -355,7 +355,7 @@ def test_an_owners_tokens_are_found_by_that_owner_alone(model, ask):
         found = []
         for _ in range(2):
             asked = ask(turns, owner=owner)
-            prompt = model._reader.read(turns, model._owners.number(asked))
+            prompt = model._reader.read(asked, model._owners.number(asked))
             found.append(model._found_blocks(prompt, len(prompt.tokens)))
             text, _, _ = drive(model, asked)
             texts.add(text)

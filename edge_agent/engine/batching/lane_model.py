@@ -7,7 +7,7 @@ import numpy as np
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.answering import AnsweringModel
 from edge_agent.engine.batching.lane_guide import Guides
-from edge_agent.engine.batching.lane_parts import Decoder, Encoder, Prompts
+from edge_agent.engine.batching.lane_parts import Decoder, Encoder, Prompt
 from edge_agent.engine.batching.lane_sequence import LaneSequence
 from edge_agent.engine.batching.lanes import Lanes
 from edge_agent.engine.batching.prefill import LONGROPE_TOKENS, PIECE_TOKENS_MIN, piece_tokens
@@ -22,7 +22,7 @@ from edge_agent.engine.messages import (
     Text,
 )
 from edge_agent.engine.text.detokenizer import Vocabulary, Words
-from edge_agent.engine.text.prompt import answer_room
+from edge_agent.engine.text.prompt import PromptMaker, answer_room
 
 
 class LaneModel(AnsweringModel[LaneSequence]):
@@ -33,7 +33,7 @@ class LaneModel(AnsweringModel[LaneSequence]):
         *,
         decoder: Decoder,
         encoder: Encoder | None,
-        prompts: Prompts,
+        prompts: PromptMaker,
         vocabulary: Vocabulary,
         guides: Guides,
         end_ids: frozenset[int],
@@ -56,7 +56,7 @@ class LaneModel(AnsweringModel[LaneSequence]):
         self._tokens_per_s: float | None = None
 
     def _counted(self, generation: Generation) -> LaneSequence:
-        prompt = self._prompts.encode(generation.turns)
+        prompt = Prompt.of(generation, self._prompts)
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         return LaneSequence(
             generation=generation,

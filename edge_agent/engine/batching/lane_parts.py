@@ -7,8 +7,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.engine.batching.picture import Features, Picture
-from edge_agent.engine.messages import Turn
+from edge_agent.engine.batching.picture import Features, Picture, woven
+from edge_agent.engine.messages import Generation
+from edge_agent.engine.text.prompt import PromptMaker
 
 Logits = npt.NDArray[np.float32]
 
@@ -51,20 +52,15 @@ class Prompt:
     tokens: list[int]
     pictures: tuple[Picture, ...] = ()
 
+    @classmethod
+    def of(cls, generation: Generation, maker: PromptMaker) -> "Prompt":
+        """Return a generation's. Raises EdgeAgentError as PromptMaker.make does."""
+        return cls(*woven(*maker.make(generation.turns, template=generation.template)))
+
     @property
     def words(self) -> npt.NDArray[np.int32]:
         """The tokens that are no picture's."""
         return np.array([token for token in self.tokens if token >= 0], np.int32)
-
-
-class Prompts(Protocol):
-    """Makes prompts with a model's chat template and tokenizer."""
-
-    def encode(self, turns: Sequence[Turn]) -> Prompt:
-        """Return the tokens of a conversation.
-
-        Raises EdgeAgentError BAD_REQUEST for a role, UNSUPPORTED for more images than the model takes.
-        """
 
 
 class Encoder(Protocol):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,16 @@ class Album:
         self._features[picture.token] = features
         while sum(map(len, self._features.values())) > self._tokens_most:
             self._features.popitem(last=False)
+
+
+def woven(parts: Sequence[Sequence[int]], images: Sequence[Image]) -> tuple[list[int], tuple[Picture, ...]]:
+    """Return the tokens of a prompt whose parts have images between them, and where those stand."""
+    tokens, pictures = list(parts[0]), []
+    for image, part in zip(images, parts[1:], strict=True):
+        pictures.append(Picture(image, len(tokens)))
+        tokens += [pictures[-1].token] * pictures[-1].grid.tokens
+        tokens += part
+    return tokens, tuple(pictures)
 
 
 def _identity(image: Image, rows: int, columns: int) -> int:

@@ -15,9 +15,10 @@ from edge_agent.engine.batching.lane_guide import Guides
 from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.lane_parts import Decoder, Logits
 from edge_agent.engine.batching.picture import Features
-from edge_agent.engine.hf.prompt import HfPrompts, end_ids, read_config
+from edge_agent.engine.hf.config import end_ids, read_config
 from edge_agent.engine.messages import ModelLimits
 from edge_agent.engine.text.detokenizer import Vocabulary
+from edge_agent.engine.text.prompt import PromptMaker
 
 
 class LaneByLane(ABC):
@@ -65,7 +66,7 @@ def lane_model(
     return LaneModel(
         decoder=decoder,
         encoder=None,
-        prompts=HfPrompts(spec.path),
+        prompts=PromptMaker.read(spec.path),
         vocabulary=Vocabulary.read(spec.path),
         guides=Guides.read(spec.path, vocab_size=decoder.vocab_size, end_ids=ends),
         end_ids=frozenset(ends),

@@ -21,9 +21,9 @@ from edge_agent.engine import foreign
 from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.lane_parts import Logits
+from edge_agent.engine.hf.config import read_config
 from edge_agent.engine.hf.facts import mlx_context
 from edge_agent.engine.hf.lane_by_lane import LaneByLane, lane_model, loading
-from edge_agent.engine.hf.prompt import read_config
 from edge_agent.engine.messages import ModelLimits
 
 _DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}

@@ -20,9 +20,9 @@ from edge_agent.engine.backend import ModelSpec
 from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.lane_parts import Logits
 from edge_agent.engine.context import original_tokens
+from edge_agent.engine.hf.config import read_config
 from edge_agent.engine.hf.facts import transformers_context
 from edge_agent.engine.hf.lane_by_lane import LaneByLane, lane_model, loading
-from edge_agent.engine.hf.prompt import read_config
 from edge_agent.engine.messages import ModelLimits
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,33 +1,27 @@
 """A GGUF file in memory: its weights, its tokenizer, its chat template."""
 
 import ctypes
-import re
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 
 import llguidance
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.batching.lane_parts import Prompt
-from edge_agent.engine.llamacpp.library import ChatMessage, Library
-from edge_agent.engine.messages import Turn
+from edge_agent.engine.llamacpp.library import Library
+from edge_agent.engine.llamacpp.words import CONTROL, UNKNOWN, USER_DEFINED, GgufTokenizer
 from edge_agent.engine.text.detokenizer import Vocabulary
-from edge_agent.engine.text.prompt import SpecialTokens, images_of, messages
+from edge_agent.engine.text.prompt import PromptMaker
+from edge_agent.engine.text.template import ChatTemplate
 
-_UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
-"""Attributes of tokens, llama.h's numbers."""
 _FACT_BYTES = 256
 _PIECE_BYTES = 4096
 _ORIGINAL_CONTEXT = "phi3.rope.scaling.original_context_length"
-_SWALLOWED = re.compile(r"(<\|assistant\|>|</s>)\s+")
-"""Phi-3.5's tokenizer takes no token for white space there. A GGUF file does not tell, and llama.cpp takes one."""
 
 
 class GgufFile:
-    """Weights and words of a model, or its `words_only`; it makes prompts, see lane_parts.Prompts.
+    """Weights and words of a model, or its `words_only`.
 
-    Raises EdgeAgentError MODEL_ERROR, OUT_OF_MEMORY, UNSUPPORTED for what is no decoder or has another chat template.
+    Raises EdgeAgentError MODEL_ERROR, OUT_OF_MEMORY, UNSUPPORTED for what is no decoder.
     """
 
     def __init__(self, library: Library, path: Path, *, words_only: bool = False) -> None:
@@ -40,15 +34,14 @@ class GgufFile:
             self.model = library.held(self._call.llama_model_load_from_file(str(path).encode(), params))
         weakref.finalize(self, self._call.llama_model_free, self.model)
         self._vocab = self._call.llama_model_get_vocab(self.model)
-        self._template = self._call.llama_model_chat_template(self.model, None)
         tokens = range(self._call.llama_vocab_n_tokens(self._vocab))
         self.vocab_size = len(tokens)
         self.end_ids = frozenset(each for each in tokens if self._call.llama_vocab_is_eog(self._vocab, each))
         self._obeyed = {each: self._text(each) for each in tokens if self._is_obeyed(each)}
         self._pieces = {each: b"" if each in self._obeyed else self._piece(each) for each in tokens}
         self.vocabulary = Vocabulary(self._pieces)
-        self._special_tokens = SpecialTokens(text.decode(errors="replace") for text in self._obeyed.values())
         self._check(path)
+        self.prompts = self._prompts(path)
 
     @property
     def context_tokens(self) -> int:
@@ -60,18 +53,6 @@ class GgufFile:
         original = self._fact(_ORIGINAL_CONTEXT)
         trained = int(self._call.llama_model_n_ctx_train(self.model))
         return min(trained, int(original)) if original else trained
-
-    def encode(self, turns: Sequence[Turn]) -> Prompt:
-        """Return the tokens of a conversation. Raises EdgeAgentError BAD_REQUEST for a role, UNSUPPORTED for images."""
-        images_of(turns, most=0)
-        said = [
-            ChatMessage(each["role"].encode(), each["content"].encode(errors="replace"))
-            for each in messages(turns, self._special_tokens)
-        ]
-        prompt = _SWALLOWED.sub(r"\1", self._templated(said)).encode()
-        tokens = (ctypes.c_int32 * (len(prompt) + 2))()  # a token has a byte at least; <s>, and the space before a text
-        count = self._call.llama_tokenize(self._vocab, prompt, len(prompt), tokens, len(tokens), True, True)
-        return Prompt(tokens[:count])
 
     def guide_tokens(self) -> llguidance.LLTokenizer:
         """Return the vocabulary as the library that follows guides wants it."""
@@ -87,24 +68,26 @@ class GgufFile:
 
     def _check(self, path: Path) -> None:
         call = self._call
-        if any(
-            kind(self.model)
-            for kind in (call.llama_model_has_encoder, call.llama_model_is_recurrent, call.llama_model_is_hybrid)
-        ):
-            what = "it is no plain decoder"
-        elif self._template is None or not self._templated([ChatMessage(b"user", b"?")]):
-            what = "its chat template is missing, or none that llama.cpp knows"
-        else:
-            return
-        raise EdgeAgentError(Code.UNSUPPORTED, f"{path} cannot be used: {what}; choose another build")
+        kinds = (call.llama_model_has_encoder, call.llama_model_is_recurrent, call.llama_model_is_hybrid)
+        if any(kind(self.model) for kind in kinds):
+            raise EdgeAgentError(
+                Code.UNSUPPORTED, f"{path} cannot be used: it is no plain decoder; choose another build"
+            )
 
-    def _templated(self, said: Sequence[ChatMessage]) -> str:
-        """Return a conversation as the model reads it; nothing when its template is unknown."""
-        chat = (ChatMessage * len(said))(*said)
-        length = self._call.llama_chat_apply_template(self._template, chat, len(said), True, None, 0)
-        text = ctypes.create_string_buffer(max(0, length) + 1)
-        self._call.llama_chat_apply_template(self._template, chat, len(said), True, text, len(text))
-        return text.value.decode()
+    def _prompts(self, path: Path) -> PromptMaker:
+        """Return what makes prompts, by the file's own template and vocabulary."""
+        told = {each: self._call.llama_vocab_get_attr(self._vocab, each) for each in range(self.vocab_size)}
+        kinds = UNKNOWN | CONTROL | USER_DEFINED
+        added = {each: attributes for each, attributes in told.items() if attributes & kinds}
+        words = GgufTokenizer(self._call, self._vocab, added, architecture=self._fact("general.architecture"))
+        source = self._call.llama_model_chat_template(self.model, None)
+        ends = {"bos_token": self._call.llama_vocab_bos, "eos_token": self._call.llama_vocab_eos}
+        numbers = {name: number(self._vocab) for name, number in ends.items()}
+        tokens = {name: self._text(number).decode(errors="replace") for name, number in numbers.items() if number >= 0}
+        try:
+            return PromptMaker(None if source is None else ChatTemplate(source.decode(errors="replace"), tokens), words)
+        except EdgeAgentError as error:
+            raise EdgeAgentError(error.code, f"{path} cannot be used: {error.message}") from error
 
     def _fact(self, key: str) -> str:
         """Return a fact of the file; nothing when it is not there."""
@@ -114,9 +97,9 @@ class GgufFile:
 
     def _is_obeyed(self, token: int) -> bool:
         attributes = self._call.llama_vocab_get_attr(self._vocab, token)
-        if attributes & _USER_DEFINED:  # some conversions call control tokens so
+        if attributes & USER_DEFINED:  # some conversions call control tokens so
             return self._text(token).startswith(b"<|")
-        return bool(attributes & (_UNKNOWN | _CONTROL))
+        return bool(attributes & (UNKNOWN | CONTROL))
 
     def _text(self, token: int) -> bytes:
         text: bytes = self._call.llama_vocab_get_text(self._vocab, token)

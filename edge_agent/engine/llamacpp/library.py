@@ -92,12 +92,6 @@ class Batch(Structure):
     )
 
 
-class ChatMessage(Structure):
-    """llama_chat_message."""
-
-    _fields_ = (("role", c_char_p), ("content", c_char_p))
-
-
 _DEFAULTS: Mapping[type[Structure], Mapping[str, float]] = {
     ModelParams: {"split_mode": 1, "load_mode": -1, "lazy_mode": 1, "use_extra_bufts": 1, "mtp": 0},
     ContextParams: {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max_per_seq": 1}
@@ -119,13 +113,11 @@ _FUNCTIONS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_is_hybrid": (c_bool, (c_void_p,)),
     "llama_model_meta_val_str": (c_int32, (c_void_p, c_char_p, c_char_p, ctypes.c_size_t)),
     "llama_model_chat_template": (c_char_p, (c_void_p, c_char_p)),
-    "llama_chat_apply_template": (
-        c_int32,
-        (c_char_p, POINTER(ChatMessage), ctypes.c_size_t, c_bool, c_char_p, c_int32),
-    ),
     "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
     "llama_vocab_get_attr": (c_int32, (c_void_p, c_int32)),
     "llama_vocab_get_text": (c_char_p, (c_void_p, c_int32)),
+    "llama_vocab_bos": (c_int32, (c_void_p,)),
+    "llama_vocab_eos": (c_int32, (c_void_p,)),
     "llama_vocab_is_eog": (c_bool, (c_void_p, c_int32)),
     "llama_token_to_piece": (c_int32, (c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool)),
     "llama_tokenize": (c_int32, (c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool)),

@@ -1,7 +1,7 @@
 """What a build's genai_config.json says of its graphs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Layout:
     kind: str
     filename: str
     vocab_size: int
+    end_ids: tuple[int, ...]
     layers: int
     kv_heads: int
     head_size: int
@@ -52,6 +53,7 @@ class Layout:
                 kind=str(model["type"]),
                 filename=str(decoder["filename"]),
                 vocab_size=int(model["vocab_size"]),
+                end_ids=_numbers(model["eos_token_id"]),
                 layers=int(decoder["num_hidden_layers"]),
                 kv_heads=int(decoder["num_key_value_heads"]),
                 head_size=int(decoder["head_size"]),
@@ -82,6 +84,10 @@ class Layout:
     def longrope(self) -> bool:
         """Whether the build changes its rotary factors at prefill.LONGROPE_TOKENS."""
         return self.kind in _LONGROPE_KINDS
+
+
+def _numbers(told: int | Sequence[int]) -> tuple[int, ...]:
+    return (int(told),) if isinstance(told, int) else tuple(map(int, told))
 
 
 def _part(config: Mapping[str, Any] | None) -> GraphFile | None:

@@ -19,13 +19,12 @@ from edge_agent.engine.batching.lane_guide import Guides
 from edge_agent.engine.batching.lane_model import LaneModel
 from edge_agent.engine.batching.prefill import LONGROPE_TOKENS
 from edge_agent.engine.messages import ModelLimits
-from edge_agent.engine.onnx.decoder import OnnxDecoder, library, open_session
+from edge_agent.engine.onnx.decoder import OnnxDecoder, open_session
 from edge_agent.engine.onnx.layout import GraphFile, Layout
 from edge_agent.engine.onnx.plugins import PLUGINS, memory
-from edge_agent.engine.onnx.prompt import OnnxPrompts
 from edge_agent.engine.onnx.vision import Embedding, OnnxEncoder
 from edge_agent.engine.text.detokenizer import Vocabulary
-from edge_agent.engine.text.prompt import SpecialTokens
+from edge_agent.engine.text.prompt import PromptMaker
 
 IMAGES_PER_PROMPT = 16
 """More than the model was shown at once; the context ends before."""
@@ -38,16 +37,13 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     """
     og.disable_telemetry_events()  # an edge agent phones nobody; the environment said so before the import already
     layout = Layout.read(spec.path)
-    special_tokens = SpecialTokens.read(spec.path)
     context_tokens = min(spec.context_tokens, layout.context.tokens)
     parallel = spec.parallel if spec.device not in PLUGINS or PLUGINS[spec.device].divisible else 1
     limits = ModelLimits(context_tokens, parallel, 0 if layout.encoder is None else IMAGES_PER_PROMPT)
     try:
         decoder = _decoder(spec, layout, limits)
         encoder = None if layout.encoder is None else _encoder(spec, layout.encoder, context_tokens)
-        with library():
-            tokenizer = og.Tokenizer(str(spec.path))
-            end_ids = [int(token) for token in tokenizer.eos_token_ids]
+        prompts = PromptMaker.read(spec.path, images_most=limits.images_per_prompt)
     except EdgeAgentError as error:
         if error.code is Code.UNSUPPORTED:
             raise
@@ -55,10 +51,10 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     return LaneModel(
         decoder=decoder,
         encoder=encoder,
-        prompts=OnnxPrompts(tokenizer, special_tokens, images_most=limits.images_per_prompt),
+        prompts=prompts,
         vocabulary=Vocabulary.read(spec.path),
-        guides=Guides.read(spec.path, vocab_size=layout.vocab_size, end_ids=end_ids),
-        end_ids=frozenset(end_ids),
+        guides=Guides.read(spec.path, vocab_size=layout.vocab_size, end_ids=layout.end_ids),
+        end_ids=frozenset(layout.end_ids),
         limits=limits,
         library_name=f"onnxruntime-genai {og.__version__}",
         device=spec.device,

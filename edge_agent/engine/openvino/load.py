@@ -25,7 +25,7 @@ from edge_agent.engine.openvino.vision import Eyes
 from edge_agent.engine.openvino.vocabulary import tokenizer
 from edge_agent.engine.openvino.whole import OpenvinoWhole
 from edge_agent.engine.text.detokenizer import Vocabulary
-from edge_agent.engine.text.prompt import SpecialTokens
+from edge_agent.engine.text.prompt import PromptMaker
 from edge_agent.images.phi_tiling import Grid
 
 DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -73,7 +73,7 @@ class _Folder:
     def __init__(self, spec: ModelSpec, now_s: Callable[[], float]) -> None:
         self._spec = spec
         self._now_s = now_s
-        self._special_tokens, self._vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
+        self._vocabulary = Vocabulary.read(spec.path)
         self._vocab_size, context_tokens = read_numbers(spec.path)
         self._sees = sees = (spec.path / DECODER).is_file()
         context_tokens = min(spec.context_tokens, context_tokens)
@@ -83,6 +83,7 @@ class _Folder:
         self._cache = KeyValueCache(-(-context_tokens // block_tokens) * spec.parallel, block_tokens)
         self._told = properties(spec, graph=DECODER if sees else TEXT_GRAPH)
         self._eyes: Eyes | None = None
+        self._maker = PromptMaker.read(spec.path, images_most=images_per_prompt)
 
     def loaded(self) -> LoadedModel:
         """Return the model. Owners are told apart where tokens have other names, see owners.py."""
@@ -113,16 +114,9 @@ class _Folder:
         return genai.ContinuousBatchingPipeline(self._spec.path, words, scheduler, self._device, **told)
 
     def _model(self, kind: type[OpenvinoModel], pipeline: Any, owners: Owners) -> OpenvinoModel:
-        reader = Reader(
-            pipeline.get_tokenizer(),
-            self._special_tokens,
-            vocab_size=self._vocab_size,
-            eyes=self._eyes,
-            images_most=self._limits.images_per_prompt,
-        )
         return kind(
             pipeline=pipeline,
-            reader=reader,
+            reader=Reader(self._maker, self._vocab_size, self._eyes),
             vocabulary=self._vocabulary,
             vocab_size=self._vocab_size,
             limits=self._limits,

@@ -28,7 +28,7 @@ from edge_agent.engine.openvino.pull import pulled
 from edge_agent.engine.openvino.sequence import OpenvinoSequence, sampling
 from edge_agent.engine.openvino.vocabulary import tokenizer
 from edge_agent.engine.text.detokenizer import Vocabulary
-from edge_agent.engine.text.prompt import SpecialTokens
+from edge_agent.engine.text.prompt import PromptMaker
 
 SHAPE_TOKENS = 64
 """Prompts are padded to multiples of this: the library's align_to in utils.cpp."""
@@ -53,7 +53,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     """Load a model folder. Raises EdgeAgentError: MODEL_ERROR when it cannot be loaded, OUT_OF_MEMORY."""
     vocab_size, context_tokens = read_numbers(spec.path)
     limits = ModelLimits(context_tokens=min(spec.context_tokens, context_tokens), parallel=1)
-    special_tokens, vocabulary = SpecialTokens.read(spec.path), Vocabulary.read(spec.path)
+    maker, vocabulary = PromptMaker.read(spec.path), Vocabulary.read(spec.path)
     try:
         with library():
             pipeline = genai.LLMPipeline(
@@ -66,7 +66,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
         raise EdgeAgentError(error.code, f"{spec.path} cannot be loaded: {error.message}") from error
     return NpuModel(
         pipeline=pipeline,
-        special_tokens=special_tokens,
+        maker=maker,
         vocabulary=vocabulary,
         vocab_size=vocab_size,
         limits=limits,
@@ -85,7 +85,7 @@ class NpuModel(PipelineModel):
         self,
         *,
         pipeline: Any,
-        special_tokens: SpecialTokens,
+        maker: PromptMaker,
         vocabulary: Vocabulary,
         vocab_size: int,
         limits: ModelLimits,
@@ -94,7 +94,7 @@ class NpuModel(PipelineModel):
     ) -> None:
         super().__init__(
             pipeline=pipeline,
-            reader=Reader(pipeline.get_tokenizer(), special_tokens, vocab_size=vocab_size),
+            reader=Reader(maker, vocab_size),
             vocabulary=vocabulary,
             vocab_size=vocab_size,
             limits=limits,

@@ -50,7 +50,7 @@ class PipelineModel(AnsweringModel[OpenvinoSequence]):
 
     def _counted(self, generation: Generation) -> OpenvinoSequence:
         with library():
-            prompt = self._reader.read(generation.turns, self._owner(generation))
+            prompt = self._reader.read(generation, self._owner(generation))
         room = answer_room(len(prompt.tokens), self.limits.context_tokens)
         return OpenvinoSequence(
             generation=generation,

@@ -1,17 +1,17 @@
 """Prompts as openvino-genai takes them: token ids for a text model, for one that sees what its decoder reads."""
 
 from collections.abc import Sequence
-from itertools import zip_longest
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from openvino import Tensor
 
-from edge_agent.engine.batching.picture import Features, Picture
-from edge_agent.engine.messages import Turn
+from edge_agent.engine.batching.picture import Features, Picture, woven
+from edge_agent.engine.messages import Generation
 from edge_agent.engine.openvino.owners import PLAIN, named
 from edge_agent.engine.openvino.vision import Eyes
-from edge_agent.engine.text.prompt import IMAGE_TAG, SpecialTokens, images_of, messages
+from edge_agent.engine.text.prompt import PromptMaker
 
 
 class CountedPrompt(Protocol):
@@ -39,46 +39,20 @@ class CountedPrompt(Protocol):
         """Free what only `tensor` needs."""
 
 
+@dataclass(frozen=True, slots=True)
 class Reader:
-    """Makes prompts of conversations. With `eyes` they may have images, `images_most` at most."""
+    """Makes prompts of conversations. With `eyes` they may have images."""
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        special_tokens: SpecialTokens,
-        *,
-        vocab_size: int,
-        eyes: Eyes | None = None,
-        images_most: int = 0,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._special_tokens = special_tokens
-        self._eyes = eyes
-        self._images_most = images_most
+    maker: PromptMaker
+    vocab_size: int
+    eyes: Eyes | None = None
 
-    def read(self, turns: Sequence[Turn], owner: int = PLAIN) -> CountedPrompt:
-        """Count a conversation of the owner with this number.
-
-        What lies between images is cut into tokens by itself, as published. Raises EdgeAgentError BAD_REQUEST for a
-        role, UNSUPPORTED for more images than the model takes.
-        """
-        images = images_of(turns, most=self._images_most)
-        text = self._tokenizer.apply_chat_template(messages(turns, self._special_tokens), add_generation_prompt=True)
-        if self._eyes is None:
-            return TextPrompt(self._ids(text), owner, self._vocab_size)
-        tokens: list[int] = []
-        pictures = []
-        for words, image in zip_longest(IMAGE_TAG.split(text), images):
-            tokens += self._ids(words)
-            if image is not None:
-                pictures.append(Picture(image, len(tokens)))
-                tokens += [pictures[-1].token] * pictures[-1].grid.tokens
-        return SeenPrompt(self._eyes, tokens, pictures)
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
-        return ids
+    def read(self, generation: Generation, owner: int = PLAIN) -> CountedPrompt:
+        """Count a conversation of the owner with this number. Raises EdgeAgentError as PromptMaker.make does."""
+        tokens, pictures = woven(*self.maker.make(generation.turns, template=generation.template))
+        if self.eyes is None:
+            return TextPrompt(tokens, owner, self.vocab_size)
+        return SeenPrompt(self.eyes, tokens, pictures)
 
 
 class TextPrompt:

@@ -1,53 +1,61 @@
-"""From the turns of a conversation to a prompt in which only the chat template speaks control tokens."""
+"""From the turns of a conversation to token ids, for every engine in one way."""
 
-import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.messages import Image, Turn
+from edge_agent.engine.text.added_tokens import IMAGE_TAG, AddedTokens
+from edge_agent.engine.text.template import ChatTemplate
+from edge_agent.engine.text.tokenizer import FolderTokenizer, TextTokenizer
 
 ROLES = ("system", "user", "assistant")
-IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
-"""What stands in a prompt for an image: the libraries look for it, no tokenizer does."""
-_NUL, _REPLACEMENT = "\0", "\N{REPLACEMENT CHARACTER}"
 
 
-class SpecialTokens:
-    """The strings that a tokenizer turns into control tokens, such as `<|end|>`, and what stands for an image."""
+@dataclass(frozen=True, slots=True)
+class PromptMaker:
+    """Makes prompts with a model's chat template and tokenizer. `images_most`: as many as the model takes.
 
-    def __init__(self, tokens: Iterable[str]) -> None:
-        # A look-ahead, so that every occurrence is broken, also those that overlap.
-        obeyed = "|".join([*map(re.escape, tokens), IMAGE_TAG.pattern])
-        self._first_character = re.compile(f"(?={obeyed}).", re.DOTALL)
+    A model without a template completes texts, and talks to nobody.
+    """
+
+    template: ChatTemplate | None
+    tokenizer: TextTokenizer
+    images_most: int = 0
 
     @classmethod
-    def read(cls, folder: Path) -> "SpecialTokens":
-        """Return those that a model folder's tokenizer.json names.
+    def read(cls, folder: Path, *, images_most: int = 0, now: Callable[[], datetime] = datetime.now) -> "PromptMaker":
+        """Return what a model folder needs. Raises EdgeAgentError MODEL_ERROR when it is not there or broken."""
+        return cls(ChatTemplate.read(folder, now=now), FolderTokenizer.read(folder), images_most)
 
-        Raises EdgeAgentError MODEL_ERROR when it cannot be read: without it no prompt is safe.
+    def make(self, turns: Sequence[Turn], *, template: bool = True) -> tuple[list[list[int]], tuple[Image, ...]]:
+        """Return the ids of a conversation and its images, which stand between them: of n there are n + 1 parts.
+
+        What lies between images is cut into tokens by itself, as published. Without `template` the one turn's text is
+        gone on with. Raises EdgeAgentError BAD_REQUEST for messages that the template refuses, UNSUPPORTED for more
+        images than the model takes and for a conversation with a model that has no template.
         """
-        try:
-            tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            return cls(token["content"] for token in tokenizer["added_tokens"] if token["special"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        images = images_of(turns, most=self.images_most)
+        if not template:
+            ((text,), added) = [turn.text for turn in turns], self.tokenizer.added
+            return [self.tokenizer.encode(added.guarded(text), begin=True)], ()
+        if self.template is None:
             raise EdgeAgentError(
-                Code.MODEL_ERROR, f"tokenizer.json in {folder} cannot be read ({error!r}); fetch the model again"
-            ) from error
+                Code.UNSUPPORTED,
+                'messages: this model has no chat template, it goes on with texts; send a prompt and "template": false',
+            )
+        said = self.template.render(messages(turns, self.tokenizer.added))
+        return [self.tokenizer.encode(part, begin=False) for part in IMAGE_TAG.split(said)], images
 
-    def break_in(self, text: str) -> str:
-        """Return the text with a space after the first character of each: they become plain words, nothing is lost."""
-        return self._first_character.sub(lambda match: f"{match[0]} ", text)
 
-
-def messages(turns: Sequence[Turn], special_tokens: SpecialTokens) -> list[dict[str, str]]:
+def messages(turns: Sequence[Turn], added: AddedTokens) -> list[Mapping[str, str]]:
     """Return the turns as chat templates take them, with nothing in them that the tokenizer obeys.
 
-    Images stand before their turn's text, numbered from 1 through the conversation.
-
-    Raises EdgeAgentError BAD_REQUEST for an unknown role: it would be pasted into a control token.
+    Images stand before their turn's text, numbered from 1 through the conversation. Raises EdgeAgentError BAD_REQUEST
+    for an unknown role: it would be pasted into a control token.
     """
     for turn in turns:
         if turn.role not in ROLES:
@@ -56,15 +64,10 @@ def messages(turns: Sequence[Turn], special_tokens: SpecialTokens) -> list[dict[
     return [
         {
             "role": turn.role,
-            "content": "".join(f"<|image_{next(numbers)}|>\n" for _ in turn.images) + _plain(turn.text, special_tokens),
+            "content": "".join(f"<|image_{next(numbers)}|>\n" for _ in turn.images) + added.guarded(turn.text),
         }
         for turn in turns
     ]
-
-
-def messages_json(turns: Sequence[Turn], special_tokens: SpecialTokens) -> str:
-    """Return the same as JSON."""
-    return json.dumps(messages(turns, special_tokens))
 
 
 def images_of(turns: Sequence[Turn], *, most: int) -> tuple[Image, ...]:
@@ -86,8 +89,3 @@ def answer_room(prompt_tokens: int, context_tokens: int) -> int:
             "which leaves room for one token of answer; shorten it",
         )
     return room
-
-
-def _plain(text: str, special_tokens: SpecialTokens) -> str:
-    # The library's strings end at a NUL: the rest of the text, and of the template, would be lost.
-    return special_tokens.break_in(text.replace(_NUL, _REPLACEMENT))

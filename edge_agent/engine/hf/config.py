@@ -1,41 +1,10 @@
-"""Prompts by Hugging Face's tokenizers, for folders in that library's format."""
+"""What the configurations of a folder in Hugging Face's format say."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.batching.lane_parts import Prompt
-from edge_agent.engine.messages import Turn
-from edge_agent.engine.text.prompt import SpecialTokens, images_of, messages
-
-
-class HfPrompts:
-    """Makes prompts with a folder's chat template and tokenizer.json.
-
-    Raises EdgeAgentError MODEL_ERROR when they cannot be read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._special_tokens = SpecialTokens.read(folder)
-        try:
-            # The class that tokenizer_config.json names may be one that makes up rules of its own.
-            self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EdgeAgentError(
-                Code.MODEL_ERROR, f"the tokenizer in {folder} cannot be read ({type(error).__name__}); fetch it again"
-            ) from error
-
-    def encode(self, turns: Sequence[Turn]) -> Prompt:
-        """Return the tokens of a conversation, which has no images."""
-        images_of(turns, most=0)
-        text = self._tokenizer.apply_chat_template(
-            messages(turns, self._special_tokens), tokenize=False, add_generation_prompt=True
-        )
-        return Prompt(list(self._tokenizer(text, add_special_tokens=False).input_ids))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
