@@ -147,7 +147,7 @@ def _asking(config: Path | None, state_dir: Path | None) -> Callable[[Ask], Repl
     )
 
 
-PLAIN = ("max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "ttl_s", "timeout_s")
+PLAIN = ("template", "max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "ttl_s", "timeout_s")
 
 _STYLES = {
     JobState.SUCCEEDED: "green",

@@ -36,6 +36,9 @@ def submit(
     top_p: Annotated[float, typer.Option(help="Share of probability to sample from.", rich_help_panel=PANEL)] = 1.0,
     top_k: Annotated[int, typer.Option(help="Number of tokens to sample from; 0: all.", rich_help_panel=PANEL)] = 0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=PANEL)] = None,
+    template: Annotated[
+        bool, typer.Option(help="Talk in turns; without, the model goes on with the prompt.", rich_help_panel=PANEL)
+    ] = True,
     stop: Annotated[
         list[str] | None,
         typer.Option(help="Ends the answer before this text; may be repeated.", rich_help_panel=PANEL),
@@ -56,8 +59,11 @@ def submit(
         raise typer.BadParameter("give either --agent or --pool")
     text = _standard_input() if prompt == "-" else prompt
     messages = [{"role": "system", "content": system}] if system else []
+    if system and not template:
+        raise typer.BadParameter("--no-template leaves no room for --system")
     job: dict[str, Any] = {
-        "messages": [*messages, {"role": "user", "content": text}],
+        **({"messages": [*messages, {"role": "user", "content": text}]} if template else {"prompt": text}),
+        "template": template,
         "model": model,
         "max_tokens": max_tokens,
         "temperature": temperature,

@@ -23,6 +23,7 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.images.spool import PIECE_BYTES, Holder, Spool
 from edge_agent.jobs.request import Attached, ImageHashPart, ImagePart, Message, Part, Request, TextPart
 
+_SPELLINGS = str.maketrans("-_", "+/", "\r\n\t ")
 _DATA = re.compile(r"data:[^,;]{0,127}(?:;[^,;]{1,127}){0,4};base64,", re.IGNORECASE)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -79,8 +80,10 @@ def _decode(url: str, field: str) -> bytes:
     head = _DATA.match(url)
     if head is None:
         raise EdgeAgentError(Code.BAD_IMAGE, f"{field}: must be base64, as in data:image/jpeg;base64,…")
+    # Without line ends and padding, and in the alphabet of MIME: others are as common.
+    text = url[head.end() :].translate(_SPELLINGS).rstrip("=")
     try:
-        return base64.b64decode(url[head.end() :], validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise EdgeAgentError(Code.BAD_IMAGE, f"{field}: its base64 is damaged or cut off") from None
 

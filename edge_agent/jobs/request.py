@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -149,6 +150,18 @@ def _computable(number: float) -> float:
     return number
 
 
+def _unless_null(default: Any) -> BeforeValidator:
+    """Take `null` for what is absent, as clients of OpenAI's send it, and 8.0 for 8 where JSON knows no difference."""
+    whole = isinstance(default, int) and not isinstance(default, bool)
+
+    def read(value: Any) -> Any:
+        if value is None:
+            return default
+        return int(value) if whole and isinstance(value, float) and value.is_integer() else value
+
+    return BeforeValidator(read)
+
+
 def _other_spellings(schema: dict[str, Any]) -> None:
     """Let the JSON Schema know the names that are accepted too; the library tells only of the first."""
     properties = schema["properties"]
@@ -161,27 +174,28 @@ class Request(Strict):
     model_config = ConfigDict(json_schema_extra=_other_spellings)
 
     job_id: JobName
-    model: Annotated[str, StringConstraints(min_length=1, max_length=63)] = "auto"
+    model: Annotated[str, StringConstraints(min_length=1, max_length=63), _unless_null("auto")] = "auto"
     prompt: Words | None = None
     messages: Annotated[tuple[Message, ...], Field(max_length=256)] = ()
-    max_tokens: Annotated[int, Field(ge=1, le=131_072)] = Field(
+    template: Annotated[bool, _unless_null(True)] = True
+    max_tokens: Annotated[int, Field(ge=1, le=131_072), _unless_null(256)] = Field(
         256, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
     )
-    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_computable)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1), AfterValidator(_computable)] = 1.0
-    top_k: Annotated[int, Field(ge=0, le=100_000)] = 0
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10), AfterValidator(_computable)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_computable), _unless_null(0.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1), AfterValidator(_computable), _unless_null(1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=100_000), _unless_null(0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1), _unless_null(0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10), AfterValidator(_computable), _unless_null(1.0)] = 1.0
     stop: Annotated[Annotated[StopWord, Tag(BRANCH_TEXT)] | Annotated[StopWords, Tag(BRANCH_LIST)], Spelling] | None = (
         None
     )
     response_format: ResponseFormat | None = None
-    stream: bool = True
-    priority: Annotated[int, Field(ge=0, le=9)] = 5
-    ttl_s: Annotated[float, Field(ge=1, le=7 * 86_400)] = TTL_DEFAULT_S
-    timeout_s: Annotated[float, Field(ge=1, le=86_400)] = TIMEOUT_DEFAULT_S
-    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    metadata: Annotated[dict[str, JsonValue], AfterValidator(_plain)] = Field(default_factory=dict)
+    stream: Annotated[bool, _unless_null(True)] = True
+    priority: Annotated[int, Field(ge=0, le=9), _unless_null(5)] = 5
+    ttl_s: Annotated[float, Field(ge=1, le=7 * 86_400), _unless_null(float(TTL_DEFAULT_S))] = TTL_DEFAULT_S
+    timeout_s: Annotated[float, Field(ge=1, le=86_400), _unless_null(float(TIMEOUT_DEFAULT_S))] = TIMEOUT_DEFAULT_S
+    max_attempts: Annotated[int, Field(ge=1, le=10), _unless_null(3)] = 3
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(_plain), _unless_null({})] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -189,6 +203,8 @@ class Request(Strict):
             raise ValueError("messages: give either messages or prompt, and one of them")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError("messages: the last one must be from the user")
+        if not self.template and self.prompt is None:
+            raise ValueError("template: without one there are no messages; give the text to go on with as prompt")
         if len(to_json(self.metadata)) > METADATA_BYTES_MAX:
             raise ValueError(f"metadata: must be at most {METADATA_BYTES_MAX} bytes of JSON")
         return self
@@ -221,7 +237,8 @@ class Request(Strict):
 
     def digest(self) -> bytes:
         """Return 32 bytes that are equal for equal requests."""
-        return hashlib.sha256(self.model_dump_json().encode()).digest()
+        later = {"template"} if self.template else None  # than digests that are stored, which know nothing of it
+        return hashlib.sha256(self.model_dump_json(exclude=later).encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

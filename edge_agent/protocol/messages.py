@@ -191,6 +191,8 @@ def _fault(fault: Any) -> str:
     field = ".".join(_printable(str(part)) for part in fault["loc"] if part not in _BRANCHES)
     if kind == "json_invalid":
         return "the payload is not valid JSON"  # the library's sentence quotes none of it, but ours is enough
+    if kind == "extra_forbidden" and field == "max_completion_tokens":
+        return f"{field}: is another name of max_tokens; give one of them"
     if kind == "extra_forbidden":
         return f"{field}: is no field of this message"
     if kind.startswith("union_tag"):

@@ -70,6 +70,7 @@ class Attempt:
             stop=request.stops,
             guide=guide_of(request, self.owner),
             owner=self.owner,
+            template=request.template,
         )
 
     def age_ms(self, now_s: float) -> float:

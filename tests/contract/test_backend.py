@@ -1,7 +1,9 @@
 """What every backend promises; see LoadedModel."""
 
 import itertools
+import json
 import random
+import shutil
 import time
 
 import pytest
@@ -131,6 +133,24 @@ def test_a_text_is_gone_on_with_where_no_template_is_wanted(model, tiny_folder, 
     ((read,), _) = PromptMaker.read(tiny_folder("onnx")).make(turns, template=False)
     assert plain.end.usage.prompt_tokens == len(read) < told.end.usage.prompt_tokens
     assert plain.text != told.text
+
+
+def test_a_base_model_goes_on_with_texts_and_talks_to_nobody(load, folder, tmp_path, job_id):
+    """It has no template: it is tried with a text too, and a conversation is refused with what to send."""
+    base = shutil.copytree(folder, tmp_path / "base") if folder.is_dir() else tmp_path
+    config = base / "tokenizer_config.json"
+    if not config.is_file():
+        pytest.skip("its template lies in the file itself, see test_llamacpp.py")
+    told = json.loads(config.read_text())
+    del told["chat_template"]
+    config.write_text(json.dumps(told))
+    model = load(base)
+    Rehearsal(model, Canary("the pump is"), tell=[].append).run("cpu")
+    with pytest.raises(EdgeAgentError, match="no chat template") as raised:
+        model.start(ask(job_id, (Turn("user", "the pump is"),)))
+    assert raised.value.code is Code.UNSUPPORTED
+    (said,) = drive(model, ask(job_id, (Turn("user", "the pump is"),), template=False))
+    assert said.text
 
 
 def test_no_character_is_torn(load, subject, tmp_path_factory, job_id):

@@ -58,6 +58,26 @@ def test_a_data_url_becomes_the_hash_of_what_it_holds(spool, head):
     assert "base64" not in attached.request.to_json()
 
 
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda content: base64.encodebytes(content).decode(),  # MIME: a line end every 76 characters
+        lambda content: base64.encodebytes(content).decode().replace("\n", "\r\n"),
+        lambda content: base64.b64encode(content).decode().rstrip("="),
+        lambda content: base64.urlsafe_b64encode(content).decode(),
+        lambda content: base64.urlsafe_b64encode(content).decode().rstrip("=") + "\n",
+    ],
+    ids=["lines", "lines of MIME", "no padding", "url-safe", "url-safe, no padding, a line end"],
+)
+@pytest.mark.parametrize("more", range(3))
+def test_base64_is_taken_in_all_its_spellings(spool, spell, more):
+    content = PNG + bytes(range(0x3E, 0x100)) + bytes(more)
+    attached = attach(asked(f"data:image/png;base64,{spell(content)}"), spool=spool, folders=(), holder=mine())
+    ((sha256, here),) = attached.here.items()
+    assert here
+    assert spool.path("me", sha256).read_bytes() == content
+
+
 def test_a_hash_is_looked_up(spool):
     parts = [
         {"type": "image_sha256", "sha256": "f" * 64},
@@ -74,7 +94,7 @@ def test_a_hash_is_looked_up(spool):
     [
         "data:,hello",
         "data:image/png;base64,%%%",
-        "data:image/png;base64,AAA",
+        "data:image/png;base64,AAAAA",
         data_url() + "!!!!",
         data_url(b""),
         data_url(b"<svg></svg>"),

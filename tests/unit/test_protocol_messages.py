@@ -55,7 +55,10 @@ def refused(payload, decode=decode_request):
         ({"max_tokens": 0}, "max_tokens: must be greater than or equal to 1"),
         ({"max_tokens": MARK}, "max_tokens: must be a valid integer"),
         ({"max_completion_tokens": MARK}, "max_completion_tokens: must be a valid integer"),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens: is no field of this message"),
+        (
+            {"max_tokens": 3, "max_completion_tokens": 4},
+            "max_completion_tokens: is another name of max_tokens; give one of them",
+        ),
         ({"temprature": MARK}, "temprature: is no field of this message"),
         ({"temperature": MARK}, "temperature: must be a valid number"),
         ({"job_id": MARK + "!"}, "job_id: must match pattern"),

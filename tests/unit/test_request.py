@@ -35,6 +35,58 @@ def test_max_completion_tokens_is_max_tokens():
     assert request(max_completion_tokens=7).max_tokens == 7
 
 
+PLAIN = {"job_id": "job-1", "prompt": "Hello"}
+GIVEN = {
+    "max_tokens": 8,
+    "temperature": 1.0,
+    "top_p": 0.5,
+    "top_k": 7,
+    "seed": 3,
+    "repetition_penalty": 1.5,
+    "priority": 2,
+    "ttl_s": 60.0,
+    "timeout_s": 30.0,
+    "max_attempts": 2,
+}
+
+
+@pytest.mark.parametrize("field", sorted(set(Request.model_fields) - {"job_id", "prompt", "messages"}))
+def test_null_is_what_is_absent(field):
+    """As clients of OpenAI's send it; the same job, whichever way."""
+    asked = Request.model_validate_json(json.dumps(PLAIN | {field: None}))
+    assert asked == Request.model_validate_json(json.dumps(PLAIN))
+    assert asked.digest() == Request.model_validate_json(json.dumps(PLAIN)).digest()
+    assert getattr(asked, field) == getattr(request(), field)
+
+
+@pytest.mark.parametrize("field", GIVEN)
+def test_a_whole_number_may_have_a_point(field):
+    """JSON knows no difference; a number that is not whole is refused where one must be."""
+    whole = isinstance(GIVEN[field], int)
+    asked = Request.model_validate_json(json.dumps(PLAIN | {field: float(GIVEN[field])}))
+    assert getattr(asked, field) == GIVEN[field]
+    assert type(getattr(asked, field)) is type(GIVEN[field])
+    assert asked.digest() == Request.model_validate_json(json.dumps(PLAIN | {field: GIVEN[field]})).digest()
+    if whole:
+        for wrong in (GIVEN[field] + 0.5, 1e300, str(GIVEN[field]), True):
+            with pytest.raises(ValidationError):
+                Request.model_validate_json(json.dumps(PLAIN | {field: wrong}))
+
+
+def test_without_a_template_there_is_a_text_to_go_on_with():
+    assert request(template=False, prompt="The pump is").prompt == "The pump is"
+    with pytest.raises(ValidationError, match="template: without one there are no messages"):
+        request(prompt=None, messages=[USER], template=False)
+
+
+def test_what_was_stored_before_there_were_texts_without_template_is_the_same_still():
+    """A repeat of a job that an earlier version accepted is no other job."""
+    digest = "2d52a5a5dd1bba5f"
+    assert Request.model_validate_json(json.dumps(PLAIN)).digest().hex()[:16] == digest
+    assert Request.model_validate_json(json.dumps(PLAIN | {"template": True})).digest().hex()[:16] == digest
+    assert Request.model_validate_json(json.dumps(PLAIN | {"template": False})).digest().hex()[:16] != digest
+
+
 def test_parts_of_a_message_join_by_line_ends_and_images_are_counted():
     """Both spellings of an image URL count as an image, and so does a hash."""
     bare = {"type": "image_url", "image_url": "data:image/png;base64,AA=="}

@@ -126,6 +126,8 @@ class OpenaiModel(AnsweringModel[_Asked]):
     def _counted(self, generation: Generation) -> _Asked:
         if any(turn.role not in ROLES for turn in generation.turns):
             raise EdgeAgentError(Code.BAD_REQUEST, f"messages: role must be one of {', '.join(ROLES)}")
+        if not generation.template:
+            raise EdgeAgentError(Code.UNSUPPORTED, "template: the upstream has its own for every text; leave it out")
         images_of(generation.turns, most=self.limits.images_per_prompt)
         upstream = self._upstream
         body = request(

@@ -41,6 +41,7 @@ class Rehearsal:
         self._tell = tell
         self._now_s = now_s
         self._numbers = itertools.count(1)
+        self._template = True
 
     def run(self, device: str) -> str:
         """Return what the first answer began with. Raises EdgeAgentError MODEL_ERROR when the model may not serve."""
@@ -81,8 +82,16 @@ class Rehearsal:
                         )
 
     def _start(self, prompt: str) -> Generation:
-        generation = Generation(JobId(f"trial.{next(self._numbers)}"), (Turn("user", prompt),), ANSWER_TOKENS)
-        self._model.start(generation)
+        """Begin to ask; a model that has no template is asked to go on."""
+        number, turns = JobId(f"trial.{next(self._numbers)}"), (Turn("user", prompt),)
+        generation = Generation(number, turns, ANSWER_TOKENS, template=self._template)
+        try:
+            self._model.start(generation)
+        except EdgeAgentError as error:
+            if error.code is not Code.UNSUPPORTED or not self._template:
+                raise
+            self._template = False
+            return self._start(prompt)
         return generation
 
     def _longest(self, characters: int | None) -> str:
