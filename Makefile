@@ -38,7 +38,7 @@ demo: $(VENV)/.demo broker ## set up, then run a broker, an agent and a few jobs
 
 .PHONY: test
 test: $(VENV)/.dev broker prometheus systemd ## set up, then run the tests
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 .PHONY: engines
 engines: $(VENV)/.dev ## install the engines that few use (some GB), and run the tests of every engine
