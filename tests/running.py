@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 import edge_agent
 from edge_agent.client.client import EdgeClient
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.json_schemas import schemas
 
@@ -168,8 +168,9 @@ class Listener:
         self.link = Link(
             Access(broker.host, broker.port, client_id=f"listener-{os.urandom(4).hex()}", clean_start=True),
             subscriptions=tuple(map(Subscription, filters)),
-            callbacks=Callbacks(on_received=self._receive, on_subscribed=self._subscribed),
         )
+        self.link.on_received.connect(self._receive)
+        self.link.on_subscribed.connect(self._subscribed)
         self._ready = threading.Event()
 
     def _subscribed(self, _refused):

@@ -41,7 +41,7 @@ from edge_agent.models.pins import Pins
 from edge_agent.models.provision import Provision, sources
 from edge_agent.models.pulls import Pulls
 from edge_agent.mqtt import session
-from edge_agent.mqtt.link import Link, LinkEvents, Receipt
+from edge_agent.mqtt.link import Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.messages import Inbound
@@ -119,10 +119,7 @@ def _told(ground: Ground, queue: Queue) -> Told:
     announcer = Announcer(
         topics, boot_id=ground.boot_id, tag=session.derived(ground.access.session, "tag")[:TAG_CHARACTERS]
     )
-    events = LinkEvents()
-    link = Link(
-        ground.access, subscriptions=_subscriptions(settings, topics), callbacks=events.callbacks(will=announcer.will)
-    )
+    link = Link(ground.access, subscriptions=_subscriptions(settings, topics), will=announcer.will)
     outbox = Outbox(
         link=link,
         store=store,
@@ -138,7 +135,6 @@ def _told(ground: Ground, queue: Queue) -> Told:
         store=store,
         announcer=announcer,
         home=_home(ground),
-        link_events=events,
         link=link,
         outbox=outbox,
     )
@@ -273,7 +269,6 @@ def _whole(running: Running) -> Parts:
         now_s=time.monotonic,
         job_id=lambda: uuid.uuid4().hex,
     )
-    watch_events = LinkEvents()
     job_admin = JobAdmin(speech=Speech(topics), resolve=running.engines.resolve, new_id=job_id)
     return Parts(
         **_of(running),
@@ -290,8 +285,7 @@ def _whole(running: Running) -> Parts:
             running.access, names=settings.agent.pools, topics=topics, link=running.link, room=room, wake=running.wake
         ),
         watcher=watched,
-        watch_events=watch_events,
-        watch_link=_watch_link(running, watch_events),
+        watch_link=_watch_link(running),
         former=_former(running, watched),
         reporter=_reporter(running, watched),
         job_admin=job_admin,
@@ -325,7 +319,7 @@ def _intake(running: Running, room: PoolRoom, strangers: Strangers) -> Intake:
     )
 
 
-def _watch_link(running: Running, events: LinkEvents) -> Link | None:
+def _watch_link(running: Running) -> Link | None:
     """Return the connection on which messages are watched; None when no rule watches any."""
     wanted = watcher.subscriptions(running.rules)
     if not wanted:
@@ -339,14 +333,13 @@ def _watch_link(running: Running, events: LinkEvents) -> Link | None:
             receive_max=watcher.RECEIVE_MAX,
         ),
         subscriptions=wanted,
-        callbacks=events.callbacks(),
         thread="mqtt-watch",
     )
 
 
 def _former(running: Running, watched: Watcher) -> Former:
     agent, wanted = running.settings.agent, watcher.subscriptions(running.rules)
-    sessions: dict[str, Callable[[Inbound, Receipt], None]] = {agent.id: running.link_events.on_received}
+    sessions: dict[str, Callable[[Inbound, Receipt], None]] = {agent.id: running.link.on_received}
     if wanted:
         sessions[f"{agent.id}.{watcher.session(wanted)}"] = watched.receive
     return Former(

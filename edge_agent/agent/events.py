@@ -50,15 +50,16 @@ class EventRouter:
         events.on_failed.connect(self.on_engine_failed)
 
     def _connect_links(self) -> None:
-        parts, link, watch = self._parts, self._parts.link_events, self._parts.watch_events
+        parts, link, watch = self._parts, self._parts.link, self._parts.watch_link
         link.on_received.connect(self.on_received)
         link.on_up.connect(self.on_connected)
         link.on_down.connect(self.on_disconnected)
         link.on_answered.connect(parts.outbox.answered)
         link.on_subscribed.connect(self.on_subscribed)
-        watch.on_received.connect(parts.watcher.receive)
-        watch.on_subscribed.connect(self.on_watch_subscribed)
-        watch.on_down.connect(lambda _reason: self.refresh())
+        if watch is not None:
+            watch.on_received.connect(parts.watcher.receive)
+            watch.on_subscribed.connect(self.on_watch_subscribed)
+            watch.on_down.connect(lambda _reason: self.refresh())
 
     def refresh(self) -> None:
         """Tell the fleet how we are, if that is news."""

@@ -23,7 +23,7 @@ from edge_agent.models.catalogue import Catalogue
 from edge_agent.models.provision import Provision
 from edge_agent.models.pulls import Pulls
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Link, LinkEvents
+from edge_agent.mqtt.link import Link
 from edge_agent.protocol.topics import Topics
 from edge_agent.running.dispatcher import Dispatcher
 from edge_agent.running.preparation import Preparation
@@ -79,7 +79,6 @@ class Told(Ground):
     store: Store
     announcer: Announcer
     home: HomeAssistant
-    link_events: LinkEvents
     link: Link
     outbox: Outbox
 
@@ -106,7 +105,6 @@ class Parts(Running):
     order_intake: OrderIntake
     pools: Pools
     watcher: Watcher
-    watch_events: LinkEvents
     watch_link: Link | None
     former: Former
     reporter: Reporter

@@ -25,7 +25,7 @@ from edge_agent.jobs.ids import job_id
 from edge_agent.jobs.request import Request
 from edge_agent.mqtt import session
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Receipt
+from edge_agent.mqtt.link import Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.decode import hear
 from edge_agent.protocol.messages import PAYLOAD_BYTES_MAX, Inbound, faults
@@ -92,15 +92,10 @@ class EdgeClient:
         self._now_s = now_s
         self._notes: stdlib_queue.SimpleQueue[_Note | None] = stdlib_queue.SimpleQueue()
         inbox = f"{Topics(root, '+').inbox_root(self._client)}/#"
-        self._link = Link(
-            access,
-            subscriptions=(Subscription(inbox),),
-            callbacks=Callbacks(
-                on_received=self._receive,
-                on_up=lambda _epoch: self._notes.put(_Connected()),
-                on_answered=lambda mid, reason: self._notes.put(_RequestAnswered(mid, reason)),
-            ),
-        )
+        self._link = Link(access, subscriptions=(Subscription(inbox),))
+        self._link.on_received.connect(self._receive)
+        self._link.on_up.connect(lambda _epoch: self._notes.put(_Connected()))
+        self._link.on_answered.connect(lambda mid, reason: self._notes.put(_RequestAnswered(mid, reason)))
         self._jobs = JobBook(self._client, root=root, link=self._link, now_s=now_s)
         self._orders = OrderBook(
             self._client,

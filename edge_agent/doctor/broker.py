@@ -17,7 +17,7 @@ from edge_agent.doctor import greeting
 from edge_agent.doctor.finding import Finding, failed, ok, unknown, warning
 from edge_agent.mqtt import certificate, trouble
 from edge_agent.mqtt.access import Access, CredentialError, located
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.session import new
 from edge_agent.mqtt.subscriptions import FILTERS_AT_ONCE, Subscription
 from edge_agent.mqtt.welcome import Welcome
@@ -151,15 +151,10 @@ def _talk(settings: Settings, access: Access) -> Iterator[Finding]:
     wanted = tuple(map(Subscription, heard)) + _watched(settings, topics)
     refused: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
     answers: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-    link = Link(
-        access,
-        subscriptions=wanted,
-        callbacks=Callbacks(
-            on_received=lambda _inbound, receipt: link.ack(receipt),
-            on_answered=lambda mid, reason: answers.put((mid, reason)),
-            on_subscribed=refused.put,
-        ),
-    )
+    link = Link(access, subscriptions=wanted)
+    link.on_received.connect(lambda _inbound, receipt: receipt.acknowledge())
+    link.on_answered.connect(lambda mid, reason: answers.put((mid, reason)))
+    link.on_subscribed.connect(refused.put)
     link.start()
     try:
         if not _welcomed(link, access):
@@ -254,11 +249,7 @@ def _rights(topics: Topics, talk: _Talk) -> Iterator[Finding]:
 
 
 def _anonymous(access: Access) -> Finding:
-    link = Link(
-        replace(access, username=None, password=None, password_file=None, session=new()),
-        subscriptions=(),
-        callbacks=Callbacks(on_received=lambda _inbound, _receipt: None),
-    )
+    link = Link(replace(access, username=None, password=None, password_file=None, session=new()), subscriptions=())
     link.start()
     try:
         if _welcomed(link, access):

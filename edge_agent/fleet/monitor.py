@@ -11,7 +11,7 @@ from typing import Self
 from edge_agent.fleet import rows
 from edge_agent.fleet.roster import BYTES_MAX, Roster
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Receipt
+from edge_agent.mqtt.link import Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.messages import Inbound
 
@@ -40,13 +40,11 @@ class Monitor:
             subscriptions=tuple(
                 Subscription(topic, retained="always", as_published=False) for topic in self.roster.filters
             ),
-            callbacks=Callbacks(
-                on_received=lambda inbound, receipt: self._notes.put(partial(self._hear, inbound, receipt)),
-                on_up=lambda _epoch: self._notes.put(self._hearing),
-                on_down=lambda _reason: self._notes.put(self._deaf),
-                on_subscribed=lambda refused: self._notes.put(partial(self._granted, refused)),
-            ),
         )
+        self._link.on_received.connect(lambda inbound, receipt: self._notes.put(partial(self._hear, inbound, receipt)))
+        self._link.on_up.connect(lambda _epoch: self._notes.put(self._hearing))
+        self._link.on_down.connect(lambda _reason: self._notes.put(self._deaf))
+        self._link.on_subscribed.connect(lambda refused: self._notes.put(partial(self._granted, refused)))
 
     def __enter__(self) -> Self:
         self._link.start()

@@ -64,40 +64,12 @@ class Receipt:
         self.link.ack(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Callbacks:
-    """Whom the link tells, on its own thread: none may block or raise.
-
-    `on_up` gets the number of the connection; `on_down` the reason; `on_answered` the id of a QoS 1 message and the
-    broker's reason code; `on_subscribed` the filters the broker refused us, and why; `will` gives the last will of a
-    connection.
-    """
-
-    on_received: Callable[[Inbound, Receipt], None]
-    on_up: Callable[[int], None] = lambda _epoch: None
-    on_down: Callable[[str], None] = lambda _reason: None
-    on_answered: Callable[[int, int], None] = lambda _mid, _reason: None
-    on_subscribed: Callable[[Mapping[str, str]], None] = lambda _refused: None
-    will: Callable[[int], Publication | None] = lambda _epoch: None
-
-
-class LinkEvents:
-    """The same as signals, for whoever makes a link before those it tells."""
-
-    def __init__(self) -> None:
-        self.on_received: Signal[Inbound, Receipt] = Signal()
-        self.on_up: Signal[int] = Signal()
-        self.on_down: Signal[str] = Signal()
-        self.on_answered: Signal[int, int] = Signal()
-        self.on_subscribed: Signal[Mapping[str, str]] = Signal()
-
-    def callbacks(self, *, will: Callable[[int], Publication | None] = lambda _epoch: None) -> Callbacks:
-        """Return what a link tells."""
-        return Callbacks(**vars(self), will=will)
-
-
 class Link:
     """One MQTT 5 connection that comes back by itself, with its subscriptions; `thread` is its thread's name to us.
+
+    `on_up` tells the number of the connection; `on_down` the reason; `on_answered` the id of a QoS 1 message and the
+    broker's reason code; `on_subscribed` the filters the broker refused us, and why. They are told on the link's own
+    thread: no handler may block or raise. `will` gives the last will of a connection.
 
     How it fares is logged; of one that is not `aloud` only for whoever debugs.
     """
@@ -107,7 +79,7 @@ class Link:
         access: Access,
         *,
         subscriptions: tuple[Subscription, ...],
-        callbacks: Callbacks,
+        will: Callable[[int], Publication | None] = lambda _connection: None,
         thread: str = "mqtt",
         aloud: bool = True,
         chance: Callable[[], float] = random.random,
@@ -116,7 +88,12 @@ class Link:
         self.beat = Heartbeat(thread)
         self._level = None if aloud else logging.DEBUG
         self._access = access
-        self._callbacks = callbacks
+        self.on_received: Signal[Inbound, Receipt] = Signal()
+        self.on_up: Signal[int] = Signal()
+        self.on_down: Signal[str] = Signal()
+        self.on_answered: Signal[int, int] = Signal()
+        self.on_subscribed: Signal[Mapping[str, str]] = Signal()
+        self._will = will
         self._chance = chance
         self._now_s = now_s
         self._up_s = 0.0
@@ -285,7 +262,7 @@ class Link:
         self._renewal.begin()
         if self._access.username is not None:
             client.username_pw_set(self._access.username, self._access.secret())
-        will = self._callbacks.will(self._epoch)
+        will = self._will(self._epoch)
         if will is not None:
             properties = packets.properties(PacketTypes.WILLMESSAGE, WillDelayInterval=WILL_DELAY_S)
             retain = will.retain and RETAINED not in self.lacks
@@ -319,9 +296,9 @@ class Link:
         log.log(self._level or logging.INFO, "link.up", **self._where(), connection=self._epoch)
         if limited := [*limits(welcome, self.lacks, self._access)]:
             log.log(self._level or logging.WARNING, "link.limited", **self._where(), limits=limited)
-        self._callbacks.on_up(self._epoch)
+        self.on_up(self._epoch)
         if self._subscriptions.refused:
-            self._callbacks.on_subscribed(self._subscriptions.refused)
+            self.on_subscribed(self._subscriptions.refused)
 
     def _resume(self, receive_max: int | None) -> None:
         """Have sent again what an earlier connection left, but for what this broker would disconnect us for."""
@@ -331,7 +308,7 @@ class Link:
             return packets.too_large(message.topic, payload, message.properties, bytes_max=self.packet_bytes_max)
 
         for mid in self._client.withdraw(unwanted):
-            self._callbacks.on_answered(mid, PACKET_TOO_LARGE)
+            self.on_answered(mid, PACKET_TOO_LARGE)
         self._client.take_turns(receive_max, retain=RETAINED not in self.lacks)
 
     def _on_subscribe(
@@ -343,7 +320,7 @@ class Link:
         _properties: Properties | None,
     ) -> None:
         self._subscriptions.answered(mid, [Grant(reason.value, str(reason)) for reason in reasons])
-        self._callbacks.on_subscribed(self._subscriptions.refused)
+        self.on_subscribed(self._subscriptions.refused)
 
     def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
         error = sys.exception()  # paho tells in its except clause
@@ -386,7 +363,7 @@ class Link:
             lived_s = self._now_s() - self._up_s if was_up and not leaving else 0.0
             wait_s = self._redial.lost(lived_s=lived_s, chance=self._chance())
         self._stay_away(wait_s)
-        self._callbacks.on_down("duplicate_agent" if taken_over else str(reason))
+        self.on_down("duplicate_agent" if taken_over else str(reason))
 
     def _learn(self, reason: int) -> None:
         """Note what the broker has not: it ends the connection over it, though its welcome did not say so."""
@@ -412,7 +389,7 @@ class Link:
     ) -> None:
         if mid in self._client.unanswered:  # paho also tells of each of QoS 0, as it leaves
             self._silence.begin()
-            self._callbacks.on_answered(mid, reason.value)
+            self.on_answered(mid, reason.value)
 
     def _on_message(self, client: Client, _userdata: Any, message: MQTTMessage) -> None:
         self.beat()
@@ -423,7 +400,7 @@ class Link:
             client.ack(message.mid, message.qos)
             return
         self._held.add(receipt.size_bytes)
-        self._callbacks.on_received(inbound, receipt)
+        self.on_received(inbound, receipt)
 
 
 def _subscribe(client: Client, batch: Sequence[Subscription]) -> int | None:

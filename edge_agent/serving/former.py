@@ -16,7 +16,7 @@ from edge_agent.base.log import get_logger
 from edge_agent.jobs.database import StorageError
 from edge_agent.mqtt import session
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Receipt
+from edge_agent.mqtt.link import Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.messages import Inbound
 from edge_agent.protocol.payloads import Presence
@@ -96,13 +96,14 @@ class Former:
         self._links.clear()
 
     def _link(self, access: Access, name: str, receive: Receive) -> Link:
-        return Link(
+        link = Link(
             replace(access, client_id=name, session="", clean_start=False),
             subscriptions=(Subscription(self._presence, retained="always"),),
-            callbacks=Callbacks(on_received=partial(self._hear, name, receive)),
             thread="mqtt-former",
             aloud=False,
         )
+        link.on_received.connect(partial(self._hear, name, receive))
+        return link
 
     @staticmethod
     def _had(link: Link) -> bool:

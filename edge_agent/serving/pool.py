@@ -15,7 +15,7 @@ from edge_agent.health.restraint import Restraint
 from edge_agent.jobs.queue import Queue
 from edge_agent.mqtt import session
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Receipt
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.messages import Inbound
 from edge_agent.protocol.topics import Topics
@@ -163,13 +163,9 @@ class Pools:
         )
 
     def _join(self) -> None:
-        def receive(inbound: Inbound, receipt: Receipt) -> None:
-            self.on_received(inbound, lambda: link.ack(receipt))
-
-        callbacks = Callbacks(on_received=receive, on_subscribed=self._subscribed)
-        self._link = link = Link(
-            self._access, subscriptions=self._subscriptions, callbacks=callbacks, thread="mqtt-pool"
-        )
+        self._link = link = Link(self._access, subscriptions=self._subscriptions, thread="mqtt-pool")
+        link.on_received.connect(lambda inbound, receipt: self.on_received(inbound, receipt.acknowledge))
+        link.on_subscribed.connect(self._subscribed)
         self._joined = False
         link.start()
 

@@ -12,7 +12,7 @@ from edge_agent.health.birth import birth_certificate, decision_report
 from edge_agent.health.condition import Condition, condition
 from edge_agent.mqtt import session
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link, Receipt
+from edge_agent.mqtt.link import Link, Receipt
 from edge_agent.mqtt.subscriptions import Subscription
 from edge_agent.protocol.encode import Speech
 from edge_agent.protocol.messages import TELEMETRY_PERIODS, Inbound, Publication, readable_job_id
@@ -72,13 +72,11 @@ class SimulatedAgent:
         self._link = Link(
             access,
             subscriptions=(Subscription(self._topics.commands), Subscription(self._topics.event("presence"))),
-            callbacks=Callbacks(
-                on_received=lambda inbound, receipt: do(0.0, partial(self._receive, inbound, receipt)),
-                on_up=lambda epoch: do(0.0, partial(self._announcer.birth, epoch, self)),
-                on_answered=lambda mid, _reason: do(0.0, partial(self._unanswered.discard, mid)),
-                will=self._announcer.will,
-            ),
+            will=self._announcer.will,
         )
+        self._link.on_received.connect(lambda inbound, receipt: do(0.0, partial(self._receive, inbound, receipt)))
+        self._link.on_up.connect(lambda epoch: do(0.0, partial(self._announcer.birth, epoch, self)))
+        self._link.on_answered.connect(lambda mid, _reason: do(0.0, partial(self._unanswered.discard, mid)))
 
     @property
     def counts(self) -> Counter[str]:

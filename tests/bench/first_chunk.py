@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.subscriptions import Subscription
 from tests.bench.rig import arguments, model_folder, report, rig, spread
 from tests.running import requester, wait_for
@@ -37,8 +37,9 @@ def arrivals(broker, client: str):
     link = Link(
         Access(broker.host, broker.port, client_id="ears", clean_start=True),
         subscriptions=(Subscription(f"edge/v1/clients/{client}/inbox/+/+/chunk"),),
-        callbacks=Callbacks(on_received=receive, on_subscribed=lambda _refused: ready.set()),
     )
+    link.on_received.connect(receive)
+    link.on_subscribed.connect(lambda _refused: ready.set())
     link.start()
     try:
         wait_for(ready.is_set, "the subscription")

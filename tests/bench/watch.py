@@ -11,7 +11,7 @@ import psutil
 from PIL import Image
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.protocol.messages import Publication
 from tests.bench.rig import Figure, arguments, report, rig
 
@@ -73,7 +73,7 @@ def flood(
 ) -> Iterator[tuple[int, int]]:
     """Publish for so long; yield what the agent takes of memory and disk, in bytes."""
     access = Access(made.broker.host, made.broker.port, client_id="camera", clean_start=True)
-    link = Link(access, subscriptions=(), callbacks=Callbacks(on_received=lambda _inbound, _receipt: None))
+    link = Link(access, subscriptions=())
     link.start()
     link.wait_connected(10)
     begun_s = time.monotonic()

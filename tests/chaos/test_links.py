@@ -14,7 +14,7 @@ from proxy import Proxy
 from running import PATIENCE_S, AgentProcess, faulty, requester, wait_for
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.protocol.payloads import Chunk
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
@@ -144,8 +144,8 @@ def test_agents_cut_off_together_do_not_come_back_together(broker):
     with Proxy(broker) as proxy, contextlib.ExitStack() as stack:
         for agent in range(12):
             access = Access(proxy.host, proxy.port, client_id=f"agent-{agent}")
-            callbacks = Callbacks(on_received=lambda *_: None, on_up=lambda _epoch: came_s.append(time.monotonic()))
-            link = Link(access, subscriptions=(), callbacks=callbacks)
+            link = Link(access, subscriptions=())
+            link.on_up.connect(lambda _epoch: came_s.append(time.monotonic()))
             stack.callback(link.stop)
             link.start()
         wait_for(lambda: len(came_s) == 12, "all to connect")

@@ -27,7 +27,7 @@ from edge_agent.jobs.leftovers import FREE_BYTES
 from edge_agent.jobs.queue import ROWS_AT_ONCE
 from edge_agent.jobs.store import GROUP_MAX
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.protocol.messages import Publication
 
 SOAK_S = float(os.environ.get("SOAK_S", "120"))
@@ -192,11 +192,8 @@ class Load:
 @contextlib.contextmanager
 def plain_link(broker):
     """A connection that publishes what EdgeClient would not."""
-    link = Link(
-        Access(broker.host, broker.port, client_id="soak-plain", clean_start=True),
-        subscriptions=(),
-        callbacks=Callbacks(on_received=lambda _inbound, receipt: link.ack(receipt)),
-    )
+    link = Link(Access(broker.host, broker.port, client_id="soak-plain", clean_start=True), subscriptions=())
+    link.on_received.connect(lambda _inbound, receipt: receipt.acknowledge())
     link.start()
     try:
         assert link.wait_connected(PATIENCE_S)

@@ -10,7 +10,7 @@ from secured import Mosquitto
 
 from edge_agent.client.client import EdgeClient
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.broker
@@ -37,8 +37,8 @@ def take_over(access, name):
     link = Link(
         replace(access, client_id=name, session="", clean_start=True, session_expiry_s=0),
         subscriptions=(),
-        callbacks=Callbacks(on_received=lambda _inbound, receipt: receipt.acknowledge()),
     )
+    link.on_received.connect(lambda _inbound, receipt: receipt.acknowledge())
     link.start()
     assert link.wait_connected(PATIENCE_S)
     link.stop()
@@ -100,8 +100,8 @@ def test_under_the_generated_acl_who_connects_under_every_guessable_id_loses_nob
     link = Link(
         replace(access_of(guarded, "line-3"), session=(tmp_path / "line-3").read_text().strip()),
         subscriptions=(),
-        callbacks=Callbacks(on_received=lambda inbound, receipt: (heard.append(inbound.topic), receipt.acknowledge())),
     )
+    link.on_received.connect(lambda inbound, receipt: (heard.append(inbound.topic), receipt.acknowledge()))
     link.start()
     wait_for(lambda: len(heard) >= 4, "what was kept for the requester")
     link.stop()

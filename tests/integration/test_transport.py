@@ -16,7 +16,7 @@ from running import wait_for
 from websockets import front
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.private_broker import PrivateBroker
 from edge_agent.mqtt.redial import NEXT_ADDRESS_S, RETRY_MAX_S, RETRY_MIN_S
 from edge_agent.mqtt.renewal import RENEWAL_LOOK_S
@@ -64,15 +64,13 @@ class Line:
         self.link = Link(
             access,
             subscriptions=(Subscription("jobs/#"),),
-            callbacks=Callbacks(
-                on_received=self._receive,
-                on_up=self.ups.append,
-                on_down=self.downs.append,
-                on_subscribed=lambda _refused: self.listening.set(),
-            ),
             chance=lambda: 0.0,
             now_s=self.clock.now_s,
         )
+        self.link.on_received.connect(self._receive)
+        self.link.on_up.connect(self.ups.append)
+        self.link.on_down.connect(self.downs.append)
+        self.link.on_subscribed.connect(lambda _refused: self.listening.set())
         self.waits_s = []
         """How long it would have stayed away each time; here it never does."""
         self.away = threading.Event()

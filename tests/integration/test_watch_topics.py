@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from edge_agent.cli.app import app
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.private_broker import PrivateBroker, random_port
 from edge_agent.protocol.filters import SLASHES_MAX, publishable
 from edge_agent.protocol.messages import Publication
@@ -313,8 +313,8 @@ def test_every_topic_that_is_called_one_is_taken_by_the_broker(broker):
     topics = ["a", "/", "ä/🙂/\ufffd/\ue000/\xa0/ ", "x" * TOPIC_BYTES_MAX, "/" * SLASHES_MAX]
     answered = []
     access = Access(broker.host, broker.port, client_id="publisher", clean_start=True)
-    told = Callbacks(on_received=lambda *_message: None, on_answered=lambda _mid, reason: answered.append(reason))
-    link = Link(access, subscriptions=(), callbacks=told)
+    link = Link(access, subscriptions=())
+    link.on_answered.connect(lambda _mid, reason: answered.append(reason))
     link.start()
     try:
         assert link.wait_connected(PATIENCE_S)

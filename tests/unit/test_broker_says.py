@@ -11,7 +11,7 @@ from scripted import Scripted, text
 from structlog.testing import capture_logs
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.packets import properties
 from edge_agent.mqtt.silence import KEEPALIVES, SILENT_S
 from edge_agent.mqtt.subscriptions import Subscription
@@ -30,14 +30,12 @@ class Peer:
         self.link = Link(
             Access(broker.host, broker.port, client_id="edge-01", session_expiry_s=3600),
             subscriptions=tuple(map(Subscription, filters)),
-            callbacks=Callbacks(
-                on_received=lambda _inbound, receipt: receipt.acknowledge(),
-                on_subscribed=self.refused.put,
-                will=lambda _epoch: WILL,
-            ),
+            will=lambda _epoch: WILL,
             chance=lambda: 0.0,
             **clock,
         )
+        self.link.on_received.connect(lambda _inbound, receipt: receipt.acknowledge())
+        self.link.on_subscribed.connect(self.refused.put)
 
     def __enter__(self):
         self.link.start()

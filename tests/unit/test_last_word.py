@@ -10,7 +10,7 @@ from running import wait_for
 from scripted import Scripted
 
 from edge_agent.mqtt.access import Access
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.protocol.messages import Publication
 
 TOPICS = ("inbox/a/status", "inbox/b/status", "evt/presence")
@@ -28,7 +28,6 @@ class Speaker:
         self.link = Link(
             Access(broker.host, broker.port, client_id="edge-01", session_expiry_s=3600),
             subscriptions=(),
-            callbacks=Callbacks(on_received=lambda *_: None),
             chance=lambda: 0.0,
         )
         self._thread = threading.Thread(target=self._speak)

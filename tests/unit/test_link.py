@@ -20,7 +20,7 @@ from running import wait_for
 from edge_agent.mqtt import flow
 from edge_agent.mqtt.access import Access
 from edge_agent.mqtt.flow import HELD_BYTES_MAX, HELD_MAX, UNSENT_MAX, ReceivedBytes
-from edge_agent.mqtt.link import Callbacks, Link
+from edge_agent.mqtt.link import Link
 from edge_agent.mqtt.private_broker import PrivateBroker
 from edge_agent.mqtt.redial import STEADY_S, TAKEN_OVER_MIN_S
 from edge_agent.mqtt.silence import SILENT_S
@@ -49,17 +49,15 @@ class Peer:
         self.link = Link(
             Access(host=broker.host, port=broker.port, client_id=name, session="kept", session_expiry_s=3600),
             subscriptions=tuple(map(Subscription, filters)),
-            callbacks=Callbacks(
-                on_received=self._receive,
-                on_up=self.ups.append,
-                on_down=self.downs.append,
-                on_answered=lambda mid, reason: self.answered.put((mid, reason)),
-                on_subscribed=self.refused.put,
-                will=lambda epoch: will and replace(will, payload=str(epoch).encode()),
-            ),
+            will=lambda epoch: will and replace(will, payload=str(epoch).encode()),
             chance=chance,
             now_s=now_s,
         )
+        self.link.on_received.connect(self._receive)
+        self.link.on_up.connect(self.ups.append)
+        self.link.on_down.connect(self.downs.append)
+        self.link.on_answered.connect(lambda mid, reason: self.answered.put((mid, reason)))
+        self.link.on_subscribed.connect(self.refused.put)
 
     def _receive(self, inbound, receipt):
         if self.ack:
@@ -144,9 +142,7 @@ def test_it_comes_back_after_the_broker_did_and_sends_what_was_not_answered(brok
 
 def test_no_message_gets_the_id_of_one_that_is_not_answered():
     """Ids come round; one of QoS 0 that left under that of a result would pass for the broker's answer to it."""
-    link = Link(
-        Access("127.0.0.1", 1, client_id="a"), subscriptions=(), callbacks=Callbacks(on_received=lambda *_: None)
-    )
+    link = Link(Access("127.0.0.1", 1, client_id="a"), subscriptions=())
     unanswered = link.publish(Publication("results/1", b"kept", qos=1))
     assert unanswered not in {link._client._mid_generate() for _ in range(65_535)}
     link.stop()
@@ -422,8 +418,8 @@ def test_many_subscriptions_are_asked_for_eight_at_a_time_and_refusals_add_up(mo
     link = Link(
         Access("127.0.0.1", 1, client_id="edge-01"),
         subscriptions=tuple(Subscription(f"topic/{number}") for number in range(20)),
-        callbacks=Callbacks(on_received=lambda *_: None, on_subscribed=told.append),
     )
+    link.on_subscribed.connect(told.append)
     monkeypatch.setattr(link._client, "subscribe", lambda topics: asked.append(topics) or (0, len(asked)))
     link._on_connect(link._client, None, SimpleNamespace(session_present=False), ReasonCode(PacketTypes.CONNACK), None)
     assert [len(topics) for topics in asked] == [8, 8, 4]

@@ -9,6 +9,7 @@ import os
 import pytest
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.signal import Signal
 from edge_agent.client import client as client_module
 from edge_agent.client.client import EdgeClient
 from edge_agent.client.handle import JobRejectedError
@@ -28,6 +29,7 @@ class ScriptedLink:
 
     def __init__(self, _access, **_settings):
         self.connected, self.connections, self.published, self.heard = True, 1, [], []
+        self.on_received, self.on_up, self.on_answered = Signal(), Signal(), Signal()
         self.packet_bytes_max = None
 
     def publish(self, publication):

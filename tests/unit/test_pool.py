@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.signal import Signal
 from edge_agent.client.send_window import ANSWER_S, PAUSE_FIRST_S, PAUSE_MOST_S, STIR_S, WINDOW_MOST, SendWindow
 from edge_agent.mqtt.access import Access
 from edge_agent.protocol.topics import Topics
@@ -63,11 +64,11 @@ class Membership:
     def set(self):
         self.woken += 1
 
-    def link(self, access, *, subscriptions, callbacks, thread):
-        self.access, self.callbacks, self.thread = access, callbacks, thread
+    def link(self, access, *, subscriptions, thread):
+        self.access, self.thread, self.on_subscribed = access, thread, Signal()
         self.filters = tuple(each.topic for each in subscriptions)
         start, stop = (lambda step=step: self.journal.append(step) for step in ("joined", "left"))
-        return SimpleNamespace(start=start, stop=stop)
+        return SimpleNamespace(start=start, stop=stop, on_received=Signal(), on_subscribed=self.on_subscribed)
 
     def attend(self, **facts):
         """Look after it once, things being so; return what became of the connection."""
@@ -117,9 +118,9 @@ def test_the_main_thread_is_woken_when_it_is_time_and_only_then(membership):
 
 def test_what_the_broker_refuses_is_not_asked_for_before_the_agent_connects_anew(membership):
     membership.attend()
-    membership.callbacks.on_subscribed({membership.filters[0]: "Not authorized"})
+    membership.on_subscribed({membership.filters[0]: "Not authorized"})
     assert membership.attend() == []  # the other pool is there
-    membership.callbacks.on_subscribed(dict.fromkeys(membership.filters, "Not authorized"))
+    membership.on_subscribed(dict.fromkeys(membership.filters, "Not authorized"))
     assert membership.woken == 2
     assert membership.attend() == ["left"]
     assert membership.attend() == []
