@@ -73,6 +73,14 @@ class EdgeAgentError(Exception):
         return self.code in RETRYABLE
 
 
+class PromptTooLongError(EdgeAgentError):
+    """A prompt leaves no room for an answer; `prompt_tokens` are as many as it has."""
+
+    def __init__(self, message: str, prompt_tokens: int) -> None:
+        super().__init__(Code.PROMPT_TOO_LONG, message)
+        self.prompt_tokens = prompt_tokens
+
+
 class SettingsError(Exception):
     """The settings cannot be used; the message names the key and says how to mend it."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edge_agent.base.awake import keep_time
 from edge_agent.base.child_process import tie
-from edge_agent.base.errors import BackendMissingError, Code, EdgeAgentError
+from edge_agent.base.errors import BackendMissingError, Code, EdgeAgentError, PromptTooLongError
 from edge_agent.engine.backend import NOWHERE, LoadedModel, ModelSpec, backend_of, find
 from edge_agent.engine.messages import (
     Cancel,
@@ -30,6 +30,7 @@ from edge_agent.engine.messages import (
     Load,
     LoadFailed,
     Message,
+    Progress,
     Ready,
     Rest,
     Start,
@@ -209,6 +210,8 @@ def _start(model: LoadedModel, generation: Generation, tell: Callable[[Event], N
     try:
         model.start(generation)
     except EdgeAgentError as error:
+        if isinstance(error, PromptTooLongError):
+            tell(Progress(generation.job_id, error.prompt_tokens))  # what was counted is told all the same
         tell(Failed(generation.job_id, error.code, error.message))
 
 

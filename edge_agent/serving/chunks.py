@@ -38,14 +38,22 @@ class ChunkStream:
             self._publish()
             return None
 
-    def flush(self) -> int:
-        """Send what waits; return the number of the last chunk sent, -1 if there was none."""
+    def flush(self) -> None:
+        """Send the text that waits."""
         with self._lock:
             self._publish()
+
+    def end(self) -> int:
+        """Send all that waits, also tokens without text; return the number of the last chunk, -1 for none.
+
+        So the tokens of all chunks are those of the answer, the one that ended it among them.
+        """
+        with self._lock:
+            self._publish(ended=True)
             return self._next_seq - 1
 
-    def _publish(self) -> None:
-        if not self._text:
+    def _publish(self, *, ended: bool = False) -> None:
+        if not self._text and not (ended and self._tokens):
             return
         if self._job.stream:
             self._send(self._speech.chunk(self._job, seq=self._next_seq, text=self._text, tokens=self._tokens))

@@ -137,7 +137,7 @@ class Outbox:
         """Send the rest of a stream; return the number of its last chunk."""
         with self._streams_lock:
             self._streams.pop(stream, None)
-        return stream.flush()
+        return stream.end()
 
     def announce(self, queue: Queue, changes: Sequence[Job]) -> None:
         """Tell requesters and monitors of states that have been committed. Runs on the store's thread."""

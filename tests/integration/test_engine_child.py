@@ -162,9 +162,11 @@ def test_jobs_run_side_by_side_and_a_cancel_is_heard(child):
 
 
 def test_a_refused_job_leaves_it_at_work(child):
-    """A prompt that is too long is answered with the counts, and the next job runs."""
+    """A prompt that is too long is answered with the counts, in usage too, and the next job runs."""
     child.wire.send(ask(1, (Turn("user", "7" * 9000),)))
-    *_, failed = child.wire.until(Failed)
+    *before, failed = child.wire.until(Failed)
+    (counted,) = [each for each in before if isinstance(each, Progress)]
+    assert f"has {counted.unprocessed_tokens} tokens" in failed.message
     assert failed.code is Code.PROMPT_TOO_LONG
     assert "8191" in failed.message
     child.wire.send(ask(2))

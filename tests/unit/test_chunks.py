@@ -47,8 +47,9 @@ def test_first_text_goes_at_once_and_more_at_its_time(open_stream, link, machine
     assert stream.write(" pump", 1) == pytest.approx(machine.boottime_s - 0.01 + INTERVAL_S)
     stream.write(" is", 1)
     assert sent(link) == [(0, "The", 1)]
-    assert stream.flush() == 1
+    stream.flush()
     assert sent(link) == [(0, "The", 1), (1, " pump is", 2)]
+    assert stream.end() == 1
 
 
 def test_text_after_a_pause_goes_at_once(open_stream, link, machine):
@@ -60,12 +61,25 @@ def test_text_after_a_pause_goes_at_once(open_stream, link, machine):
 
 
 def test_a_flush_without_text_says_nothing(open_stream, link):
-    """It returns the number of the last chunk, -1 when there was none."""
+    """The end returns the number of the last chunk, -1 when there was none."""
     stream = open_stream()
-    assert stream.flush() == -1
+    stream.flush()
+    assert stream.end() == -1
     stream.write("The", 1)
-    assert stream.flush() == stream.flush() == 0
+    stream.flush()
+    assert stream.end() == stream.end() == 0
     assert len(link.published) == 1
+
+
+def test_the_token_that_ended_an_answer_is_counted_too(open_stream, link):
+    """It has no text; the chunks' tokens are the answer's all the same."""
+    stream = open_stream()
+    stream.write("on", 1)
+    assert stream.write("", 1) is not None
+    stream.flush()
+    assert sent(link) == [(0, "on", 1)]
+    assert stream.end() == 1
+    assert sent(link) == [(0, "on", 1), (1, "", 1)]
 
 
 def test_tokens_without_text_stand_behind_the_next_text(open_stream, link, machine):
@@ -80,7 +94,7 @@ def test_tokens_without_text_stand_behind_the_next_text(open_stream, link, machi
 def test_a_job_that_wants_no_stream_gets_no_chunks(open_stream, link):
     stream = open_stream(stream=False)
     assert stream.write("The", 1) is None
-    assert stream.flush() == -1
+    assert stream.end() == -1
     assert link.published == []
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.base.errors import Code, EdgeAgentError, PromptTooLongError
 from edge_agent.engine.messages import Image, Turn
 from edge_agent.engine.text.added_tokens import IMAGE_TAG, AddedTokens
 from edge_agent.engine.text.template import ChatTemplate
@@ -83,9 +83,9 @@ def answer_room(prompt_tokens: int, context_tokens: int) -> int:
     """Return how many tokens an answer may have. Raises EdgeAgentError PROMPT_TOO_LONG when there is room for none."""
     room = context_tokens - prompt_tokens
     if room < 1:
-        raise EdgeAgentError(
-            Code.PROMPT_TOO_LONG,
+        raise PromptTooLongError(
             f"messages: the prompt has {prompt_tokens} tokens and at most {context_tokens - 1} fit, "
             "which leaves room for one token of answer; shorten it",
+            prompt_tokens,
         )
     return room
