@@ -31,6 +31,7 @@ class Code(StrEnum):
     CANCELED = "canceled"
     TIMEOUT = "timeout"
     MODEL_ERROR = "model_error"
+    INVALID_ANSWER = "invalid_answer"
     OUT_OF_MEMORY = "out_of_memory"
     ENGINE_DIED = "engine_died"
     SHUTTING_DOWN = "shutting_down"

@@ -18,6 +18,7 @@ from edge_agent.base.awake import keep_time
 from edge_agent.base.child_process import tie
 from edge_agent.base.errors import BackendMissingError, Code, EdgeAgentError, PromptTooLongError
 from edge_agent.engine.backend import NOWHERE, LoadedModel, ModelSpec, backend_of, find
+from edge_agent.engine.guides.answer_check import AnswerCheck
 from edge_agent.engine.messages import (
     Cancel,
     Close,
@@ -174,7 +175,10 @@ def serve(model: LoadedModel, channel: Channel, commands: Iterable[Message] = ()
     under_way: set[JobId] = set()
     rest_share = 0.0
 
+    answers = AnswerCheck()
+
     def tell(event: Event) -> None:
+        event = answers.judged(event)
         channel.send(event)
         if isinstance(event, Finished | Failed):
             under_way.discard(event.job_id)
@@ -184,6 +188,7 @@ def serve(model: LoadedModel, channel: Channel, commands: Iterable[Message] = ()
             match command:
                 case Start(generation):
                     under_way.add(generation.job_id)
+                    answers.begun(generation)
                     _start(model, generation, tell)
                 case Cancel(job_id):
                     for event in model.cancel(job_id):

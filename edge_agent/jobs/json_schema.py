@@ -6,7 +6,7 @@ else: so that is refused before. What a schema may ask for here is another quest
 
 import math
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 SCHEMA = frozenset({"items", "additionalProperties", "propertyNames"})
@@ -16,12 +16,13 @@ SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 NAMED = frozenset({"properties", "$defs", "definitions", "patternProperties"})
 """several by name."""
 NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+EXCLUSIVE = frozenset({"exclusiveMinimum", "exclusiveMaximum"})
 COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
 TEXTS = frozenset(
     {"title", "description", "$schema", "$id", "$comment", "$anchor", "$ref"}  # and those that ask for a text
     | {"format", "pattern"}
 )
-FLAGS = frozenset({"deprecated", "readOnly", "writeOnly"})
+FLAGS = frozenset({"deprecated", "readOnly", "writeOnly", "uniqueItems"})
 TYPES = frozenset({"string", "integer", "number", "boolean", "null", "array", "object"})
 
 _Rule = tuple[str, Callable[[Any], bool]]
@@ -46,6 +47,7 @@ def _is_schema(value: Any) -> bool:
 
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(SCHEMA, ("a schema", _is_schema)),
+    "items": ("a schema", lambda value: _is_schema(value) or (_is_list(value) and all(map(_is_schema, value)))),
     **dict.fromkeys(
         SCHEMAS, ("a list of schemas", lambda value: _is_list(value) and bool(value) and all(map(_is_schema, value)))
     ),
@@ -54,6 +56,7 @@ _RULES: Mapping[str, _Rule] = {
         ("an object of schemas", lambda value: isinstance(value, dict) and all(map(_is_schema, value.values()))),
     ),
     **dict.fromkeys(NUMBERS, ("a number", _is_number)),
+    **dict.fromkeys(EXCLUSIVE, ("a number", lambda value: _is_number(value) or isinstance(value, bool))),  # draft 4
     **dict.fromkeys(
         COUNTS, ("a whole number from 0", lambda value: _is_number(value) and isinstance(value, int) and value >= 0)
     ),
@@ -131,6 +134,29 @@ def _says(schema: Any, ending: Collection[str]) -> bool:
         if isinstance(inner := schema.get(keyword), list):
             return some(_says(each, ending) for each in inner)
     return True
+
+
+def references(schema: Any) -> Iterator[str]:
+    """Yield every `$ref` of a schema that `check` has passed, and of those in it."""
+    waiting = [(schema, True)]
+    while waiting:
+        value, is_schema = waiting.pop()
+        if isinstance(value, list):
+            waiting += [(each, is_schema) for each in value]
+        elif is_schema and isinstance(value, dict):
+            if "$ref" in value:
+                yield value["$ref"]
+            waiting += _parts(value)
+
+
+def leads_to_schema(schema: Any, reference: str) -> bool:
+    """Return whether a reference leads to a schema in this one, and not to something else in it, or elsewhere."""
+    base, *path = reference.split("/")
+    steps = iter(path)
+    for step in steps:
+        if step not in SCHEMA and (step not in NAMED or next(steps, None) is None):
+            return False
+    return base == "#" and isinstance(pointed(schema, reference), dict | bool)
 
 
 def pointed(schema: Any, reference: str) -> Any:

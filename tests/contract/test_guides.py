@@ -1,6 +1,8 @@
 """Guided output of every backend: one notation, the same answers, and none that holds up the others."""
 
 import json
+import os
+import random
 import re
 import time
 from dataclasses import replace
@@ -13,6 +15,7 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.guides import burden
 from edge_agent.engine.guides.guide import TOO_SLOW
 from edge_agent.engine.messages import Failed, Finished, FinishReason, Generation, Guide, GuideKind, Text, Turn
+from tests.schemas import KEPT, random_schema
 
 QUESTION = (Turn("user", "is the pump on? " * 8),)
 STATE = {
@@ -259,9 +262,39 @@ def test_whose_a_guide_is_changes_nothing_of_it(model, ask):
     asked = [
         Guide(GuideKind.REGEX, "(yes|no)!"),
         Guide(GuideKind.JSON_SCHEMA, json.dumps(STATE)),
-        Guide(GuideKind.JSON_SCHEMA, json.dumps({"type": "object", "patternProperties": {"^a": {"type": "null"}}})),
+        Guide(GuideKind.JSON_SCHEMA, json.dumps({"type": "number", "exclusiveMinimum": 0.5, "maximum": 0.75})),
         Guide(GuideKind.GRAMMAR, 'root ::= "the " ("pump" | "fan")'),
     ]
     for guide in asked:
         texts = {drive(model, ask(guide=replace(guide, owner=owner)))[0].text for owner in ("", "line-3", "a#b")}
         assert len(texts) == 1, guide
+
+
+ANSWERS = int(os.environ.get("SCHEMA_ANSWERS", "300"))
+"""How many answers are held against their schemas; the long form takes 10,000, over schemas made by chance too."""
+REFUSALS = frozenset({Code.UNSUPPORTED, Code.BAD_REQUEST})
+
+
+@pytest.mark.timeout(120 + ANSWERS)
+def test_every_answer_is_of_its_schema_or_the_schema_was_refused_by_name(model, ask):
+    """By random weights, at a high temperature: whatever the guide lets through comes sooner or later."""
+    chance, whole = random.Random(3), 0
+    schemas = [*KEPT.values()]
+    schemas += [random_schema(chance) for _ in range(ANSWERS // 10)]
+    for number in range(ANSWERS):
+        schema = schemas[number % len(schemas)]
+        guide = Guide(GuideKind.JSON_SCHEMA, json.dumps(schema))
+        refused = None
+        try:
+            (said,) = drive(model, ask(guide=guide, temperature=1.5, seed=number, max_tokens=200))
+        except EdgeAgentError as error:
+            refused = error.code
+        if refused is not None:
+            assert refused in REFUSALS, schema
+            assert schema not in KEPT.values(), schema
+            continue
+        assert isinstance(said.end, Finished), (schema, said.end)
+        if said.end.reason is FinishReason.STOP:
+            whole += 1
+            assert jsonschema.Draft202012Validator(schema).is_valid(json.loads(said.text)), (schema, said.text)
+    assert whole > ANSWERS / 3

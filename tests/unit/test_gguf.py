@@ -22,7 +22,7 @@ def test_a_file_says_what_it_is(file):
     assert facts["general.architecture"] == "phi3"
     assert facts["phi3.block_count"] == TINY.layers
     assert facts["phi3.rope.scaling.original_context_length"] == TINY.original_context_tokens
-    assert facts["tokenizer.ggml.add_bos_token"] is False
+    assert facts["tokenizer.ggml.add_bos_token"] is True
     assert facts["phi3.rope.freq_base"] == TINY.rope_theta
     assert "<|assistant|>" in facts["tokenizer.chat_template"]
     assert "tokenizer.ggml.tokens" not in facts

@@ -1,15 +1,16 @@
-"""JSON Schemas as grammars: what is translated and what is left. That answers keep to them stands in tests/contract."""
+"""JSON Schemas as grammars. That what they write is of the schema stands in test_schema.py."""
 
 import itertools
 import json
 import re
+from fractions import Fraction
 
 import pytest
 
 from edge_agent.engine.guides import guide as bounds
 from edge_agent.engine.guides.grammar import endless
-from edge_agent.engine.guides.json_grammar import RULES_MAX, translated
-from edge_agent.engine.guides.number_grammar import integers, numbers
+from edge_agent.engine.guides.json_grammar import translated
+from edge_agent.engine.guides.number_grammar import decimals, integers, numbers
 from edge_agent.engine.messages import Guide, GuideKind
 
 EDGES = (None, -120, -100, -13, -10, -9, -1, 0, 1, 7, 9, 10, 11, 99, 100, 105, 234)
@@ -39,42 +40,25 @@ def test_numbers_keep_to_their_bounds(low):
                     assert any_number.fullmatch(text)
 
 
-def left(**schema):
-    return pytest.param(schema, id=json.dumps(schema)[:40])
+FRACTIONS = (None, "-12.5", "-0.25", "0", "0.1", "0.125", "1", "7.75", "100.5")
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        left(type="string", pattern="(?=a)a+"),
-        left(type="string", pattern="a", maxLength=3),
-        left(type="string", format="email"),
-        left(type="string", format="date", maxLength=3),
-        left(type="number", minimum=0.5),
-        left(type="number", exclusiveMinimum=0),
-        left(type="integer", minimum=3, maximum=2),
-        left(type="integer", maximum=10**300),
-        left(type="array", minItems=3, maxItems=2),
-        left(type="array", prefixItems=[True], items=False, minItems=2),
-        left(type="array", items=False, minItems=1),
-        left(type="object", patternProperties={"a": True}),
-        left(type="object", required=["a"]),
-        left(type="object", minProperties=1),
-        left(type="object", properties={f"p{i}": {} for i in range(RULES_MAX)}),
-        left(enum=[]),
-        left(enum=[1], type="string"),
-        left(type="fruit"),
-        left(const=1, type="integer"),
-        {"$ref": "#/$defs/none"},
-        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}, "maxLength": 3},
-        left(const="\ud800"),
-        False,
-    ],
-)
-def test_what_is_left_to_the_library(schema):
-    """Also where it stands deep in another."""
-    assert translated(json.dumps(schema)) is None
-    assert translated(json.dumps({"items": {"properties": {"a": schema}}, "type": "array"})) is None
+@pytest.mark.parametrize("low", FRACTIONS)
+def test_numbers_keep_to_fractions_too(low):
+    """Of those with as many digits what lies between, and nothing else; not the ends where they are excluded."""
+    for high, above, below in itertools.product(FRACTIONS, (False, True), (False, True)):
+        ends = [None if each is None else Fraction(each) for each in (low, high)]
+        if None not in ends and (ends[0] > ends[1] or (ends[0] == ends[1] and (above or below))):
+            continue
+        found = expression(decimals(*ends, above=above, below=below))
+        digits = max(2, 3 if found.fullmatch("0.126") or found.fullmatch("-0.124") else 2)
+        for value in range(-1400, 10_200, 7):
+            text = f"{'-' * (value < 0)}{abs(value) // 10**digits}.{abs(value) % 10**digits:0{digits}}"
+            number = Fraction(text)
+            inside = (ends[0] is None or number > ends[0] or (number == ends[0] and not above)) and (
+                ends[1] is None or number < ends[1] or (number == ends[1] and not below)
+            )
+            assert bool(found.fullmatch(text)) is inside, (low, high, above, below, text)
 
 
 def test_every_rule_of_a_grammar_is_there_and_comes_to_an_end():
@@ -94,7 +78,6 @@ def test_every_rule_of_a_grammar_is_there_and_comes_to_an_end():
             "required": ["y"],
             "$defs": {"a/b": {"anyOf": [{"type": "boolean"}, {"$ref": "#/$defs/a~1b"}]}},
         }
-        written = translated(json.dumps(schema))
-        assert written is not None
+        written = translated(bounds.asked_schema(json.dumps(schema)))
         assert not endless(written)
         bounds.check(Guide(GuideKind.GRAMMAR, written))

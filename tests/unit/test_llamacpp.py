@@ -88,13 +88,13 @@ def test_a_file_is_asked_by_its_own_template(library, folder, tmp_path):
     from edge_agent.engine.llamacpp.file import GgufFile
 
     changed(folder, tmp_path, "<|user|>{{ messages[0].content.replace('on', 'off') }}<|end|>{{ bos_token }}")
-    file = GgufFile(library.library(), tmp_path / "changed.gguf")
-    ((ids,), _) = file.prompts.make([Turn("user", "is it on?")])
-    words = file.prompts.tokenizer
+    prompts = GgufFile(library.library(), tmp_path / "changed.gguf").prompts()
+    ((ids,), _) = prompts.make([Turn("user", "is it on?")])
+    words = prompts.tokenizer
     assert ids == words.encode("<|user|>is it off?<|end|><s>", begin=False)
     changed(folder, tmp_path, "{% if %}")
     with pytest.raises(EdgeAgentError, match="chat template cannot be read") as raised:
-        GgufFile(library.library(), tmp_path / "changed.gguf")
+        GgufFile(library.library(), tmp_path / "changed.gguf").prompts()
     assert raised.value.code is Code.MODEL_ERROR
 
 
@@ -103,7 +103,7 @@ def test_a_file_without_a_template_goes_on_with_texts(library, folder, tmp_path)
 
     file = tmp_path / "base.gguf"
     file.write_bytes(gguf_file(folder).read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templato"))
-    prompts = GgufFile(library.library(), file).prompts
+    prompts = GgufFile(library.library(), file).prompts()
     assert prompts.template is None
     ((ids,), _) = prompts.make([Turn("user", "the pump is")], template=False)
     assert ids == prompts.tokenizer.encode("the pump is", begin=True)
@@ -114,7 +114,7 @@ def test_conversations_are_cut_into_the_same_tokens_as_a_folders(library, folder
     from edge_agent.engine.llamacpp.file import GgufFile
     from edge_agent.engine.text.prompt import PromptMaker
 
-    ours, theirs = GgufFile(library.library(), gguf_file(folder)), PromptMaker.read(tiny_model)
+    ours, theirs = GgufFile(library.library(), gguf_file(folder)).prompts(), PromptMaker.read(tiny_model)
     control = {each["id"] for each in json.loads((tiny_model / "tokenizer.json").read_text())["added_tokens"]}
     rng = random.Random(5)
     words = ["the ", "pump", " temperature", "word", "word1", "<|end|>", "<s>", "</s>", "<unk>", "<|assistant|>\n"]
@@ -124,6 +124,6 @@ def test_conversations_are_cut_into_the_same_tokens_as_a_folders(library, folder
         turns = tuple(map(Turn, ("system", "user", "assistant", "user"), said))
         for template in (True, False):
             asked = turns if template else turns[:1]
-            ((ids,), _), ((expected,), _) = (each.make(asked, template=template) for each in (ours.prompts, theirs))
+            ((ids,), _), ((expected,), _) = (each.make(asked, template=template) for each in (ours, theirs))
             assert ids == expected
             assert template or not control & set(ids[1:])

@@ -1,5 +1,6 @@
 """Guides for a LaneModel: which tokens may come next, by llguidance, the library that onnxruntime-genai has inside."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +31,9 @@ def _from_ebnf(text: str) -> str:
 
 
 _GRAMMARS: Mapping[GuideKind, Callable[[str], str]] = {
-    # Without a bound a weak model writes spaces until its tokens are used up.
+    # Each space costs a token, and a weak model writes spaces until its tokens are used up.
     GuideKind.JSON_SCHEMA: lambda text: llguidance.LLMatcher.grammar_from_json_schema(
-        text, overrides={"whitespace_pattern": r"[ \n\r\t]{1,32}"}
+        json.dumps(bounds.asked_schema(text)), overrides={"whitespace_pattern": r"[ \n]"}
     ),
     GuideKind.REGEX: llguidance.LLMatcher.grammar_from_regex,
     GuideKind.GRAMMAR: _from_ebnf,

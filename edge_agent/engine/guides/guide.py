@@ -9,13 +9,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.guides.grammar import DEPTH_MAX, Body, endless, read
+from edge_agent.engine.guides.schema import Schema, SchemaError, normal
 from edge_agent.engine.messages import Guide, GuideKind
 from edge_agent.jobs import json_schema
-from edge_agent.jobs.json_schema import COUNTS, NAMED, NUMBERS, SCHEMA, SCHEMAS, circular, pointed
+from edge_agent.jobs.json_schema import COUNTS, circular, leads_to_schema, references
 
 GUIDE_BYTES_MAX = 16_384
 NODES_MAX = 2048
@@ -45,16 +47,10 @@ ALLOWED_S = 2.0
 TOO_SLOW = "response_format: takes too long to follow; simplify it"
 """What is said then: where a text leads shows only when it is written."""
 
-_ANNOTATIONS = frozenset({"default", "examples", "$schema", "$id", "$comment", "$anchor"} | json_schema.FLAGS)
-_PLAIN = frozenset({"title", "description", "type", "required", "const", "$ref"})
 _COUNTS: Mapping[str, int] = {
     **dict.fromkeys(COUNTS, ITEMS_MAX),
     **dict.fromkeys(("minLength", "maxLength"), COUNT_MAX),
 }
-_FORMATS = frozenset(
-    {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
-    | {"uri", "uri-reference", "uri-template", "json-pointer", "relative-json-pointer"}
-)
 _REPETITION = re.compile(r"\{(\d*)(,?)(\d*)\}")
 
 
@@ -110,68 +106,59 @@ def _measured(bodies: Iterable[Body]) -> "_Group":
 
 
 def _check_schema(text: str) -> None:
+    schema, budget = asked_schema(text), _Budget()
+    waiting: list[tuple[Any, int]] = [(schema, 1)]
+    while waiting:
+        each, depth = waiting.pop()
+        budget.node(depth)
+        if isinstance(each, dict):
+            waiting += [(inner, depth + 1) for inner in _inner_schemas(each, budget)]
+    budget.settle()
+
+
+@lru_cache(64)
+def asked_schema(text: str) -> Schema:
+    """Return a schema in one spelling, see schema.py. Raises EdgeAgentError BAD_REQUEST or UNSUPPORTED."""
     try:
-        schema = json.loads(text)
-        json_schema.check(schema, most=NUMBER_MOST)
+        asked = json.loads(text)
+        json_schema.check(asked, most=NUMBER_MOST)
     except (json.JSONDecodeError, RecursionError) as error:
         raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema is no JSON") from error
     except ValueError as error:
         raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {error}; mend it") from error
-    budget, references, seen = _Budget(), set[str](), set[int]()
-    waiting = [(schema, 1)]
-    while waiting:
-        each, depth = waiting.pop()
-        budget.node(depth)
-        if isinstance(each, bool):
-            continue  # anything, or nothing
-        seen.add(id(each))
-        if "$ref" in each:
-            references.add(each["$ref"])
-        waiting += [(inner, depth + 1) for inner in _inner_schemas(each, budget)]
-    budget.settle()
-    for target in (pointed(schema, reference) for reference in references):
-        if target is not None and not isinstance(target, bool) and id(target) not in seen:
-            _refuse("a $ref must lead to a schema; mend it")
-    if circular(schema, references):
+    found = {*references(asked)}
+    if not all(leads_to_schema(asked, each) for each in found):
+        _refuse("a $ref must lead to a schema in this one, as in #/$defs/name; mend it", Code.UNSUPPORTED)
+    if circular(asked, found):
         _refuse("a $ref leads to nothing but itself; mend it")
+    try:
+        return normal(asked)
+    except SchemaError as error:
+        raise EdgeAgentError(Code.UNSUPPORTED, f"response_format: {error}") from error
+    except RecursionError as error:
+        raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema refers too deep; flatten it") from error
 
 
 def _inner_schemas(schema: Mapping[str, Any], budget: "_Budget") -> Iterator[Any]:
     """Check a schema's own keywords against the bounds and return the schemas in it."""
     for keyword, value in schema.items():
         budget.node(1)
-        if keyword in SCHEMA:
+        if keyword in {"items", "additionalProperties"}:
             yield value
-        elif keyword in SCHEMAS:
-            if keyword == "allOf" and len(value) > 1:
-                _refuse("allOf of several is not supported in a schema; merge them", Code.UNSUPPORTED)
+        elif keyword in {"anyOf", "prefixItems"}:
             yield from value
-        elif keyword in NAMED:
+        elif keyword in {"properties", "patternProperties", "$defs"}:
             if keyword == "patternProperties":
                 budget.expanded |= {(keyword, name, _check_expression(name)) for name in value}
             yield from value.values()
-        else:
-            _check_value(keyword, value, budget)
+        elif keyword in COUNTS and value > _COUNTS[keyword]:
+            _refuse(f"{keyword} must be a whole number from 0 to {_COUNTS[keyword]}, or be left out")
+        elif keyword == "pattern":
+            budget.expanded.add((keyword, value, _check_expression(value)))
+        elif keyword == "enum":
+            budget.node(1, len(value))
     lengths = (schema.get("minLength", 0), schema.get("maxLength", 0))
     budget.expanded.add(("length", str(lengths), max(lengths)))
-
-
-def _check_value(keyword: str, value: Any, budget: "_Budget") -> None:
-    """Check a keyword that holds no schema."""
-    if keyword in COUNTS:
-        if value > _COUNTS[keyword]:
-            _refuse(f"{keyword} must be a whole number from 0 to {_COUNTS[keyword]}, or be left out")
-    elif keyword == "pattern":
-        budget.expanded.add((keyword, value, _check_expression(value)))
-    elif keyword == "enum":
-        budget.node(1, len(value))
-    elif keyword == "format":
-        if value not in _FORMATS:
-            _refuse("this format is not supported; leave it out or write a pattern", Code.UNSUPPORTED)
-    elif keyword not in _ANNOTATIONS | _PLAIN | NUMBERS:
-        # The name is the sender's; only what has the form of a keyword of the standard is repeated.
-        name = keyword if re.fullmatch(r"\$?[A-Za-z]{1,32}", keyword) else "one of its keywords"
-        _refuse(f"{name} is not supported in a schema; leave it out", Code.UNSUPPORTED)
 
 
 @dataclass(slots=True)

@@ -1,29 +1,22 @@
-"""A JSON Schema as a grammar (pure), for a library whose own translation lets white space run on for ever.
+"""A JSON Schema as a grammar (pure), for a library whose own translation leaves parts out.
 
-Between the parts of an answer stands nothing, a space, or a new line and as many spaces as fit below. Parts come in the
-order of the schema, and none that it does not name, unless it says `additionalProperties`: as the library does it.
-What is not translated is left to the library: rarer formats and patterns, bounds of numbers that are no whole ones,
-names of properties by rules, schemas beside a `$ref`, and those that take more than RULES_MAX rules.
+Between the parts of an answer stands nothing, a space, or a new line. Parts come in the order of the schema, and none
+that it does not name, unless it says `additionalProperties`: as the libraries do it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
-from edge_agent.engine.guides.number_grammar import NUMBER_MAX, integers, numbers
+from edge_agent.engine.guides.number_grammar import NUMBER_MAX, decimals, integers, numbers
 from edge_agent.engine.guides.pattern_grammar import PLAIN, matching
+from edge_agent.engine.guides.schema import BOUNDS, Schema, SchemaError
 from edge_agent.jobs.json_schema import pointed
 
-RULES_MAX = 256
-"""Translating a grammar looks through all rules once for each; the library's own way takes large schemas better."""
-SPACES_MAX = 24
-"""After a new line."""
-_IGNORED = frozenset(
-    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
-    | {"$schema", "$id", "$comment", "$anchor", "$defs", "definitions"}
-)
 _RULES: Mapping[str, str] = {
-    "space": f'" "? | "\\n" [ \\t]{{0,{SPACES_MAX}}}',
+    "space": '" "? | "\\n"',
     "hex": "[0-9a-fA-F]",
     "character": rf'{PLAIN} | "\\" (["\\/bfnrt] | "u" hex hex hex hex)',
     "string": r'"\"" character* "\""',
@@ -41,47 +34,38 @@ _DATE = '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [
 """No day that some month lacks."""
 _HOUR = '([01] [0-9] | "2" [0-3])'
 _TIME = f'{_HOUR} ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{{1,9}})? ("Z" | [+\\-] {_HOUR} ":" [0-5] [0-9])'
+_LABEL = "[a-z] [a-z0-9]{0,11}"
+_HOST = f'{_LABEL} ("." {_LABEL}){{1,2}}'
+_BYTE = '("0" | [1-9] [0-9]? | "1" [0-9] [0-9] | "2" [0-4] [0-9] | "25" [0-5])'
+_PATH = '("/" [A-Za-z0-9_\\-]{1,8}){0,2}'
 _FORMATS: Mapping[str, str] = {
     "date": _DATE,
     "time": _TIME,
     "date-time": f'{_DATE} "T" {_TIME}',
+    "duration": '"P" (("T" [1-9] [0-9]? [HMS]) | ([1-9] [0-9]? [DMWY]))',
+    "email": f'[a-z] [a-z0-9]{{0,11}} "@" {_HOST}',
+    "hostname": _HOST,
+    "ipv4": f'{_BYTE} ("." {_BYTE}){{3}}',
+    "ipv6": 'hex{1,4} (":" hex{1,4}){7}',
     "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
+    "uri": f'"http" "s"? "://" {_HOST} {_PATH}',
+    "uri-reference": f'"http" "s"? "://" {_HOST} {_PATH}',
 }
-_TYPES: Mapping[str, frozenset[str]] = {
-    "string": frozenset({"minLength", "maxLength", "format", "pattern"}),
-    "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
-    "number": frozenset({"minimum", "maximum"}),
-    "boolean": frozenset(),
-    "null": frozenset(),
-    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
-    "object": frozenset({"properties", "required", "additionalProperties"}),
-}
-"""The types, and what is translated of each."""
-_PYTHON: Mapping[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "null": (type(None),),
-    "array": (list,),
-    "object": (dict,),
-}
+"""The usual texts of each; the standards allow rarer ones."""
 
 
-def translated(schema: str) -> str | None:
-    """Return the grammar of a schema that `guide.check` has passed; None where it is left to the library."""
-    root = json.loads(schema)
-    writer = _Writer(root)
+def translated(schema: Schema) -> str:
+    """Return the grammar of a schema that `schema.normal` returned. Raises SchemaError for what is not translated."""
+    writer = _Writer(schema)
     try:
-        writer.rule("root", writer.value(root))
+        writer.rule("root", writer.value(schema))
         text = writer.text()
         text.encode()
-    except (_LeftError, UnicodeEncodeError, RecursionError):  # references may follow one another for long
-        return None
-    return text if len(writer.rules) <= RULES_MAX else None
-
-
-class _LeftError(Exception):
-    """Something that is left to the library."""
+    except UnicodeEncodeError:
+        raise SchemaError("a text in the schema is no Unicode; mend it") from None
+    except RecursionError:
+        raise SchemaError("$ref follows one another too often; flatten them") from None
+    return text
 
 
 class _Writer:
@@ -102,46 +86,40 @@ class _Writer:
         return name
 
     def value(self, schema: Any) -> str:
-        """Return what a value of a schema looks like, as one part of a rule. Raises _LeftError."""
-        if schema is True:
-            return "any"
-        if not isinstance(schema, Mapping):
-            raise _LeftError
-        asked = {name: value for name, value in schema.items() if name not in _IGNORED}
-        if "properties" in asked:
-            asked.setdefault("type", "object")
-        if not asked:
-            return "any"
-        if "type" not in asked or "enum" in asked:
-            return self._chosen(asked)
-        given = asked.pop("type")
-        kinds = given if isinstance(given, list) else [given]
-        if not _TYPES.keys() >= set(kinds) or asked.keys() - set[str]().union(*map(_TYPES.__getitem__, kinds)):
-            raise _LeftError
-        return _either(
-            self._typed(kind, {name: value for name, value in asked.items() if name in _TYPES[kind]}) for kind in kinds
-        )
-
-    def _chosen(self, asked: Mapping[str, Any]) -> str:
-        """Return a value that is said, or one of several."""
-        match asked:
-            case {"$ref": str(reference), **rest} if not rest:
+        """Return what a value of a schema looks like, as one part of a rule. Raises SchemaError."""
+        match schema:
+            case True:
+                return "any"
+            case {"$ref": str(reference)}:
                 return self._reference(reference)
-            case {"const": value, **rest} if not rest:
-                return _literal(value)
-            case {"enum": list(values), **rest} if rest.keys() <= {"type"}:
-                return _either(_literal(each) for each in values if _is_of(each, rest.get("type")))
-            case {"anyOf": schemas, **rest} | {"oneOf": schemas, **rest} | {"allOf": schemas, **rest} if not rest:
-                return _either(self.value(each) for each in schemas)
-        raise _LeftError
+            case {"enum": list(values)}:
+                return _either(_literal(each) for each in values)
+            case {"anyOf": list(schemas)}:
+                return self._any_of(schemas)
+            case {"type": given, **asked}:
+                kinds = given if isinstance(given, list) else [given]
+                return _either(
+                    self._typed(kind, {name: asked[name] for name in asked if name in BOUNDS[kind]}) for kind in kinds
+                )
+        return "any"
+
+    def _any_of(self, schemas: Iterable[Any]) -> str:
+        """Return alternatives, of which those that are not translated are left out as long as one is."""
+        found, refused = [], None
+        for each in schemas:
+            try:
+                found.append(self.value(each))
+            except SchemaError as error:
+                refused = error
+        if refused is not None and not found:
+            raise refused
+        return _either(found)
 
     def _reference(self, reference: str) -> str:
         """Return the rule of a reference's target, which may hold the reference itself."""
         name = self._referred.get(reference)
         if name is None:
             target = pointed(self._root, reference)
-            if target is None:
-                raise _LeftError
             name = self._referred[reference] = self._name()
             self.rule(name, self.value(target))
         return name
@@ -151,9 +129,9 @@ class _Writer:
             return kind
         match kind:
             case "integer":
-                return integers(*_bounds(asked))
+                return _numbers(asked, whole=True)
             case "number":
-                return numbers(*_bounds(asked))
+                return _numbers(asked, whole=False)
             case "array":
                 return self._array(asked)
             case "object":
@@ -162,12 +140,12 @@ class _Writer:
 
     def _array(self, asked: Mapping[str, Any]) -> str:
         """Return an array: all of `prefixItems`, then, where there may be more, `items`."""
-        first = [self.value(each) for each in asked.get("prefixItems", ())]
+        first = [self.value(each) for each in asked.get("prefixItems", ())][: asked.get("maxItems")]
         least = int(asked.get("minItems", 0)) - len(first)
         most = int(asked["maxItems"]) - len(first) if "maxItems" in asked else None
         open_ended = asked.get("items", not first) is not False
-        if (most is not None and most < max(least, 0)) or (least > 0 and not open_ended):
-            raise _LeftError
+        if least > 0 and not open_ended:
+            raise SchemaError("minItems asks for more than there may be")
         items = [f"{each} space" for each in first]
         parts = ['"[" space', ' "," space '.join(items)]
         if open_ended and most != 0:
@@ -182,9 +160,9 @@ class _Writer:
 
     def _object(self, asked: Mapping[str, Any]) -> str:
         """Return an object: its properties in their order, the required ones always, then any others it may have."""
+        if keyword := next(iter(asked.keys() & {"patternProperties", "minProperties", "maxProperties"}), None):
+            raise SchemaError(f"{keyword} is not supported in a schema here; leave it out")
         properties, required = asked.get("properties", {}), asked.get("required", [])
-        if not isinstance(required, list) or set(required) - properties.keys():
-            raise _LeftError
         others = asked.get("additionalProperties", not properties)
         members = [
             (self._named(f'{_literal(name)} space ":" space {self.value(each)} space'), name in required)
@@ -217,8 +195,6 @@ class _Writer:
 
 def _either(parts: Iterable[str]) -> str:
     found = list(dict.fromkeys(parts))
-    if not found:
-        raise _LeftError
     return found[0] if len(found) == 1 and " " not in found[0] else f"({' | '.join(found)})"
 
 
@@ -235,41 +211,42 @@ def _times(least: int, most: int | None) -> str:
 
 def _string(asked: Mapping[str, Any]) -> str:
     if "format" in asked:
-        if asked["format"] not in _FORMATS or len(asked) > 1:
-            raise _LeftError
         return rf'("\"" {_FORMATS[asked["format"]]} "\"")'
     if "pattern" in asked:
-        found = matching(asked["pattern"]) if len(asked) == 1 else None
-        if found is None:
-            raise _LeftError
+        if (found := matching(asked["pattern"])) is None:
+            raise SchemaError("pattern has what is not followed here, such as an escape; write it otherwise")
         return rf'("\"" {found} "\"")'
-    least, most = asked.get("minLength", 0), asked.get("maxLength")
-    if most is not None and most < least:
-        raise _LeftError
-    return rf'("\"" character{_times(least, most)} "\"")'
+    return rf'("\"" character{_times(asked.get("minLength", 0), asked.get("maxLength"))} "\"")'
 
 
-def _bounds(asked: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Return the least and the greatest whole number there may be."""
-    given = {name: asked[name] for name in _TYPES["integer"] if name in asked}
-    if not all(
-        isinstance(each, int | float) and each == int(each) and abs(each) <= NUMBER_MAX for each in given.values()
-    ):
-        raise _LeftError
-    lows = [int(given[name]) + more for name, more in (("minimum", 0), ("exclusiveMinimum", 1)) if name in given]
-    highs = [int(given[name]) - less for name, less in (("maximum", 0), ("exclusiveMaximum", 1)) if name in given]
-    low, high = max(lows, default=None), min(highs, default=None)
-    if low is not None and high is not None and low > high:
-        raise _LeftError
-    return low, high
+def _numbers(asked: Mapping[str, Any], *, whole: bool) -> str:
+    """Return the numbers between bounds, of which either may be excluded, or absent."""
+    low, above = max(_given(asked, "minimum", "exclusiveMinimum", 1), default=(None, False))
+    high, below = max(_given(asked, "maximum", "exclusiveMaximum", -1), default=(None, False))
+    high = None if high is None else -high
+    if any(each is not None and abs(each) > NUMBER_MAX for each in (low, high)):
+        raise SchemaError("a bound of a number is too large; leave it out")
+    plain = not above and not below and all(each is None or each.denominator == 1 for each in (low, high))
+    ends = [None if each is None else int(each) for each in (low, high)]
+    nothing = low is not None and high is not None and low > high
+    if whole:
+        least = None if low is None else math.floor(low) + 1 if above else math.ceil(low)
+        most = None if high is None else math.ceil(high) - 1 if below else math.floor(high)
+        if least is not None and most is not None and least > most:
+            raise SchemaError("no whole number lies between minimum and maximum")
+        return integers(least, most)
+    if nothing:
+        raise SchemaError("no number lies between minimum and maximum")
+    if plain:
+        return numbers(*ends)
+    try:
+        return decimals(low, high, above=above, below=below)
+    except ValueError as error:
+        raise SchemaError("no number lies between minimum and maximum, as far as is looked") from error
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Return whether a value is of a type, or of one of several."""
-    if kind is None:
-        return True
-    if isinstance(kind, list):
-        return any(_is_of(value, each) for each in kind)
-    if isinstance(value, bool):
-        return bool(kind == "boolean")
-    return isinstance(value, _PYTHON.get(kind, ()))
+def _given(asked: Mapping[str, Any], bound: str, exclusive: str, sign: int) -> Iterator[tuple[Fraction, bool]]:
+    """Yield the bounds there are on one side, and whether each is excluded itself; the greatest counts."""
+    for name in (bound, exclusive):
+        if name in asked:
+            yield sign * Fraction(str(asked[name])), name == exclusive

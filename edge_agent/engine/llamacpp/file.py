@@ -41,7 +41,7 @@ class GgufFile:
         self._pieces = {each: b"" if each in self._obeyed else self._piece(each) for each in tokens}
         self.vocabulary = Vocabulary(self._pieces)
         self._check(path)
-        self.prompts = self._prompts(path)
+        self._path = path
 
     @property
     def context_tokens(self) -> int:
@@ -74,12 +74,15 @@ class GgufFile:
                 Code.UNSUPPORTED, f"{path} cannot be used: it is no plain decoder; choose another build"
             )
 
-    def _prompts(self, path: Path) -> PromptMaker:
-        """Return what makes prompts, by the file's own template and vocabulary."""
+    def prompts(self) -> PromptMaker:
+        """Return what makes prompts, by the file's own template and vocabulary; it holds the file.
+
+        Raises EdgeAgentError MODEL_ERROR for a template that cannot be read.
+        """
         told = {each: self._call.llama_vocab_get_attr(self._vocab, each) for each in range(self.vocab_size)}
         kinds = UNKNOWN | CONTROL | USER_DEFINED
         added = {each: attributes for each, attributes in told.items() if attributes & kinds}
-        words = GgufTokenizer(self._call, self._vocab, added, architecture=self._fact("general.architecture"))
+        words = GgufTokenizer(self, self._vocab, added, architecture=self._fact("general.architecture"))
         source = self._call.llama_model_chat_template(self.model, None)
         ends = {"bos_token": self._call.llama_vocab_bos, "eos_token": self._call.llama_vocab_eos}
         numbers = {name: number(self._vocab) for name, number in ends.items()}
@@ -87,7 +90,7 @@ class GgufFile:
         try:
             return PromptMaker(None if source is None else ChatTemplate(source.decode(errors="replace"), tokens), words)
         except EdgeAgentError as error:
-            raise EdgeAgentError(error.code, f"{path} cannot be used: {error.message}") from error
+            raise EdgeAgentError(error.code, f"{self._path} cannot be used: {error.message}") from error
 
     def _fact(self, key: str) -> str:
         """Return a fact of the file; nothing when it is not there."""

@@ -46,7 +46,7 @@ def load(spec: ModelSpec, *, now_s: Callable[[], float] = time.perf_counter) -> 
     return LaneModel(
         decoder=LlamacppDecoder(file, limits, threads=spec.threads, cache_type=cache_type),
         encoder=None,
-        prompts=file.prompts,
+        prompts=file.prompts(),
         vocabulary=file.vocabulary,
         guides=Guides(file.guide_tokens(), vocab_size=file.vocab_size),
         end_ids=file.end_ids,

@@ -20,9 +20,10 @@ class GgufTokenizer:
     `attributes` of those tokens that it obeys, by number. Of what a file calls user-defined, white space is none.
     """
 
-    def __init__(self, call: Any, vocab: Any, attributes: Mapping[int, int], *, architecture: str) -> None:
-        self._call, self._vocab = call, vocab
-        texts = {each: call.llama_vocab_get_text(vocab, each).decode(errors="replace") for each in attributes}
+    def __init__(self, file: Any, vocab: Any, attributes: Mapping[int, int], *, architecture: str) -> None:
+        self._file = file  # its vocabulary goes with it
+        self._call, self._vocab = file.library.functions, vocab
+        texts = {each: self._call.llama_vocab_get_text(vocab, each).decode(errors="replace") for each in attributes}
         self._ids = {text: each for each, text in texts.items() if text.strip()}
         self._before = {texts[each] for each, told in attributes.items() if told & LSTRIP}
         self._after = {texts[each] for each, told in attributes.items() if told & RSTRIP}

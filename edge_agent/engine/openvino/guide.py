@@ -18,9 +18,9 @@ from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.guides import guide as bounds
 from edge_agent.engine.guides.grammar import rewritten
 from edge_agent.engine.guides.json_grammar import translated
+from edge_agent.engine.guides.schema import SchemaError
 from edge_agent.engine.messages import Guide, GuideKind
 
-_FIELDS = {GuideKind.JSON_SCHEMA: "json_schema", GuideKind.REGEX: "regex"}
 _REASON_CHARACTERS = 200
 _STDERR = 2
 _MERE_REMARK = b"clamping to 127"
@@ -123,14 +123,17 @@ def _warned(said: BinaryIO) -> bool:
 
 
 def _asked(guide: Guide) -> Any:
-    """Return what the library is told: of a JSON Schema our own grammar, where there is one, for its own has no end."""
+    """Return what the library is told: of a JSON Schema our own grammar, for its own leaves parts out."""
     # The library keeps what it compiled by the text of it: with whose it is in a remark, each owner has their own.
     whose = f"\n# {hashlib.sha256(guide.owner.encode()).hexdigest()}" if guide.owner else ""
-    if guide.kind is GuideKind.JSON_SCHEMA and (grammar := translated(guide.text)) is not None:
-        return genai.StructuredOutputConfig(grammar=grammar + whose)
+    if guide.kind is GuideKind.REGEX:
+        return genai.StructuredOutputConfig(regex=guide.text)
     if guide.kind is GuideKind.GRAMMAR:  # it would take any number of digits for a shorter number
         return genai.StructuredOutputConfig(grammar=rewritten(guide.text, "\\u{:04x}".format) + whose)
-    return genai.StructuredOutputConfig(**{_FIELDS[guide.kind]: guide.text})
+    try:
+        return genai.StructuredOutputConfig(grammar=translated(bounds.asked_schema(guide.text)) + whose)
+    except SchemaError as error:
+        raise EdgeAgentError(Code.UNSUPPORTED, f"response_format: {error}") from error
 
 
 def _reason(error: RuntimeError) -> str:
