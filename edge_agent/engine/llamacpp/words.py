@@ -46,9 +46,13 @@ class GgufTokenizer:
 
     def _cut(self, guarded: str, *, begin: bool) -> list[int]:
         text = self.added.plain(guarded)
-        pieces = self._split.split(text) if self._split else [text]
-        ids = (self._tokens(piece, begin=begin and not number) for number, piece in enumerate(pieces))
-        return [*itertools.chain.from_iterable(ids)]
+        first, *others = self._split.split(text) if self._split else [text]
+        return [*self._tokens(first, begin=begin), *itertools.chain.from_iterable(map(self._going_on, others))]
+
+    def _going_on(self, text: str) -> list[int]:
+        """Return the ids of a text that goes on: behind a line's end, for at a beginning some put a space before."""
+        end, found = self._tokens("\n", begin=False), self._tokens(f"\n{text}", begin=False)
+        return found[len(end) :] if found[: len(end)] == end else self._tokens(text, begin=False)
 
     def _tokens(self, text: str, *, begin: bool) -> list[int]:
         written = text.encode(errors="replace")
