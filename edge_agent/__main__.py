@@ -5,7 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-AGENT = frozenset({"psutil", "prometheus_client", "PIL", "numpy", "huggingface_hub", "httpx2"})
+AGENT = frozenset(
+    {"psutil", "prometheus_client", "PIL", "numpy", "huggingface_hub", "httpx2", "tokenizers", "jinja2", "jsonschema"}
+)
 """Modules that come with the extra `agent`, and so with every engine: who only asks agents has none of them."""
 
 

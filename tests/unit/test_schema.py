@@ -125,3 +125,41 @@ def test_one_spelling_asks_for_no_more_than_the_schema(schema):
     """Of the samples of a schema each is of its one spelling too: the libraries are asked for that."""
     spelled = asked_schema(json.dumps(schema))
     assert wrong(Draft202012Validator(spelled), samples(schema)) == []
+
+
+def doubling(length, **beside):
+    """Return a schema of which each part refers twice to the next."""
+    parts = {
+        f"p{n}": {"type": "object", "properties": {k: {"$ref": f"#/$defs/p{n + 1}", **beside} for k in "ab"}}
+        for n in range(length)
+    }
+    return {"$ref": "#/$defs/p0", "$defs": parts | {f"p{length}": {"type": "object"}}}
+
+
+HOSTILE = {
+    "twice and twice again": doubling(24, required=["a"]),
+    "alternatives of alternatives": {
+        "allOf": [{"anyOf": [{"minimum": n}, {"maximum": -n}]} for n in range(20)],
+        "type": "number",
+    },
+    "an expression that Python thinks of for ever": {"enum": ["a" * 40 + "!"], "type": "string", "pattern": "^(a+)+$"},
+    "the same within": {
+        "enum": [{"b": "a" * 40 + "!"}],
+        "properties": {"b": {"type": "string", "pattern": "^(a+)+$"}},
+        "type": "object",
+    },
+    "names by such an expression": {"enum": [{"a" * 40 + "!": 1}], "patternProperties": {"^(a+)+$": True}},
+}
+
+
+@pytest.mark.parametrize("schema", HOSTILE.values(), ids=HOSTILE)
+def test_what_would_take_for_ever_is_refused(schema):
+    """It is looked at where everybody's jobs come in."""
+    with pytest.raises(EdgeAgentError) as raised:
+        check(Guide(GuideKind.JSON_SCHEMA, json.dumps(schema)))
+    assert raised.value.code is Code.UNSUPPORTED
+
+
+def test_the_same_part_in_many_places_costs_nothing():
+    """As long as nothing stands beside the references."""
+    assert "root ::=" in translated(asked_schema(json.dumps(doubling(24))))

@@ -9,14 +9,14 @@ What cannot be written so is refused by its name.
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from jsonschema import Draft202012Validator
+from typing import Any, NoReturn
 
 from edge_agent.jobs.json_schema import TYPES, pointed
 
 Schema = dict[str, Any]
 
+PARTS_MOST = 4096
+"""Schemas looked at, the same ones again where they are merged with others."""
 MERGED_MOST = 64
 """Alternatives that come of alternatives beside each other."""
 _WITHOUT_MEANING = frozenset(
@@ -78,16 +78,34 @@ def type_of(value: Any) -> str:
     return "array" if isinstance(value, list) else "object"
 
 
+def _judge(schema: Any) -> Any:
+    """Return what tells whether a value is of a schema. It looks at no expressions: some take Python for ever.
+
+    Raises SchemaError where it had to.
+    """
+    # The agent only reads the bounds that stand here, and does without.
+    from jsonschema import Draft202012Validator  # noqa: PLC0415
+    from jsonschema.validators import extend  # noqa: PLC0415
+
+    def refuse(*_of_the_library: Any) -> NoReturn:
+        raise SchemaError("a pattern beside an enum or const is not supported; leave it out")
+
+    untyped: Any = extend
+    return untyped(Draft202012Validator, dict.fromkeys(("pattern", "patternProperties"), refuse))(schema)
+
+
 class _Normaliser:
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._judge = Draft202012Validator(root)
+        self._judge = _judge(root)
         self._names: dict[str, str] = {}
         self._inlining: list[str] = []
+        self._looked_at = 0
         self.definitions: dict[str, Schema] = {}
 
     def schema(self, given: Any, at: str) -> Schema:
         """Return a schema by keywords of its own, or as one of `$ref`, `enum` and `anyOf`."""
+        self._count()
         if given is True or given == {}:
             return {}
         if given is False:
@@ -106,6 +124,14 @@ class _Normaliser:
             if keyword in asked:
                 return self._chosen(keyword, asked, at)
         return self._plain(asked, at)
+
+    def _count(self) -> None:
+        """Count what is looked at: what refers to something twice, and that twice to another, never ends."""
+        self._looked_at += 1
+        if self._looked_at > PARTS_MOST:
+            raise SchemaError(
+                f"$ref and allOf come to more than {PARTS_MOST} parts when they are merged; write it flat"
+            )
 
     def _respelled(self, given: Mapping[str, Any], at: str) -> Schema:
         """Return the keywords that mean something, those of older drafts in the words of the newest."""
@@ -243,6 +269,7 @@ class _Normaliser:
         return merged
 
     def _both(self, one: Schema, other: Schema, at: str) -> Schema:
+        self._count()
         if not one or not other:
             return one or other
         choices = [each.get("anyOf", [each]) for each in (one, other)]
@@ -261,7 +288,7 @@ class _Normaliser:
             return {"anyOf": found} if len(found) > 1 else found[0]
         if "enum" in one or "enum" in other:
             values, rest = (one["enum"], other) if "enum" in one else (other["enum"], one)
-            taken = Draft202012Validator({**rest, "$defs": self.definitions})
+            taken = _judge({**rest, "$defs": self.definitions})
             kept = [each for each in values if taken.is_valid(each)]
             if not kept:
                 raise _refused(at, "enum", "allows no value beside what else stands there")
