@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.engine.messages import Image, Turn
 from edge_agent.engine.text.added_tokens import AddedTokens
+from edge_agent.engine.text.chat_template import ChatTemplate
 from edge_agent.engine.text.prompt import PromptMaker, images_of, messages
-from edge_agent.engine.text.template import ChatTemplate
 from edge_agent.engine.text.tokenizer import FolderTokenizer
 
 TOKENS = ("<s>", "<|end|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>")

@@ -7,11 +7,11 @@ from pathlib import Path
 import llguidance
 
 from edge_agent.base.errors import Code, EdgeAgentError
+from edge_agent.engine.llamacpp.gguf_tokenizer import CONTROL, UNKNOWN, USER_DEFINED, GgufTokenizer
 from edge_agent.engine.llamacpp.library import Library
-from edge_agent.engine.llamacpp.words import CONTROL, UNKNOWN, USER_DEFINED, GgufTokenizer
+from edge_agent.engine.text.chat_template import ChatTemplate
 from edge_agent.engine.text.detokenizer import Vocabulary
 from edge_agent.engine.text.prompt import PromptMaker
-from edge_agent.engine.text.template import ChatTemplate
 
 _FACT_BYTES = 256
 _PIECE_BYTES = 4096

@@ -9,7 +9,7 @@ from pathlib import Path
 from edge_agent.base.errors import Code, EdgeAgentError, PromptTooLongError
 from edge_agent.engine.messages import Image, Turn
 from edge_agent.engine.text.added_tokens import IMAGE_TAG, AddedTokens
-from edge_agent.engine.text.template import ChatTemplate
+from edge_agent.engine.text.chat_template import ChatTemplate
 from edge_agent.engine.text.tokenizer import FolderTokenizer, TextTokenizer
 
 ROLES = ("system", "user", "assistant")
