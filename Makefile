@@ -63,6 +63,20 @@ chaos: $(VENV)/.dev broker ## the long tests: 1,000 kills, a million bad message
 	CHAOS_KILLS=1000 CHAOS_FAULTS=100 CHAOS_POISONS=1 POOL_JOBS=300 IDLE_AGENTS=50 FREEZE_S=95 FUZZ_CASES=1000000 FUZZ_WIRE_CASES=10000 ACCEPTED_CASES=100000 AGAINST_JOBS=200 AGAINST_ROUNDS=10 SOAK_S=1800 FLOOD_S=300 PULL_KILLS=50 LOADS=50 HOSTILE_GUIDES_ROUNDS=20 \
 		$(VENV)/bin/python -m pytest -s tests/chaos tests/integration/test_pull.py tests/unit/test_engine_silence.py tests/integration/test_unwritten_log.py tests/integration/test_guided_jobs.py
 
+.PHONY: builders
+builders: $(VENV)/.dev ## build tiny models with the makers' own tools (some GB), serve them, compare with transformers
+	python3 -m venv .venv-builders
+	.venv-builders/bin/python -m pip install --no-input -q -r tests/builders/requirements.txt
+	.venv-builders/bin/python tests/builders/originals.py build/builders/original
+	for name in $$(ls build/builders/original); do \
+		.venv-builders/bin/python -m onnxruntime_genai.models.builder -i build/builders/original/$$name \
+			-o build/builders/onnx/$$name -p fp32 -e cpu -c build/builders/cache \
+			|| rm -rf build/builders/onnx/$$name; \
+		.venv-builders/bin/optimum-cli export openvino -m build/builders/original/$$name --weight-format fp32 \
+			--task text-generation-with-past build/builders/openvino/$$name || rm -rf build/builders/openvino/$$name; \
+	done
+	$(VENV)/bin/python -m tests.builders.served build/builders
+
 .PHONY: coverage
 coverage: $(VENV)/.dev broker systemd ## report which lines the unit tests reach; child processes are not counted
 	$(VENV)/bin/coverage run -m pytest tests/unit
@@ -78,7 +92,7 @@ schemas: $(VENV)/.dev ## write the JSON Schemas anew after a change of the paylo
 
 .PHONY: clean
 clean: ## remove everything make has made here
-	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-builders build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What can run the tests can run the demo too.

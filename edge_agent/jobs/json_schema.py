@@ -47,7 +47,10 @@ def _is_schema(value: Any) -> bool:
 
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(SCHEMA, ("a schema", _is_schema)),
-    "items": ("a schema", lambda value: _is_schema(value) or (_is_list(value) and all(map(_is_schema, value)))),
+    "items": (
+        "a schema",
+        lambda value: _is_schema(value) or (_is_list(value) and bool(value) and all(map(_is_schema, value))),
+    ),
     **dict.fromkeys(
         SCHEMAS, ("a list of schemas", lambda value: _is_list(value) and bool(value) and all(map(_is_schema, value)))
     ),

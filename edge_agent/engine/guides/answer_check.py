@@ -80,18 +80,23 @@ def check(text: str, schema: str) -> None:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Raise TimeoutError when what is done takes longer than a step of an engine may; on the main thread alone."""
+    """Raise TimeoutError when what is done takes longer than a step of an engine may; on the main thread alone.
+
+    The handler stays: by default the signal ends a process, and one may come when the timer is off already.
+    """
+    armed = True
 
     def late(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError
+        if armed:
+            raise TimeoutError
 
-    before = signal.signal(signal.SIGVTALRM, late)
+    signal.signal(signal.SIGVTALRM, late)
     signal.setitimer(signal.ITIMER_VIRTUAL, STEP_S)
     try:
         yield
     finally:
+        armed = False
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def _pattern(_judge: Any, pattern: str, value: Any, _schema: Mapping[str, Any]) -> Iterator[ValidationError]:

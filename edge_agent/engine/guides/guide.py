@@ -126,9 +126,11 @@ def asked_schema(text: str) -> Schema:
         raise EdgeAgentError(Code.BAD_REQUEST, "response_format: the schema is no JSON") from error
     except ValueError as error:
         raise EdgeAgentError(Code.BAD_REQUEST, f"response_format: {error}; mend it") from error
+    if asked is False:
+        _refuse("the schema allows no value; mend it")
     found = {*references(asked)}
     if not all(leads_to_schema(asked, each) for each in found):
-        _refuse("a $ref must lead to a schema in this one, as in #/$defs/name; mend it", Code.UNSUPPORTED)
+        _refuse("a $ref must lead to a schema in this one, as in #/$defs/name; mend it")
     if circular(asked, found):
         _refuse("a $ref leads to nothing but itself; mend it")
     try:
