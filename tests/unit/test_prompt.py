@@ -238,6 +238,11 @@ def test_a_template_that_refuses_is_the_requesters_fault_and_one_that_fails_is_n
         with pytest.raises(EdgeAgentError, match="chat template fails") as raised:
             rendered(source)
         assert raised.value.code is Code.MODEL_ERROR
+    with pytest.raises(EdgeAgentError, match="chat template fails") as raised:
+        rendered("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}")
+    assert raised.value.code is Code.MODEL_ERROR
+    with pytest.raises(EdgeAgentError, match="cannot be read: it nests too deep"):
+        rendered("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
     with pytest.raises(EdgeAgentError, match=r"cannot be read: .*line 2"):
         rendered("a\n{% if %}")
 

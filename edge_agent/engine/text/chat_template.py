@@ -19,6 +19,18 @@ _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 """What templates may name, huggingface.co/docs/transformers/chat_templating_writing."""
 
 
+_FAILURES = (
+    TemplateError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+)
+"""What a template may raise, as any program."""
+
+
 class ChatTemplate:
     """A template in the sandbox of Jinja; it reads messages and nothing else of the agent.
 
@@ -40,6 +52,8 @@ class ChatTemplate:
             raise EdgeAgentError(
                 Code.MODEL_ERROR, f"its chat template cannot be read: {error.message}, line {error.lineno}"
             ) from error
+        except RecursionError as error:
+            raise EdgeAgentError(Code.MODEL_ERROR, "its chat template cannot be read: it nests too deep") from error
 
     @classmethod
     def read(cls, folder: Path, *, now: Callable[[], datetime] = datetime.now) -> "ChatTemplate | None":
@@ -72,7 +86,15 @@ class ChatTemplate:
             return self._template.render(messages=messages, tools=None, add_generation_prompt=True, **self._tokens)
         except _RefusedError as error:
             raise EdgeAgentError(Code.BAD_REQUEST, f"messages: this model's template refuses them: {error}") from error
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise EdgeAgentError(Code.MODEL_ERROR, f"the model's chat template fails: {error}") from error
 
 
