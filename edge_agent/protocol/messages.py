@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.jobs.request import BRANCH_LIST, BRANCH_OBJECT, BRANCH_TEXT, Request
@@ -90,9 +90,24 @@ class Publication:
     user: Mapping[str, str] = field(default_factory=dict)
 
 
+_BOUNDS = ("max_tokens", "max_completion_tokens")
+
+
 def decode_request(payload: bytes) -> Request:
     """Return a job request. Raises EdgeAgentError BAD_REQUEST or PAYLOAD_TOO_LARGE."""
-    return _decode(Request, payload)
+    return _decode(Request, _with_one_bound(payload))
+
+
+def _with_one_bound(payload: bytes) -> bytes:
+    """Return a body without the name of the token bound that is null beside the other: some clients send both."""
+    if len(payload) > PAYLOAD_BYTES_MAX or not all(f'"{name}"'.encode() in payload for name in _BOUNDS):
+        return payload
+    try:
+        body = from_json(payload, cache_strings="keys")
+    except ValueError:
+        return payload  # to be refused
+    spare = [name for name in _BOUNDS if isinstance(body, dict) and body.get(name, 0) is None]
+    return to_json({name: value for name, value in body.items() if name != spare[0]}) if spare else payload
 
 
 def decode_ref(payload: bytes) -> JobRef:

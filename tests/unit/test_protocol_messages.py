@@ -50,6 +50,21 @@ def refused(payload, decode=decode_request):
 
 
 @pytest.mark.parametrize(
+    ("bounds", "most"),
+    [
+        ({"max_tokens": None, "max_completion_tokens": 8}, 8),
+        ({"max_tokens": 8, "max_completion_tokens": None}, 8),
+        ({"max_tokens": None, "max_completion_tokens": None}, 256),
+        ({"max_completion_tokens": None}, 256),
+    ],
+)
+def test_of_two_names_of_the_token_bound_one_may_be_null(bounds, most):
+    body = {"job_id": "j", "prompt": 'is "max_tokens" or "max_completion_tokens" meant? ü'} | bounds
+    asked = decode_request(json.dumps(body).encode())
+    assert (asked.max_tokens, asked.prompt) == (most, body["prompt"])
+
+
+@pytest.mark.parametrize(
     ("fields", "sentence"),
     [
         ({"max_tokens": 0}, "max_tokens: must be greater than or equal to 1"),
