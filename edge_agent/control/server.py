@@ -73,8 +73,7 @@ class ControlServer:
         """Begin to listen, unless the folder's file system has no sockets: jobs go on without."""
         self._state = state
         try:
-            with beside(self._folder) as address:
-                self._server = _ControlSocket(address, self._answer)
+            self._server = _ControlSocket(self._folder, self._answer)
         except OSError as error:
             log.error("control.deaf", reason=error.strerror, next="edge-agent jobs works once the agent is stopped")
             return
@@ -133,16 +132,31 @@ class _ControlSocket(SmallServer):
     connection_s = PATIENCE_S
     thread_name = "control-caller"
 
-    def __init__(self, address: str, answer: Callable[[bytes], Reply]) -> None:
+    def __init__(self, folder: Path, answer: Callable[[bytes], Reply]) -> None:
+        self._folder = folder
         self.answer = answer
-        super().__init__(address, _Caller)
+        super().__init__(NAME, _Caller)
 
     def server_bind(self) -> None:
-        address = str(self.server_address)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(address)  # noqa: PTH108 - of the folder that is open
-        super().server_bind()
-        os.chmod(address, 0o600)  # noqa: PTH101 - see above; nobody can connect before it listens
+        with beside(self._folder) as address:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address)  # noqa: PTH108 - of the folder that is open
+            self.socket.bind(address)
+            os.chmod(address, 0o600)  # noqa: PTH101 - see above; nobody can connect before it listens
+
+    def handle_timeout(self) -> None:
+        """Listen anew where somebody has removed the socket; when that cannot be, try at the next look."""
+        if (self._folder / NAME).exists():
+            return
+        removed, self.socket = self.socket, socket.socket(self.address_family)
+        try:
+            self.server_bind()
+            self.server_activate()
+        except OSError:
+            removed, self.socket = self.socket, removed
+        else:
+            log.warning("control.anew", reason=f"somebody removed {NAME}")
+        removed.close()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         uid = struct.unpack("3i", request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1]

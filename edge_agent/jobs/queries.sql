@@ -142,7 +142,9 @@ SELECT {job} FROM (SELECT * FROM jobs WHERE state = 'queued' AND unprepared AND 
 UPDATE jobs SET unprepared = 0, images = :images WHERE row = :row AND state = 'queued' AND unprepared RETURNING {job}
 
 -- name: unprepare
-UPDATE jobs SET unprepared = 1, images = NULL WHERE finished_s IS NULL AND row IN (SELECT job FROM images)
+-- Those with images, and those whose answers may be guided: in a text of theirs the quotes would be escaped.
+UPDATE jobs SET unprepared = 1, images = NULL
+ WHERE finished_s IS NULL AND (row IN (SELECT job FROM images) OR instr(request, '"response_format"'))
 
 -- name: unprepare_one
 UPDATE jobs SET unprepared = 1, images = NULL WHERE row = :row AND state = 'running'

@@ -345,7 +345,8 @@ class Queue:
     def recover(self) -> None:
         """Deal with the jobs that were running when the agent died, as when their engine had. Call once, first.
 
-        They keep their place: mostly it was not they who ended the agent. What was decoded for jobs is decoded anew.
+        They keep their place: mostly it was not they who ended the agent. What was decoded for jobs is decoded anew,
+        and their guides are tried anew before they are claimed.
         """
         self.remember_clock()
         self._db.run("unprepare")

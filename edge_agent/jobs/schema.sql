@@ -1,4 +1,4 @@
--- Version 4. One row is one accepted job; the row is the state machine.
+-- Version 5. One row is one accepted job; the row is the state machine.
 -- Times are seconds on the queue's own clock (see clock.py), which wall-clock changes do not move.
 
 CREATE TABLE jobs (
@@ -33,7 +33,7 @@ CREATE TABLE jobs (
     metadata         TEXT    NOT NULL,
     deliver_s        REAL,                               -- when to publish the result next; NULL: not, or no more
     deliver_tries    INTEGER NOT NULL DEFAULT 0,
-    unprepared       INTEGER NOT NULL DEFAULT 0,         -- its images are not decoded yet: nobody claims it
+    unprepared       INTEGER NOT NULL DEFAULT 0,         -- its images are not decoded yet, its guide not tried
     images           TEXT,                               -- what they were decoded to (JSON)
     source           TEXT,                               -- the topic a watch saw; NULL: somebody asked
     answer           TEXT,                               -- where a watch's answer goes (JSON); NULL: the client's inbox

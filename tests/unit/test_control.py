@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import limited, wait_for
 
+from edge_agent.base import small_server
 from edge_agent.base.errors import Code, EdgeAgentError
 from edge_agent.control import caller as caller_module
 from edge_agent.control import server as server_module
@@ -480,6 +481,23 @@ def test_a_socket_left_by_a_dead_agent_is_replaced_and_a_stopped_one_leaves_none
     with Running(tmp_path) as agent:
         assert agent.ask(AskState()).state == STATE
         assert stat.S_ISSOCK((tmp_path / NAME).stat().st_mode)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_socket_that_somebody_removed_is_made_anew(tmp_path, monkeypatch):
+    """As often as it takes, with its mode, and while the folder takes none the agent lives on."""
+    monkeypatch.setattr(small_server, "IDLE_S", 0.02)
+    with Running(tmp_path) as agent:
+        for _ in range(2):
+            (tmp_path / NAME).unlink()
+            wait_for(lambda: agent.ask(AskState()), "the agent to listen anew", PATIENCE_S)
+            assert stat.S_IMODE((tmp_path / NAME).stat().st_mode) == 0o600
+        tries = []
+        monkeypatch.setattr(server_module, "beside", lambda folder: (tries.append(folder), beside(folder))[1])
+        moved = tmp_path.rename(tmp_path.with_name("moved"))
+        wait_for(lambda: len(tries) > 1, "the agent to try", PATIENCE_S)
+        moved.rename(tmp_path)
+        assert agent.ask(AskState()).state == STATE
     assert not (tmp_path / NAME).exists()
 
 

@@ -282,6 +282,29 @@ def test_recovery_treats_each_models_running_jobs_as_if_their_engine_had_died(qu
     }
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_after_a_restart_a_guide_is_tried_again_before_its_job_is_claimed(queue, runs):
+    """What came of its trial is forgotten: it would be claimed, put back and claimed again, three attempts of two."""
+    words = {"a": None, "b": {"type": "regex", "regex": "yes"}, "c": {"type": "json_object"}, "d": {"type": "text"}}
+    for name, shape in words.items():
+        prompt = 'Say "response_format" to me.'
+        with queue.transaction():
+            asked = request(name, prompt=prompt, **({} if shape is None else {"response_format": shape}))
+            queue.accept(asked, Envelope("line-3", 600.0), model="phi", proven=True)
+        if runs:
+            claim(queue)
+    with queue.transaction():
+        queue.recover()
+    assert [name for name in words if find(queue, name).unprepared == (words[name] is not None)] == list(words)
+    with queue.transaction():
+        while job := queue.images.next_unprepared("phi", ahead=1):
+            queue.images.prepared(job, None)
+    for _ in words:
+        job = claim(queue)
+        assert job.attempt == 1 + runs
+        end(queue, job)
+
+
 # Cancel
 
 
