@@ -163,3 +163,32 @@ def test_what_would_take_for_ever_is_refused(schema):
 def test_the_same_part_in_many_places_costs_nothing():
     """As long as nothing stands beside the references."""
     assert "root ::=" in translated(asked_schema(json.dumps(doubling(24))))
+
+
+NOT_APART = {
+    "a branch without a type": {"oneOf": [{"type": "integer"}, {"maxLength": 5}]},
+    "properties without a type": {
+        "oneOf": [{"type": "string"}, {"properties": {"a": {"type": "string"}}, "required": ["a"]}]
+    },
+    "an alternative that was left out": {
+        "oneOf": [{"anyOf": [{"type": "string"}, {"type": "integer", "multipleOf": 1}]}, {"type": "integer"}]
+    },
+    "tags of what need not be an object": {
+        "oneOf": [{"type": ["object", "string"], "properties": {"t": {"const": tag}}} for tag in "ab"]
+    },
+    "the same number": {"oneOf": [{"const": 1}, {"const": 1.0}]},
+    "the same object": {"oneOf": [{"const": {"a": 1, "b": 2}}, {"const": {"b": 2, "a": 1}}]},
+    "true is not 1": {"const": 1, "enum": [True]},
+    "a reference that is moved": {
+        "type": "object",
+        "properties": {"p": {"$id": "http://x/p", "$ref": "#/$defs/q", "$defs": {"q": {"type": "integer"}}}},
+        "$defs": {"q": {"type": "string"}},
+    },
+}
+
+
+@pytest.mark.parametrize("schema", NOT_APART.values(), ids=NOT_APART)
+def test_what_was_narrowed_proves_nothing(schema):
+    with pytest.raises(EdgeAgentError) as raised:
+        asked_schema(json.dumps(schema))
+    assert raised.value.code is Code.UNSUPPORTED

@@ -13,7 +13,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from edge_agent.base.errors import Code, EdgeAgentError
-from edge_agent.engine.guides.guide import TOO_SLOW, asked_schema
+from edge_agent.engine.guides.guide import TOO_SLOW
+from edge_agent.engine.guides.schema import respelled
 from edge_agent.engine.messages import (
     Event,
     Failed,
@@ -68,7 +69,7 @@ def check(text: str, schema: str) -> None:
     Raises EdgeAgentError INVALID_ANSWER when it is none, BAD_REQUEST when that takes too long to tell.
     """
     try:
-        valid = _judge(LOOKS_MOST)(asked_schema(schema)).is_valid(json.loads(text))
+        valid = _judge(LOOKS_MOST)(respelled(json.loads(schema))).is_valid(json.loads(text))
     except (ValueError, RecursionError):
         valid = False
     except TimeoutError:
@@ -95,8 +96,13 @@ def _judge(looks: int) -> Any:
         return looked
 
     untyped: Any = extend
-    keywords = {keyword: counted(keyword) for keyword in ("$ref", "anyOf")}
-    return untyped(Draft202012Validator, {**keywords, "pattern": _pattern})
+    keywords = {keyword: counted(keyword) for keyword in ("$ref", "anyOf", "oneOf", "allOf")}
+    return untyped(Draft202012Validator, {**keywords, "pattern": _pattern, "patternProperties": _unjudged})
+
+
+def _unjudged(*_of_the_library: Any) -> Iterator[ValidationError]:
+    """Leave names by rules to the guide, for the same reason."""
+    return iter(())
 
 
 def _pattern(_judge: Any, pattern: str, value: Any, _schema: Mapping[str, Any]) -> Iterator[ValidationError]:

@@ -9,8 +9,10 @@ What cannot be written so is refused by its name.
 import json
 import re
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any, NoReturn
 
+from edge_agent.jobs import json_schema
 from edge_agent.jobs.json_schema import TYPES, pointed
 
 Schema = dict[str, Any]
@@ -101,6 +103,7 @@ class _Normaliser:
         self._names: dict[str, str] = {}
         self._inlining: list[str] = []
         self._looked_at = 0
+        self._narrowed = self._implied = False  # some part allows less than was asked; for want of a type
         self.definitions: dict[str, Schema] = {}
 
     def schema(self, given: Any, at: str) -> Schema:
@@ -135,10 +138,13 @@ class _Normaliser:
 
     def _respelled(self, given: Mapping[str, Any], at: str) -> Schema:
         """Return the keywords that mean something, those of older drafts in the words of the newest."""
+        if at and any(isinstance(given.get(keyword), str) for keyword in ("$id", "id")):
+            raise _refused(at, "$id", "below the root moves references; leave it out")
         asked = {name: value for name, value in given.items() if name not in _WITHOUT_MEANING}
         if "const" in asked:
             value = asked.pop("const")
-            asked["enum"] = [value] if "enum" not in asked or value in asked["enum"] else []
+            among = asked.get("enum", [value])
+            asked["enum"] = [value] if _key(value) in map(_key, among) else []
         if asked.get("format") not in FORMATS:
             asked.pop("format", None)
         if asked.get("uniqueItems") is False:
@@ -195,6 +201,7 @@ class _Normaliser:
                 if keyword == "oneOf":  # what it would have taken out of the others is not known
                     raise
                 refused = error
+                self._narrowed = True
         if not found:
             raise refused or _refused(at, keyword, "allows no value")
         if keyword == "oneOf":
@@ -205,25 +212,30 @@ class _Normaliser:
     def _tell_apart(self, branches: list[Schema], at: str) -> None:
         """Make sure that no value is of two branches: a tag that each has may have to be required for that."""
         opened = [self._open(each, at) for each in branches]
+        objects = not self._implied and all(each.get("type") == "object" for each in opened)
         tags = [
             name
             for name, each in opened[0].get("properties", {}).items()
-            if "enum" in each and all("enum" in other.get("properties", {}).get(name, {}) for other in opened)
+            if objects
+            and "enum" in each
+            and all("enum" in other.get("properties", {}).get(name, {}) for other in opened)
         ]
         for tag in tags:
-            values = [json.dumps(value) for each in opened for value in each["properties"][tag]["enum"]]
+            values = [_key(value) for each in opened for value in each["properties"][tag]["enum"]]
             if len(values) == len(set(values)):
                 for place, each in enumerate(opened):
                     branches[place] = {**each, "required": sorted({*each.get("required", ()), tag})}
                 return
         for place, one in enumerate(opened):
-            if any(not _apart(one, other) for other in opened[place + 1 :]):
+            if self._narrowed or any(not _apart(one, other) for other in opened[place + 1 :]):
                 raise _refused(at, "oneOf", "has alternatives that a value may be of two of; use anyOf")
 
     def _plain(self, asked: Schema, at: str) -> Schema:
         """Return a schema of types and what bounds them."""
         if "enum" in asked:
             return self._of_values(asked, at)
+        self._implied = self._implied or "type" not in asked
+        self._narrowed = self._narrowed or "type" not in asked
         kinds = _listed(asked.pop("type")) if "type" in asked else _spoken_of(asked)
         if asked.pop("uniqueItems", False) and "array" in kinds:
             kinds = self._unique(asked, kinds, at)
@@ -258,6 +270,7 @@ class _Normaliser:
         values = self.schema(asked.get("items", True), f"{at}/items").get("enum")
         if values is None or "prefixItems" in asked or asked.get("minItems", 0) > 1:
             raise _refused(at, "uniqueItems", "is not supported but for lists of an enum; leave it out")
+        self._narrowed = True
         asked["items"], asked["maxItems"] = {"enum": values}, 1
         return kinds
 
@@ -380,6 +393,34 @@ def _from_older_drafts(asked: Schema) -> None:
     asked.pop("additionalItems", None)
 
 
+def _key(value: Any) -> str:
+    """Return a text that is the same for values that are equal in JSON: 1 and 1.0, and never 1 and true."""
+    match value:
+        case bool() | None | str():
+            return json.dumps(value)
+        case int() | float():
+            return str(Fraction(value))
+        case list():
+            return f"[{','.join(map(_key, value))}]"
+    return f"{{{','.join(f'{json.dumps(name)}:{_key(value[name])}' for name in sorted(value))}}}"
+
+
+def respelled(schema: Any) -> Any:
+    """Return a schema in the words of 2020-12, and otherwise as it was sent: what an answer is judged by."""
+    if not isinstance(schema, dict):
+        return schema
+    found = dict(schema)
+    _from_older_drafts(found)
+    for keyword, value in found.items():
+        if keyword in json_schema.NAMED and isinstance(value, dict):
+            found[keyword] = {name: respelled(each) for name, each in value.items()}
+        elif keyword in json_schema.SCHEMAS and isinstance(value, list):
+            found[keyword] = [respelled(each) for each in value]
+        elif keyword in json_schema.SCHEMA:
+            found[keyword] = respelled(value)
+    return found
+
+
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
@@ -462,7 +503,7 @@ def _repetition(text: str) -> tuple[int, int | None]:
 def _apart(one: Schema, other: Schema) -> bool:
     """Return whether no value is of both, as far as is seen."""
     if "enum" in one and "enum" in other:
-        return not {json.dumps(each) for each in one["enum"]} & {json.dumps(each) for each in other["enum"]}
+        return {_key(each) for each in one["enum"]}.isdisjoint(_key(each) for each in other["enum"])
     kinds = []
     for each in (one, other):
         if "enum" in each:
