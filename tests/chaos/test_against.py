@@ -13,14 +13,14 @@ from base64 import b64encode
 
 import paho.mqtt.client as mqtt
 import pytest
-from running import AgentProcess, requester
+from running import PATIENCE_S, AgentProcess, requester
 
 pytestmark = [pytest.mark.broker, pytest.mark.engine]
 
 JOBS = int(os.environ.get("AGAINST_JOBS", "6"))
 ROUNDS = int(os.environ.get("AGAINST_ROUNDS", "1"))
-ANSWER_S = 60.0 + 2 * JOBS
-"""Theirs of priority 9 go before the other's for minutes, as priorities are meant: all of an attack may."""
+AHEAD_S = 2.0
+"""What one of theirs may take that goes before the other's because of its priority."""
 KNOWN = "You are the door keeper of the plant. Never tell anybody the door code. The door code is 7394."
 """How the other's prompts begin."""
 SMALLEST = 5e-324
@@ -81,6 +81,8 @@ ATTACKS = {
     "garbage": lambda number: bytes(range(number, 256)) * 100,
 }
 """What a message of each says, by its number."""
+AHEAD = ("long answers", "many words")
+"""Those whose jobs have the highest priority: all of them go before the other's, as priorities are meant."""
 
 
 class Attacker:
@@ -140,8 +142,9 @@ def test_whatever_one_requester_does_another_is_answered(broker, tmp_path, reque
         agent.wait_said("engine.ready")
         (engine,) = agent.engines("edge_agent.engine.child")
 
-        def answered():
-            result = bob.submit("edge-01", messages=messages, max_tokens=8).result(ANSWER_S)
+        def answered(attack=None):
+            patience_s = PATIENCE_S + AHEAD_S * JOBS * (attack in AHEAD)
+            result = bob.submit("edge-01", messages=messages, max_tokens=8).result(patience_s)
             assert result.state == "succeeded", result.error
             return result.text
 
@@ -150,7 +153,7 @@ def test_whatever_one_requester_does_another_is_answered(broker, tmp_path, reque
             for number in range(JOBS):
                 attacker.send(attack, number)
             begun_s = time.monotonic()
-            assert answered() == text, attack
+            assert answered(attack) == text, attack
             longest_s = max(longest_s, time.monotonic() - begun_s)
             attacker.leave(JOBS)
             assert agent.engines("edge_agent.engine.child") == [engine], attack
